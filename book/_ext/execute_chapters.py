@@ -1,0 +1,49 @@
+"""Sphinx extension: execute missing or stale chapters before the pages are read.
+
+With it, plain ``jupyter-book build .`` makes the whole book in a fresh clone. It also drops Sphinx's cache
+when an executed chapter has changed: pages that quote its numbers would otherwise keep the old ones.
+"""
+
+import os
+import shutil
+from pathlib import Path
+
+from sphinx.application import Sphinx
+from sphinx.config import Config
+from sphinx.errors import ExtensionError
+
+STAMP = "chapters.sha256"  # in Sphinx's cache folder: the chapters it was made from
+
+
+def execute(app: Sphinx, config: Config) -> None:
+    """Execute what is missing or stale, then forget what Sphinx remembers of older chapters."""
+    try:
+        from pai_lib import book
+    except ImportError as error:
+        raise ExtensionError(f"{error}: install the project first, pip install -e '.[book]'") from error
+    root = Path(app.srcdir)
+    if book.CHAPTERS_READY not in os.environ:
+        try:
+            book.execute_all(root, book.stale_jobs(root, book.load_chapters(root).values()))
+        except (book.ChapterError, ValueError, OSError) as error:
+            raise ExtensionError(str(error)) from error
+    stamp = Path(app.doctreedir) / STAMP
+    if not stamp.is_file() or stamp.read_text() != book.chapters_digest(root):
+        shutil.rmtree(app.doctreedir, ignore_errors=True)
+        Path(app.doctreedir).mkdir(parents=True)
+        shutil.rmtree(Path(app.outdir).parent / "jupyter_execute", ignore_errors=True)  # quoted numbers
+
+
+def remember(app: Sphinx, exception: Exception | None) -> None:
+    """Note which chapters the pages were built from."""
+    from pai_lib import book
+
+    if exception is None:
+        (Path(app.doctreedir) / STAMP).write_text(book.chapters_digest(Path(app.srcdir)))
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx, before the table of contents looks for the files (priority 900)."""
+    app.connect("config-inited", execute, priority=100)
+    app.connect("build-finished", remember)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,75 @@
+"""Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
+
+from .criteria import CRITERIA, Criterion, criterion, score, score_many
+from .curvature import exact_diag, fisher_diag, ggn_diag, hutchinson_diag
+from .data import Batch, Dataset, check_data, dataset_names, load_data
+from .derivatives import gradient, hessian_vector_product, synaptic_flow
+from .masks import (
+    SparsityWarning,
+    apply_mask,
+    collapsed_layers,
+    effective_sparsity,
+    invert_scores,
+    jaccard,
+    layer_density,
+    make_mask,
+    prune,
+    rank_correlation,
+    shared_fraction,
+    shuffle_within_layers,
+    sparsity_of,
+    to_torch_prune,
+)
+from .models import build_model, model_names, prunable
+from .parameters import check_parameters
+from .runs import Record, Store, run
+from .spec import RunSpec
+from .training import evaluate, random_stream, train, warm_up
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CRITERIA",
+    "Batch",
+    "Criterion",
+    "Dataset",
+    "Record",
+    "RunSpec",
+    "SparsityWarning",
+    "Store",
+    "apply_mask",
+    "build_model",
+    "check_data",
+    "check_parameters",
+    "collapsed_layers",
+    "criterion",
+    "dataset_names",
+    "effective_sparsity",
+    "evaluate",
+    "exact_diag",
+    "fisher_diag",
+    "ggn_diag",
+    "gradient",
+    "hessian_vector_product",
+    "hutchinson_diag",
+    "invert_scores",
+    "jaccard",
+    "layer_density",
+    "load_data",
+    "make_mask",
+    "model_names",
+    "prunable",
+    "prune",
+    "random_stream",
+    "rank_correlation",
+    "run",
+    "score",
+    "score_many",
+    "shared_fraction",
+    "shuffle_within_layers",
+    "sparsity_of",
+    "synaptic_flow",
+    "to_torch_prune",
+    "train",
+    "warm_up",
+]

@@ -1,0 +1,295 @@
+"""Every pruning criterion, on one page.
+
+A criterion is a function of one parameter tensor and of the quantities that its argument names ask for:
+
+    weight            θ
+    gradient          g, gradient of the mean loss
+    hessian_gradient  H g
+    fisher            F̂, diagonal of the empirical Fisher
+    hutchinson        ĥ, Hutchinson's estimate of the Hessian diagonal
+    exact             Hᵢᵢ, the exact Hessian diagonal
+    flow              θ ⊙ ∂R/∂θ, synaptic flow
+    noise             uniform noise
+    group             number of samples whose loss is averaged before squaring
+
+It returns scores of the tensor's shape: one real number a weight, **higher = keep**, for every criterion.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from .curvature import exact_diag, fisher_diag, hutchinson_diag
+from .data import Batch
+from .derivatives import ByParameter, gradient, hessian_vector_product, synaptic_flow
+from .models import nearest, resolve_parameters
+
+
+@dataclass(frozen=True)
+class Criterion:
+    """What the library knows of a criterion; labels, figures, tables and tests are made from this."""
+
+    key: str
+    label: str  # short, for figures
+    name: str
+    formula: str  # LaTeX
+    source: str  # key in references.bib
+    function: Callable[..., Tensor]
+    temperature: float = 1.0
+    rounds: int = 1
+    variants: tuple[str, ...] = ("cited",)
+
+    @property
+    def needs(self) -> tuple[str, ...]:
+        """Quantities that the function asks for by the names of its arguments."""
+        return tuple(name for name in inspect.signature(self.function).parameters if name != "variant")
+
+    @property
+    def uses_data(self) -> bool:
+        """Whether the scores depend on training samples."""
+        return not {"weight", "flow", "noise"}.issuperset(self.needs)
+
+    def default_temperature(self, variant: str = "cited") -> float:
+        """Temperature of the cited method; the released GraSP uses 1."""
+        return 1.0 if variant == "released" else self.temperature
+
+
+CRITERIA: dict[str, Criterion] = {}
+
+
+def criterion(key: str, label: str, name: str, formula: str, source: str, **options):
+    """Register the decorated function as a criterion."""
+
+    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+        CRITERIA[key] = Criterion(key, label, name, formula, source, function, **options)
+        return function
+
+    return register
+
+
+@criterion("random", "Random", "Random", r"u \sim \mathcal{U}(0, 1)", "gale2019")
+def random(noise):
+    return noise
+
+
+@criterion("magnitude", "Magnitude", "Magnitude", r"\lvert\theta\rvert", "han2015")
+def magnitude(weight):
+    return weight.abs()
+
+
+@criterion("grad_norm", "GN", "Gradient norm", r"\lvert g\rvert", "gollini2026")
+def grad_norm(gradient):
+    return gradient.abs()
+
+
+@criterion("snip", "SNIP", "SNIP", r"\lvert\theta\, g\rvert", "lee2019")
+def snip(weight, gradient):
+    return (weight * gradient).abs()
+
+
+@criterion(
+    "grasp",
+    "GraSP",
+    "GraSP",
+    r"\theta\, (H g)",
+    "wang2020",
+    temperature=200.0,
+    variants=("cited", "released"),
+)
+def grasp(weight, hessian_gradient, variant="cited"):
+    score = weight * hessian_gradient  # Wang et al. remove the largest −θ ⊙ Hg; the released code keeps them
+    return -score if variant == "released" else score
+
+
+@criterion(
+    "synflow", "SynFlow", "Synaptic flow", r"\left\lvert\theta\, \frac{\partial R}{\partial\theta}\right\rvert",
+    "tanaka2020", rounds=100, variants=("cited", "released"),
+)  # fmt: skip
+def synflow(flow):
+    return flow.abs()
+
+
+@criterion("fisher_diag", "FD", "Fisher diagonal", r"\hat F", "gollini2026")
+def fisher_diagonal(fisher):
+    return fisher
+
+
+@criterion("fisher_pruning", "FP", "Fisher pruning", r"\tfrac12\theta^2\hat F", "theis2018")
+def fisher_pruning(weight, fisher):
+    return weight**2 * fisher / 2
+
+
+@criterion(
+    "fts", "FTS", "Fisher-Taylor sensitivity",
+    r"\left\lvert\theta\, g + \tfrac12\theta^2\hat F\right\rvert", "gollini2026",
+)  # fmt: skip
+def fisher_taylor(weight, gradient, fisher):
+    return (weight * gradient + weight**2 * fisher / 2).abs()
+
+
+@criterion("hutchinson_diag", "HD", "Hutchinson diagonal", r"\hat h", "gollini2026", temperature=200.0)
+def hutchinson_diagonal(hutchinson):
+    return hutchinson
+
+
+@criterion(
+    "hutchinson_pruning",
+    "HP",
+    "Hutchinson pruning",
+    r"\tfrac12\theta^2\hat h",
+    "gollini2026",
+    temperature=200.0,
+)
+def hutchinson_pruning(weight, hutchinson):
+    return weight**2 * hutchinson / 2
+
+
+@criterion(
+    "hts", "HTS", "Hutchinson-Taylor sensitivity",
+    r"\left\lvert\theta\, g + \tfrac12\theta^2\hat h\right\rvert", "gollini2026", temperature=200.0,
+)  # fmt: skip
+def hutchinson_taylor(weight, gradient, hutchinson):
+    return (weight * gradient + weight**2 * hutchinson / 2).abs()
+
+
+@criterion("exact_diag", "ED", "Exact diagonal", r"H_{ii}", "lecun1989")
+def exact_diagonal(exact):
+    return exact
+
+
+@criterion("exact_pruning", "EP", "Exact pruning", r"\tfrac12\theta^2 H_{ii}", "lecun1989")
+def exact_pruning(weight, exact):
+    return weight**2 * exact / 2
+
+
+@criterion(
+    "exact_taylor", "ETS", "Exact Taylor sensitivity",
+    r"\left\lvert\theta\, g + \tfrac12\theta^2 H_{ii}\right\rvert", "lecun1989",
+)  # fmt: skip
+def exact_taylor(weight, gradient, exact):
+    return (weight * gradient + weight**2 * exact / 2).abs()
+
+
+@criterion(
+    "fbss", "FBSS", "Fisher brain-surgeon sensitivity",
+    r"\tfrac12 B\hat F\theta^2 - \theta\, g + \frac{g^2}{2B\hat F}", "gollini2026",
+)  # fmt: skip
+def fisher_brain_surgeon(weight, gradient, fisher, group):
+    curvature = group * fisher
+    score = curvature * weight**2 / 2 - weight * gradient + gradient**2 / (2 * curvature)
+    return torch.where(fisher > 0, score, 0)
+
+
+def get_criterion(key: str, variant: str = "cited") -> Criterion:
+    """Look a criterion up, with a clear error for an unknown key or a variant it does not have."""
+    if key not in CRITERIA:
+        raise ValueError(f"Unknown criterion {key!r}: {nearest(key, CRITERIA)}")
+    found = CRITERIA[key]
+    if variant not in found.variants:
+        others = ", ".join(c.key for c in CRITERIA.values() if variant in c.variants)
+        hint = f" Only these have it: {others}." if others else f" It has: {', '.join(found.variants)}."
+        raise ValueError(f"Criterion {key!r} has no variant {variant!r}.{hint}")
+    return found
+
+
+def score(model: nn.Module, batch: Batch, key: str, **options) -> ByParameter:
+    """Score every prunable weight of a model by one criterion: higher = keep.
+
+    Args:
+        model: returns logits N×C; is left as it was.
+        batch: inputs and labels that the criterion sees; data-free criteria use the input's shape at most.
+        key: one of ``CRITERIA``.
+        **options: those of ``score_many``.
+
+    Returns:
+        ``{parameter name: scores of its shape}``.
+
+    Raises:
+        ValueError: for an unknown criterion, variant or option value, and whatever the estimators raise.
+    """
+    return score_many(model, batch, [key], **options)[key]
+
+
+def score_many(
+    model: nn.Module,
+    batch: Batch,
+    keys: Iterable[str],
+    *,
+    group: int = 1,
+    probes: int = 10,
+    temperature: float | None = None,
+    variant: str = "cited",
+    generator: torch.Generator | None = None,
+    parameters: str | Iterable[str] = "prunable",
+    chunk: int | None = None,
+) -> dict[str, ByParameter]:
+    """Score by several criteria, computing each quantity that they share once.
+
+    Args:
+        model: as in ``score``.
+        batch: as in ``score``.
+        keys: criteria.
+        group: samples averaged before a gradient is squared (Fisher) or probed (Hutchinson).
+        probes: Hutchinson's random vectors a group.
+        temperature: T for all of them; ``None`` is each criterion's own.
+        variant: ``"cited"`` or, for some criteria, ``"released"``.
+        generator: for noise and probes; ``None`` is a new one with seed 0.
+        parameters: what is scored, ``"prunable"`` by default.
+        chunk: samples a forward pass.
+
+    Returns:
+        ``{criterion: {parameter name: scores}}``.
+    """
+    chosen = [get_criterion(key, variant) for key in keys]
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    names = resolve_parameters(model, parameters)
+    common = {"parameters": names, "chunk": chunk}
+    known: dict[tuple[str, float], ByParameter] = {}
+
+    def compute(need: str, at: dict) -> ByParameter:
+        match need:
+            case "weight":
+                return {name: model.get_parameter(name).detach() for name in names}
+            case "group":
+                return dict.fromkeys(names, group)
+            case "noise":
+                return {name: _noise(model.get_parameter(name), generator) for name in names}
+            case "flow":
+                return synaptic_flow(model, batch, parameters=names)
+            case "gradient":
+                return gradient(model, batch, **common, **at)
+            case "hessian_gradient":
+                return hessian_vector_product(model, batch, quantity("gradient", at), chunk=chunk, **at)
+            case "fisher":
+                return fisher_diag(model, batch, group, **common, **at)
+            case "exact":
+                return exact_diag(model, batch, **common, **at)
+            case "hutchinson":
+                return hutchinson_diag(model, batch, probes, group, generator=generator, **common, **at)
+        raise ValueError(f"No quantity is called {need!r}.")
+
+    def quantity(need: str, at: dict) -> ByParameter:
+        cached = (need, at["temperature"])
+        if cached not in known:
+            known[cached] = compute(need, at)
+        return known[cached]
+
+    scores = {}
+    for rule in chosen:
+        at = {"temperature": rule.default_temperature(variant) if temperature is None else temperature}
+        inputs = {need: quantity(need, at) for need in rule.needs}
+        extra = {"variant": variant} if "variant" in inspect.signature(rule.function).parameters else {}
+        scores[rule.key] = {
+            name: rule.function(**{need: values[name] for need, values in inputs.items()}, **extra)
+            for name in names
+        }
+    return scores
+
+
+def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
+    return torch.rand(like.shape, generator=generator, device=generator.device).to(like)

@@ -1,0 +1,330 @@
+"""Data sets held whole in memory as uint8 tensors: reading, splitting, scoring batches, augmented epochs.
+
+Images stay uint8 on one device until a batch of them is cropped, flipped and made float there.
+"""
+
+import difflib
+import hashlib
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field, replace
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+from tqdm import tqdm
+
+PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+_LOADERS: dict[str, tuple[Callable[[str, Path], tuple], bool]] = {}  # name -> loader, augment
+
+
+class Batch(NamedTuple):
+    """Normalised images (float32 N×C×H×W) and their labels (int64 N)."""
+
+    inputs: Tensor
+    labels: Tensor
+
+    def to(self, device: str | torch.device) -> "Batch":
+        """Return the batch on `device`."""
+        return Batch(self.inputs.to(device), self.labels.to(device))
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """Training and test images of one data set; built by `load_data` or `Dataset.from_arrays`."""
+
+    name: str
+    train_images: Tensor = field(repr=False)  # uint8 N×C×H×W, contiguous
+    train_labels: Tensor = field(repr=False)  # int64 N
+    test_images: Tensor = field(repr=False)
+    test_labels: Tensor = field(repr=False)
+    num_classes: int
+    mean: tuple[float, ...]  # of each channel of the training images, pixels in [0, 1]
+    std: tuple[float, ...]
+    augment: bool  # random crop and horizontal flip in training; False for digits: a mirrored digit is none
+    fingerprint: str  # SHA-256 over shapes, pixels and labels, training and test
+    location: str = ""  # where it was read from
+
+    @classmethod
+    def from_arrays(cls, name, x_train, y_train, x_test, y_test, augment=True, image_size=None, location=""):
+        """Build a data set from NumPy arrays: uint8 images N×H×W×C, C 1 or 3, and integer labels 0, 1, … (N).
+
+        `image_size` resizes to squares, bilinearly. Raises ValueError naming an array that is otherwise.
+        """
+        _check_arrays(x_train, y_train, x_test, y_test)
+        x_train, x_test = (_to_tensor(x, image_size) for x in (x_train, x_test))
+        y_train, y_test = (torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test))
+        tensors, classes = (x_train, y_train, x_test, y_test), int(y_train.max()) + 1
+        digest = hashlib.sha256(str([tuple(tensor.shape) for tensor in tensors]).encode())
+        for tensor in tensors:
+            digest.update(tensor.numpy())
+        return cls(name, *tensors, classes, *_mean_std(x_train), augment, digest.hexdigest(), str(location))
+
+    def to(self, device: str | torch.device) -> "Dataset":
+        """Return the data set with its tensors on `device`."""
+        tensors = ("train_images", "train_labels", "test_images", "test_labels")
+        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+
+    def normalize(self, images: Tensor) -> Tensor:
+        """Return (x/255 − mean)/std of uint8 `images` N×C×H×W as float32, on their device."""
+        mean, std = torch.tensor([self.mean, self.std], device=images.device)[..., None, None] * 255  # C×1×1
+        return images.float().sub_(mean).div_(std)
+
+    def split(self, fraction: float, seed: int = 42) -> tuple["Dataset", tuple[Tensor, Tensor]]:
+        """Keep a stratified `fraction` of the training images and hold out the rest for validation.
+
+        Returns the smaller data set and the held-out (uint8 images N×C×H×W, int64 labels N), exactly those of
+        scikit-learn's `train_test_split(range(N), train_size=fraction, stratify=labels, random_state=seed)`.
+        Mean, std and fingerprint stay those of the whole. Raises ValueError unless 0 < fraction ≤ 1.
+        """
+        if not 0 < fraction <= 1:
+            raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
+        if fraction == 1:
+            return self, (self.train_images[:0], self.train_labels[:0])
+        keep, held = _stratified_split(self.train_labels.cpu().numpy(), fraction, seed)
+        part = replace(self, train_images=self.train_images[keep], train_labels=self.train_labels[keep])
+        return part, (self.train_images[held], self.train_labels[held])
+
+    def scoring_batch(self, samples_per_class: int = 10, seed: int = 0) -> Batch:
+        """Return a class-balanced batch of training images, unaugmented, to score weights on.
+
+        Sample i has class i mod `num_classes`, so that consecutive groups mix the classes. One seed gives the
+        same samples on every device, fewer a prefix of more. Raises ValueError for a number there is not.
+
+        >>> load_data("digits").scoring_batch(samples_per_class=2).labels.tolist()
+        [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
+        """
+        labels = self.train_labels.cpu()
+        counts = labels.bincount(minlength=self.num_classes)
+        fewest, rarest = (int(value) for value in counts.min(0))
+        if not 1 <= samples_per_class <= fewest:
+            raise ValueError(f"{samples_per_class=} must be 1 to {fewest}, the images of class {rarest}")
+        shuffled = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
+        by_class = shuffled[labels[shuffled].argsort(stable=True)]  # N, one class after another
+        first = counts.cumsum(0) - counts  # num_classes: where each class starts
+        chosen = by_class[torch.arange(samples_per_class)[:, None] + first].flatten()
+        return Batch(self.normalize(self.train_images[chosen]), self.train_labels[chosen])
+
+    def epoch(self, batch_size: int, generator: Generator, augment: bool | None = None) -> Iterator[Batch]:
+        """Iterate once over the shuffled training images, augmented if `augment` (default: `self.augment`).
+
+        Augmentation is a random crop after zero-padding by 4 pixels, then a horizontal flip with probability
+        ½. All randomness is drawn from `generator`, a CPU generator, at the call: the same on every device.
+        Every image comes once, except that a last batch of a single one, which batch norm cannot train on, is
+        dropped (unless `batch_size` is 1). Raises ValueError for a batch size below 1.
+        """
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+        augment = self.augment if augment is None else augment
+        count, device = len(self.train_labels), self.train_images.device
+        order = torch.randperm(count, generator=generator)
+        offsets = torch.randint(2 * PADDING + 1, (2, count), generator=generator).to(device)  # rows, columns
+        flips = torch.randint(2, (count,), generator=generator).bool().to(device)
+        if count % batch_size == 1 and batch_size > 1:
+            order = order[:-1]
+
+        def batch(index: Tensor) -> Batch:
+            images = self.train_images[index]  # B×C×H×W
+            if augment:
+                images = _crop_and_flip(images, *offsets[:, index], flips[index])
+            return Batch(self.normalize(images), self.train_labels[index])
+
+        return map(batch, order.to(device).split(batch_size))
+
+    def test_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
+        """Iterate once over the test images, in order."""
+        images, labels = self.test_images.split(batch_size), self.test_labels.split(batch_size)
+        return map(Batch, map(self.normalize, images), labels)
+
+
+def dataset_names() -> list[str]:
+    """Return the names that `load_data` knows, in the order of registration."""
+    return list(_LOADERS)
+
+
+def load_data(name: str | Path, root: str | Path | None = None, image_size: int | None = None) -> Dataset:
+    """Load a data set by name, or a folder of class folders by path.
+
+    `digits` and `digits32` come with scikit-learn. `cifar10` and `cifar100` are looked for in `root`
+    (default: $PAI_DATA, else ~/.cache/pai_lib) as `<name>.npz` with the arrays of `Dataset.from_arrays`, then
+    as torchvision's own files, and are then downloaded there. Any other name is a folder, itself or in
+    `root`. It holds `train/` and `test/` (or `val/`) with the class folders, or only class folders, of which
+    a fixed stratified fifth becomes the test set. Tiny ImageNet is read as distributed, tested on its `val/`.
+
+    `image_size` resizes to squares, bilinearly; images of differing sizes need it. Raises ValueError for an
+    unknown name or unusable contents, FileNotFoundError for what is neither there nor can be downloaded.
+    """
+    root = Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
+    if image_size is not None and image_size < 1:
+        raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
+    if name in _LOADERS:
+        return _load(name, root, image_size, _stamp(root / f"{name}.npz"))
+    for folder in (Path(name).expanduser().resolve(), root / name):
+        if folder.is_dir():
+            return _load(str(folder), folder, image_size, _stamp(folder))
+    close = difflib.get_close_matches(str(name), _LOADERS, n=1)
+    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    known = f"{', '.join(_LOADERS)}, or a folder of class folders, itself or in {root}"
+    raise ValueError(f"unknown dataset '{name}'{hint}: it must be one of {known}")
+
+
+def check_data(name: str | Path, root: str | Path | None = None) -> str:
+    """Load a data set as `load_data` does and return a summary of a few lines."""
+    data = load_data(name, root)
+    counts = f"{len(data.train_labels)} training and {len(data.test_labels)} test images"
+    shape = "×".join(map(str, data.train_images[0].shape))
+    where = f"fingerprint {data.fingerprint}\nread from {data.location}"
+    return f"{data.name}: {counts}, {shape}, {data.num_classes} classes\n{where}"
+
+
+@lru_cache(maxsize=4)  # a sweep reads its data once; nobody may change its tensors in place
+def _load(name: str, root: Path, image_size: int | None, stamp: tuple) -> Dataset:
+    loader, augment = _LOADERS.get(name, (partial(_read_folder, image_size=image_size), True))
+    *arrays, location = loader(name, root)
+    try:
+        if len(arrays) == 2:  # no official test set: take a stratified fifth, always the same
+            (x, y), (train, test) = arrays, _stratified_split(arrays[1], 0.8, seed=42)
+            arrays = x[train], y[train], x[test], y[test]
+        return Dataset.from_arrays(Path(name).name, *arrays, augment, image_size, location)
+    except ValueError as error:
+        raise ValueError(f"{location}: {error}") from error
+
+
+def _stamp(path: Path) -> tuple:
+    """Return names, times and sizes of the file, or of every file in the folder: they change as it does."""
+    return tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in (path, *path.rglob("*")) if f.exists())
+
+
+def _crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
+    """Crop image i out of its zero-padded self at (`rows[i]`, `columns[i]`); mirror it if `flips[i]`."""
+    padded = F.pad(images, (PADDING,) * 4)  # B×C×(H+8)×(W+8)
+    windows = padded.unfold(2, images.shape[2], 1).unfold(3, images.shape[3], 1)  # B×C×9×9×H×W, a view
+    crops = windows[torch.arange(len(images), device=images.device), :, rows, columns]  # B×C×H×W
+    return torch.where(flips.view(-1, 1, 1, 1), crops.flip(-1), crops)
+
+
+def _check_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray) -> None:
+    for part, x, y in (("train", x_train, y_train), ("test", x_test, y_test)):
+        if x.dtype != np.uint8 or x.ndim != 4 or x.shape[3] not in (1, 3) or x.size == 0:
+            raise ValueError(f"x_{part} must be uint8 N×H×W×C with 1 or 3 channels, not {x.dtype} {x.shape}")
+        if y.dtype.kind not in "iu" or y.shape != (len(x),):
+            raise ValueError(f"y_{part} must be {len(x)} integer labels, not {y.dtype} {y.shape}")
+    if x_train.shape[1:] != x_test.shape[1:]:
+        raise ValueError(f"x_test must be images {x_train.shape[1:]} as x_train is, not {x_test.shape[1:]}")
+    classes = np.arange(max(2, len(np.unique(y_train))))
+    if len(missing := np.setdiff1d(np.append(classes, y_test), y_train)):
+        lack = f"its labels {y_train.min()} to {y_train.max()} lack {int(missing[0])}"
+        raise ValueError(f"y_train must hold classes 0, 1, … without a gap, and all of y_test: {lack}")
+
+
+def _to_tensor(images: np.ndarray, size: int | None) -> Tensor:
+    """Turn uint8 N×H×W×C into N×C×H×W; resize to squares of `size` if given, averaging where they shrink."""
+    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+    if size is None or tensor.shape[2:] == (size, size):
+        return tensor
+    resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
+    return torch.cat([resize(chunk.float()).round().byte() for chunk in tensor.split(1000)])  # to save memory
+
+
+def _mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Return mean and standard deviation of each channel, from exact counts of the 256 pixel values."""
+    counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)])  # C×256
+    weights, values = counts.double() / counts[0].sum(), torch.arange(256).double() / 255
+    mean = weights @ values  # C
+    std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
+    if std.min() == 0:
+        raise ValueError(f"channel {int(std.argmin())} of x_train must not be constant: it has no scale")
+    return tuple(mean.tolist()), tuple(std.tolist())
+
+
+def _stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
+    from sklearn.model_selection import train_test_split
+
+    return train_test_split(np.arange(len(labels)), train_size=fraction, stratify=labels, random_state=seed)
+
+
+def _list_folder(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+    """List (path, label) of the training images, and of the test images where they are kept apart."""
+    from torchvision.datasets import ImageFolder
+
+    if not (folder / "train").is_dir():
+        return ImageFolder(folder).samples, []
+    train, annotations = ImageFolder(folder / "train"), folder / "val" / "val_annotations.txt"
+    if annotations.is_file():  # Tiny ImageNet: its val/ has no class folders, its test/ no labels
+        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
+        return train.samples, [(f"{folder}/val/images/{file}", train.class_to_idx[c]) for file, c in rows]
+    held = [folder / part for part in ("test", "val") if (folder / part).is_dir()]
+    if not held:
+        raise FileNotFoundError(f"{folder} has train/ but neither test/ nor val/ beside it")
+    test = ImageFolder(held[0])
+    if odd := set(test.classes) ^ set(train.classes):
+        raise ValueError(f"{test.root} and {train.root} must have the same classes: one lacks {min(odd)}")
+    return train.samples, test.samples
+
+
+def _read_folder(name: str, folder: Path, image_size: int | None) -> tuple:
+    from PIL import Image
+
+    (train, test), images = _list_folder(folder), []
+    for path, _ in tqdm(train + test, desc="reading images", unit=" images"):
+        try:
+            with Image.open(path) as file:
+                image = file.convert("RGB")
+        except Exception as error:  # Pillow's decoders raise more kinds than it documents
+            raise ValueError(f"{path} is not a readable image: {error}") from error
+        if image_size is not None:
+            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image))  # H×W×3
+        if images[-1].shape != images[0].shape:
+            differing = f"{train[0][0]} is {images[0].shape}, {path} is {images[-1].shape}"
+            raise ValueError(f"without image_size, images must have equal H×W×3: {differing}")
+    x, y, count = np.stack(images), np.array([label for _, label in train + test]), len(train)
+    return (x[:count], y[:count], x[count:], y[count:], folder) if test else (x, y, folder)
+
+
+def dataset(*names: str, augment: bool = True) -> Callable:
+    """Register a loader(name, root) of x_train, y_train, x_test, y_test, location; or of x, y, location."""
+
+    def register(loader: Callable[[str, Path], tuple]) -> Callable[[str, Path], tuple]:
+        _LOADERS.update(dict.fromkeys(names, (loader, augment)))
+        return loader
+
+    return register
+
+
+@dataset("digits", "digits32", augment=False)
+def load_digits(name: str, root: Path) -> tuple:
+    """1,797 handwritten digits, 8×8 (Alpaydin & Kaynak 1998, UCI); `digits32` has 3 channels of 32×32."""
+    from sklearn import datasets
+
+    bunch = datasets.load_digits()
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 0…16 -> 0…255, N×8×8×1
+    if name == "digits32":
+        images = _to_tensor(images, 32).permute(0, 2, 3, 1).numpy().repeat(3, axis=3)
+    return images, bunch.target, "scikit-learn"
+
+
+@dataset("cifar10", "cifar100")
+def load_cifar(name: str, root: Path) -> tuple:
+    """60,000 photographs, 32×32 (Krizhevsky 2009, Learning multiple layers of features from tiny images)."""
+    npz = root / f"{name}.npz"
+    if npz.is_file():
+        try:
+            with np.load(npz, allow_pickle=False) as arrays:
+                return *(arrays[key] for key in ARRAYS), npz
+        except Exception as error:  # a damaged archive raises one of many kinds
+            raise ValueError(f"{npz} must be .npz with arrays {', '.join(ARRAYS)}: {error}") from error
+    from torchvision import datasets
+
+    cifar = getattr(datasets, name.upper())
+    try:  # torchvision compares all files with their checksums: one that was cut short is fetched again
+        train, test = cifar(root, train=True, download=True), cifar(root, train=False)
+    except (OSError, RuntimeError) as error:
+        files = f"put {name}.npz with {', '.join(ARRAYS)} there, or {cifar.filename} from {cifar.url}"
+        raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error
+    return train.data, np.array(train.targets), test.data, np.array(test.targets), root / cifar.base_folder

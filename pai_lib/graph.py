@@ -1,0 +1,239 @@
+"""What was executed: reads PyTorch's autograd graph to find where each weight was used, and how.
+
+Modules only declare; the graph tells what ran. It shows functional calls, attention's fused projections and
+in-place activations, it counts how often a weight was used, and it knows the input that each use saw, so that
+per-sample gradients need no hooks. A use that is not understood is an error, never a zero.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.graph import GradientEdge, Node
+
+_BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
+# Piecewise linear in their one tensor operand: shapes, sums, means, maxima, rectifiers.
+_PIECEWISE_LINEAR = set(
+    """
+    AccumulateGrad Abs AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D Add Alias Amax
+    Amin AsStrided AvgPool2D AvgPool3D Cat Clamp ClampMin ClampMax Clone ConstantPadNd Copy CopySlices Expand
+    Hardtanh Index IndexSelect LeakyRelu Max MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Min
+    Minimum Narrow Neg Permute PixelShuffle ReflectionPad2D Relu Repeat ReplicationPad2D ReshapeAlias Roll
+    Select Slice Split SplitWithSizes Squeeze Stack Sub Sum T Threshold ToCopy Transpose Unbind Unsqueeze
+    UnsafeSplit UnsafeView UpsampleBilinear2D UpsampleNearest2D View Where
+    """.split()
+)
+# Products and the positions of their two factors.
+_PRODUCTS = {
+    "Addmm": (1, 2),
+    "Baddbmm": (1, 2),
+    **dict.fromkeys({"Bmm", "Convolution", "Mm", "Mul", "Mv"} | _BATCH_NORMS, (0, 1)),
+}
+
+
+class Use(NamedTuple):
+    """One use of a parameter in the forward pass."""
+
+    kind: str  # "convolution", "linear" or "channel" (a bias or the scale of a norm)
+    edge: GradientEdge  # gives the loss gradient at the operation's output
+    inputs: Tensor | None  # what multiplied the parameter; None for a bias
+    parameter: Tensor
+    channel_axis: int = -1  # of the output
+    options: tuple = ()  # of a convolution: stride, padding, dilation, groups
+
+
+def operation(node: Node) -> str:
+    """Name of the operation behind a graph node: ``ReluBackward0`` is ``Relu``."""
+    return node.name().rsplit("::", 1)[-1].split("Backward")[0]
+
+
+def _nodes(root: Node | None) -> list[Node]:
+    """All nodes below ``root``, each after everything it depends on."""
+    order: list[Node] = []
+    seen: set[Node] = set()
+    stack = [(root, False)] if root is not None else []
+    while stack:
+        node, done = stack.pop()
+        if done:
+            order.append(node)
+        elif node not in seen:
+            seen.add(node)
+            stack.append((node, True))
+            stack += [(child, False) for child, _ in node.next_functions if child is not None]
+    return order
+
+
+def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
+    """Find the one place where each parameter entered the computation of ``logits``.
+
+    Args:
+        logits: output N×C whose graph is read.
+        parameters: name to leaf tensor, as used in the forward pass.
+
+    Raises:
+        ValueError: if a parameter was not used, was used more than once, or in a way whose per-sample
+            gradient is not known here; and if batch norm mixed the samples.
+    """
+    consumers: dict[Node, list[tuple[Node, int]]] = {}
+    leaves: dict[int, Node] = {}
+    for node in _nodes(logits.grad_fn):
+        if operation(node) in _BATCH_NORMS and node._saved_training:
+            raise ValueError(
+                "A batch norm used the statistics of the batch (track_running_stats=False), so the loss of "
+                "one sample depends on the others: per-sample curvature is not defined for this model."
+            )
+        if (variable := getattr(node, "variable", None)) is not None:
+            leaves[id(variable)] = node
+        for position, (child, _) in enumerate(node.next_functions):
+            consumers.setdefault(child, []).append((node, position))
+    found = {}
+    for name, tensor in parameters.items():
+        uses = consumers.get(leaves.get(id(tensor)), [])
+        if id(tensor) not in leaves or len(uses) != 1:
+            count = len(uses) if id(tensor) in leaves else 0
+            raise ValueError(
+                f"Parameter {name!r} was used {count} times in the forward pass, and per-sample curvature "
+                "needs exactly one use: leave it out with parameters=[...]."
+            )
+        node, position = uses[0]
+        if operation(node) == "T" and len(consumers[node]) == 1:  # a linear layer multiplies by weightᵀ
+            node, position = consumers[node][0]
+        use = _understand(node, position, tensor)
+        if use is None:
+            raise ValueError(
+                f"Parameter {name!r} was used by {operation(node)!r}, whose per-sample gradient is not known "
+                "here (convolution, linear and batch norm are): leave it out with parameters=[...]."
+            )
+        if use.channel_axis == 1 and use.inputs is not None and use.inputs.shape[0] != len(logits):
+            raise ValueError(f"The layer of {name!r} saw {len(use.inputs)} rows for {len(logits)} samples.")
+        found[name] = use
+    return found
+
+
+def _understand(node: Node, position: int, parameter: Tensor) -> Use | None:
+    name, edge = operation(node), GradientEdge(node, 0)
+    match name, position, parameter.ndim:
+        case "Convolution", 1, _ if not node._saved_transposed:
+            options = (node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_groups)
+            return Use("convolution", edge, node._saved_input, parameter, 1, options)
+        case "Convolution", 2, _:
+            return Use("channel", edge, None, parameter, 1)
+        case "Addmm", 2, 2:
+            return Use("linear", edge, node._saved_mat1, parameter)
+        case "Mm", 1, 2:
+            return Use("linear", edge, node._saved_self, parameter)
+        case ("Addmm", 0, 1) | ("Add", 1, 1):
+            return Use("channel", edge, None, parameter)
+        case norm, 1, 1 if norm in _BATCH_NORMS:
+            x = node._saved_input  # N × C × …
+            shape = (1, -1) + (1,) * (x.ndim - 2)
+            epsilon = node._saved_eps if norm == "NativeBatchNorm" else node._saved_epsilon
+            mean, var = node._saved_running_mean.view(shape), node._saved_running_var.view(shape)
+            return Use("channel", edge, (x - mean) * (var + epsilon).rsqrt(), parameter, 1)
+        case norm, 2, 1 if norm in _BATCH_NORMS:
+            return Use("channel", edge, None, parameter, 1)
+    return None
+
+
+def curved_operation(logits: Tensor) -> str | None:
+    """First operation that makes the logits curved in some single weight; ``None`` if there is none.
+
+    Outputs are piecewise linear in every single weight if every operation is, where a product counts as
+    linear when its two factors depend on different weights. Operations that no weight reaches do not count.
+    """
+    behind: dict[Node | None, int] = {None: 0}  # the weights that a node depends on, one bit each
+    for i, node in enumerate(_nodes(logits.grad_fn)):
+        name, parts = operation(node), [behind[child] for child, _ in node.next_functions]
+        if name == "Div":
+            if any(parts[1:]):
+                return name  # the divisor depends on a weight
+        elif name in _PRODUCTS:
+            left, right = _PRODUCTS[name]
+            if parts[left] & parts[right]:
+                return name
+        elif name not in _PIECEWISE_LINEAR:
+            return name
+        union = 1 << i if getattr(node, "variable", None) is not None else 0
+        for part in parts:
+            union |= part
+        behind[node] = union
+    return None
+
+
+def _rows(tensor: Tensor, channel_axis: int) -> Tensor:
+    tensor = tensor.movedim(channel_axis, -1)
+    return tensor.reshape(-1, tensor.shape[-1])
+
+
+def sample_fastest(logits: Tensor, uses: dict[str, Use]) -> set[str]:
+    """Names of the parameters whose layer stores its rows as positions × samples, not samples × positions.
+
+    Attention does either and sizes cannot tell which. One backward pass from the first sample's logits can:
+    only that sample's rows receive a gradient.
+    """
+    n = logits.shape[0]
+    if n == 1 or not any(use.kind == "linear" and len(use.inputs) != n for use in uses.values()):
+        return set()
+    seed = torch.zeros_like(logits)
+    seed[0] = torch.arange(1, logits.shape[1] + 1)
+    edges = [use.edge for use in uses.values()]
+    found = set()
+    for name, gradient in zip(uses, torch.autograd.grad(logits, edges, seed, retain_graph=True), strict=True):
+        touched = _rows(gradient, uses[name].channel_axis).any(dim=1)  # rows
+        if len(touched) == n:
+            continue
+        per_sample = len(touched) // n
+        slowest = not touched[per_sample:].any()
+        fastest = len(touched) % n == 0 and not touched.view(-1, n)[:, 1:].any()
+        if slowest == fastest:
+            raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
+        if fastest:
+            found.add(name)
+    return found
+
+
+def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], fastest: bool = False) -> Tensor:
+    """Σ over groups of (Σ over the group's samples of the parameter's gradient)², in the parameter's shape.
+
+    A convolution or token layer costs one weight gradient a group, small enough to stay in cache, and one
+    copy of the weight; a linear layer with one row a sample needs (g ⊗ a)² = g² ⊗ a², a single product.
+
+    Args:
+        use: where the parameter was used.
+        gradient: loss gradient at the output of that use.
+        groups: slices of the sample axis that cover it.
+        fastest: whether samples vary fastest along the rows, see ``sample_fastest``.
+    """
+    n = groups[-1].stop
+    if use.kind == "convolution":
+        return _convolution_squares(use, gradient, groups)
+
+    def by_sample(tensor: Tensor) -> Tensor:  # n × positions × channels
+        rows = _rows(tensor, use.channel_axis)
+        return rows.view(-1, n, rows.shape[1]).transpose(0, 1) if fastest else rows.view(n, -1, rows.shape[1])
+
+    if use.kind == "channel":
+        product = gradient if use.inputs is None else gradient * use.inputs
+        per_sample = by_sample(product).sum(1)  # n × channels
+        return torch.stack([per_sample[group].sum(0) for group in groups]).square_().sum(0)
+    if len(groups) == n == gradient.shape[0]:
+        return gradient.square().T @ use.inputs.square()
+    g, a = by_sample(gradient), by_sample(use.inputs)  # n × positions × out, n × positions × in
+    total = torch.zeros_like(use.parameter)
+    for group in groups:
+        total += (g[group].flatten(0, 1).T @ a[group].flatten(0, 1)).square_()
+    return total
+
+
+def _convolution_squares(use: Use, gradient: Tensor, groups: list[slice]) -> Tensor:
+    stride, padding, dilation, channel_groups = use.options
+    total = torch.zeros_like(use.parameter)
+    for group in groups:
+        _, one, _ = torch.ops.aten.convolution_backward(
+            gradient[group], use.inputs[group], use.parameter, None, stride, padding, dilation, False,
+            [0] * len(stride), channel_groups, [False, True, False],
+        )  # fmt: skip
+        total.addcmul_(one, one)
+    return total

@@ -1,0 +1,278 @@
+"""Scores to masks: ranking, rounds, controls, and what a mask looks like.
+
+A mask is ``{parameter name: bool tensor}`` with True = kept, over prunable parameters only.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import prune as torch_prune
+
+from .criteria import get_criterion, score
+from .data import Batch
+from .derivatives import ByParameter, synaptic_flow
+from .models import nearest
+
+SCOPES = ("global", "layer", "erk")
+
+
+class SparsityWarning(UserWarning):
+    """A tensor keeps more weights than the sparsity asks for, since it must keep one."""
+
+
+def check_sparsity(sparsity: float) -> None:
+    """Raise ValueError unless 0 ≤ sparsity < 1."""
+    if not 0 <= sparsity < 1:
+        raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, the fraction removed.")
+
+
+def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> ByParameter:
+    """Keep the k = max(1, int((1 − s)·n)) weights with the highest scores; ties go to the earlier position.
+
+    Args:
+        scores: ``{parameter name: scores}``, finite, higher = keep.
+        sparsity: s, fraction of weights removed, 0 ≤ s < 1.
+        scope: ``"global"`` ranks all weights together; ``"layer"`` each tensor by itself; ``"erk"`` each tensor
+            at the Erdős–Rényi-kernel density, ∝ (Σ of its dimensions)/(their product) (Evci et al., 2020).
+
+    Returns:
+        ``{parameter name: bool tensor}``, True = kept.
+
+    Raises:
+        ValueError: for no scores, NaN or infinite scores, a sparsity outside [0, 1) or an unknown scope.
+
+    >>> make_mask({"w": torch.tensor([3.0, 1.0, 2.0, 0.0])}, sparsity=0.5)
+    {'w': tensor([ True, False,  True, False])}
+    """
+    check_sparsity(sparsity)
+    check_scope(scope)
+    _check_scores(scores)
+    return _ranked(scores, 1.0 - sparsity, scope)
+
+
+def check_scope(scope: str) -> None:
+    """Raise ValueError unless the scope is known."""
+    if scope not in SCOPES:
+        raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, SCOPES)}")
+
+
+def _check_scores(scores: ByParameter) -> None:
+    if not scores:
+        raise ValueError("There are no scores to make a mask from.")
+    for name, value in scores.items():
+        if not bool(torch.isfinite(value).all()):
+            raise ValueError(f"The scores of {name!r} hold NaN or infinite values.")
+
+
+def _ranked(scores: ByParameter, density: float, scope: str) -> ByParameter:
+    if scope == "global":
+        flat = torch.cat([value.flatten() for value in scores.values()])
+        kept = _keep_highest(flat, _count(density, flat.numel(), "all prunable weights together"))
+        parts = kept.split([value.numel() for value in scores.values()])
+        return {n: part.view_as(value) for (n, value), part in zip(scores.items(), parts, strict=True)}
+    densities = dict.fromkeys(scores, density) if scope == "layer" else _erk_densities(scores, density)
+    return {
+        name: _keep_highest(value.flatten(), _count(densities[name], value.numel(), name)).view_as(value)
+        for name, value in scores.items()
+    }
+
+
+def _count(density: float, total: int, what: str) -> int:
+    wanted = int(density * total)  # in doubles: the paper's rounding
+    if wanted < 1:
+        warnings.warn(
+            f"A density of {density:.3g} keeps no weight of {what} ({total} weights): one is kept.",
+            SparsityWarning,
+            stacklevel=4,
+        )
+    return max(1, wanted)
+
+
+def _keep_highest(flat: Tensor, k: int) -> Tensor:
+    """Mask of the k highest values; of equal ones the earlier. Linear time: selection, no sort."""
+    threshold = flat.kthvalue(flat.numel() - k + 1).values
+    kept = flat > threshold
+    ties = (flat == threshold).nonzero()[: k - int(kept.sum()), 0]
+    kept[ties] = True
+    return kept
+
+
+def _erk_densities(scores: ByParameter, density: float) -> dict[str, float]:
+    """Layer densities ε·(Σ dims)/(Π dims), capped at 1, with ε such that the total density is met."""
+    raw = {name: sum(value.shape) / value.numel() for name, value in scores.items()}
+    full: set[str] = set()
+    while True:
+        budget = density * sum(v.numel() for v in scores.values()) - sum(scores[n].numel() for n in full)
+        scale = budget / sum(raw[n] * scores[n].numel() for n in scores if n not in full)
+        over = {n for n in scores if n not in full and scale * raw[n] > 1}
+        if not over:
+            return {n: 1.0 if n in full else scale * raw[n] for n in scores}
+        full |= over
+        if len(full) == len(scores):
+            return dict.fromkeys(scores, 1.0)
+
+
+def prune(
+    model: nn.Module,
+    batch: Batch,
+    key: str,
+    sparsity: float,
+    *,
+    scope: str = "global",
+    rounds: int | None = None,
+    variant: str = "cited",
+    **options,
+) -> ByParameter:
+    """Score and mask in the criterion's own number of rounds: what most callers want.
+
+    In round k of n the weights removed so far are zero and the kept fraction is d^(k/n), d = 1 − sparsity
+    (Tanaka et al., 2020, for SynFlow with n = 100). SynFlow's ``variant="released"`` instead raises the
+    removed fraction to k/n, so that the first round already removes almost everything.
+
+    Args:
+        model: returns logits N×C; is left as it was, also when scoring fails.
+        batch: scoring samples.
+        key: criterion.
+        sparsity: fraction of weights removed.
+        scope: as in ``make_mask``.
+        rounds: ``None`` is the criterion's own, 100 for SynFlow and 1 elsewhere.
+        variant: as in ``score``.
+        **options: further options of ``score``.
+
+    Returns:
+        ``{parameter name: bool tensor}``, True = kept.
+    """
+    check_sparsity(sparsity)
+    check_scope(scope)
+    rule = get_criterion(key, variant)
+    rounds = rule.rounds if rounds is None else rounds
+    if rounds < 1:
+        raise ValueError(f"rounds={rounds}: it must be at least 1.")
+    mask: ByParameter = {}
+    originals = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
+    try:
+        for k in range(1, rounds + 1):
+            scores = score(model, batch, key, variant=variant, **options)
+            _check_scores(scores)
+            for name, kept in mask.items():  # what is gone stays gone, whatever its score
+                scores[name] = scores[name].masked_fill(~kept, -torch.inf)
+            with warnings.catch_warnings():
+                if k == rounds:
+                    return _ranked(scores, 1.0 - sparsity, scope)
+                warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
+                released = key == "synflow" and variant == "released"
+                density = 1 - sparsity ** (k / rounds) if released else (1 - sparsity) ** (k / rounds)
+                mask = _ranked(scores, density, scope)
+            apply_mask(model, mask)
+    finally:
+        with torch.no_grad():
+            for name, original in originals.items():
+                model.get_parameter(name).copy_(original)
+    return mask
+
+
+def check_mask(model: nn.Module, mask: ByParameter) -> None:
+    """Raise ValueError unless the mask's names, shapes and type fit the model."""
+    parameters = dict(model.named_parameters())
+    for name, kept in mask.items():
+        if name not in parameters:
+            raise ValueError(f"The mask has {name!r}, which the model has not: {nearest(name, parameters)}")
+        if kept.dtype != torch.bool or kept.shape != parameters[name].shape:
+            raise ValueError(
+                f"The mask of {name!r} must be bool of shape {tuple(parameters[name].shape)}, not {kept.dtype} "
+                f"of shape {tuple(kept.shape)}."
+            )
+
+
+def apply_mask(model: nn.Module, mask: ByParameter) -> None:
+    """Set the removed weights of a model to zero, in place. Raises ValueError for a mask that does not fit."""
+    check_mask(model, mask)
+    with torch.no_grad():
+        for name, kept in mask.items():
+            model.get_parameter(name).mul_(kept.to(model.get_parameter(name).device))
+
+
+def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
+    """Attach a mask in the form of ``torch.nn.utils.prune``: ``weight_orig`` and ``weight_mask``."""
+    check_mask(model, mask)
+    for name, kept in mask.items():
+        module, _, parameter = name.rpartition(".")
+        torch_prune.custom_from_mask(model.get_submodule(module), parameter, kept)
+    return model
+
+
+def shuffle_within_layers(mask: ByParameter, generator: torch.Generator | None = None) -> ByParameter:
+    """Control: the same density in each layer, at random positions (Frankle et al., 2021; Su et al., 2020)."""
+    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    return {
+        name: kept.flatten()[torch.randperm(kept.numel(), generator=generator).to(kept.device)].view_as(kept)
+        for name, kept in mask.items()
+    }
+
+
+def invert_scores(scores: ByParameter) -> ByParameter:
+    """Control: keep what the criterion would remove first (Frankle et al., 2021)."""
+    return {name: -value for name, value in scores.items()}
+
+
+def layer_density(mask: ByParameter) -> dict[str, float]:
+    """Fraction kept in each layer."""
+    return {name: kept.float().mean().item() for name, kept in mask.items()}
+
+
+def collapsed_layers(mask: ByParameter) -> list[str]:
+    """Names of the layers with no weight left."""
+    return [name for name, kept in mask.items() if not bool(kept.any())]
+
+
+def sparsity_of(mask: ByParameter) -> float:
+    """Fraction of the masked parameters' weights that is removed."""
+    total = sum(kept.numel() for kept in mask.values())
+    return 1 - sum(int(kept.sum()) for kept in mask.values()) / total
+
+
+def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
+    """Sparsity counting also the weights that no path from input to output uses (Vysogorets & Kempe, 2023).
+
+    A weight is on a path if positive flow passes it when every kept weight and every other scale is 1 and every
+    shift is 0. Only the batch's input shape matters.
+    """
+    check_mask(model, mask)
+    flow = synaptic_flow(model, batch, parameters=list(mask), state=_connections(model, mask))
+    used = sum(int((value > 0).sum()) for value in flow.values())
+    return 1 - used / sum(kept.numel() for kept in mask.values())
+
+
+def _connections(model: nn.Module, mask: ByParameter) -> ByParameter:
+    state = {}
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        shift = name.rpartition(".")[2] in ("bias", "running_mean", "in_proj_bias")
+        if tensor.is_floating_point():
+            state[name] = torch.zeros_like(tensor) if shift else torch.ones_like(tensor)
+    return {**state, **{name: kept.to(state[name]) for name, kept in mask.items()}}
+
+
+def jaccard(first: ByParameter, second: ByParameter) -> float:
+    """Overlap of two masks: weights kept by both over weights kept by either."""
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    return both / sum(int((first[name] | second[name]).sum()) for name in first)
+
+
+def shared_fraction(first: ByParameter, second: ByParameter) -> float:
+    """Fraction of the weights kept by ``first`` that ``second`` keeps too; by chance, ``second``'s density."""
+    both = sum(int((first[name] & second[name]).sum()) for name in first)
+    return both / sum(int(kept.sum()) for kept in first.values())
+
+
+def rank_correlation(first: ByParameter, second: ByParameter) -> float:
+    """Spearman's rank correlation of two score maps over all weights together."""
+    from scipy.stats import spearmanr
+
+    def flat(scores: ByParameter, names: Iterable[str]) -> Tensor:
+        return torch.cat([scores[name].flatten().double().cpu() for name in names])
+
+    return float(spearmanr(flat(first, first), flat(second, first)).statistic)

@@ -1,0 +1,256 @@
+"""Architectures of the paper and the rule that says which of a model's weights can be pruned.
+
+All convolutions and linear layers keep PyTorch's default initialization (``reset_parameters``:
+Kaiming-uniform with a = √5). torchvision re-initializes its models differently, and it matters here:
+scores are taken at initialization.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Callable, Iterable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+_BUILDERS: dict[str, tuple[Callable[..., nn.Module], int]] = {}
+
+PRUNABLE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
+"""Module types whose weight tensors are prunable."""
+
+
+def architecture(name: str, default_width: int):
+    """Register a builder ``(num_classes, in_channels, width) -> Module`` under ``name``."""
+
+    def register(builder: Callable[..., nn.Module]):
+        _BUILDERS[name] = (builder, default_width)
+        return builder
+
+    return register
+
+
+def model_names() -> list[str]:
+    """Names that ``build_model`` knows, in the order of their definition."""
+    return list(_BUILDERS)
+
+
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Half a sentence for an error message: the closest known name, then all of them."""
+    known = list(known)
+    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"{hint}Known: {', '.join(known)}."
+
+
+def build_model(
+    name: str, num_classes: int, *, in_channels: int = 3, width: int | None = None, seed: int = 0
+) -> nn.Module:
+    """Build an architecture with PyTorch's default initialization.
+
+    Args:
+        name: one of ``model_names()``.
+        num_classes: size C of the output, logits N×C.
+        in_channels: channels of the input images N×in_channels×H×W.
+        width: channels of the first stage; ``None`` is the architecture's own (64 for ResNet-18).
+        seed: seeds the initialization and nothing else: the global random state is left as it was.
+
+    Raises:
+        ValueError: for an unknown name or a size below 1.
+
+    >>> model = build_model("resnet18", num_classes=10)
+    >>> sum(p.numel() for p in model.parameters())
+    11173962
+    """
+    if name not in _BUILDERS:
+        raise ValueError(f"Unknown model {name!r}: {nearest(name, _BUILDERS)}")
+    builder, default_width = _BUILDERS[name]
+    width = default_width if width is None else width
+    for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+        if value < 1:
+            raise ValueError(f"{what}={value}: it must be at least 1.")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return builder(num_classes, in_channels, width)
+
+
+def prunable(model: nn.Module) -> list[str]:
+    """Names of the weight tensors that may be pruned, in the model's own order.
+
+    Weights of convolutions and linear layers (an attention's fused ``in_proj_weight`` included), decided
+    by module type and never by name. Left out: the classifier head, which is the last linear layer to be
+    registered (the last convolution in a network without one), biases, normalisation, embeddings and tokens.
+
+    Raises:
+        ValueError: if nothing is left to prune.
+
+    >>> prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)))
+    ['0.weight']
+    """
+    names, linear = [], []
+    for prefix, module in model.named_modules():
+        if not isinstance(module, PRUNABLE_MODULES):
+            continue
+        own = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
+        if getattr(module, own, None) is None:  # attention with separate projections keeps three weights
+            names += [f"{prefix}.{part}_proj_weight".lstrip(".") for part in "qkv"]
+            continue
+        names.append(f"{prefix}.{own}".lstrip("."))
+        if isinstance(module, nn.Linear):
+            linear.append(names[-1])
+    head = (linear or names)[-1:]
+    body = [name for name in names if name not in head]
+    if not body:
+        raise ValueError(
+            f"{type(model).__name__} has no prunable weight: it needs a convolution or linear layer "
+            "besides its classifier head."
+        )
+    return body
+
+
+def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prunable") -> list[str]:
+    """Turn ``"prunable"``, ``"all"`` or a list of names into parameter names of ``model``."""
+    known = [name for name, _ in model.named_parameters()]
+    if parameters == "prunable":
+        return prunable(model)
+    if parameters == "all":
+        return known
+    if isinstance(parameters, str):
+        raise ValueError(f'parameters={parameters!r}: it must be "prunable", "all" or a list of parameter names.')
+    names = list(parameters)
+    for name in names:
+        if name not in known:
+            raise ValueError(f"The model has no parameter {name!r}: {nearest(name, known)}")
+    return names
+
+
+# ---------------------------------------------------------------------------------------------------------
+# ResNet (He et al., 2016)
+
+
+def _convolution(c_in: int, c_out: int, kernel: int, stride: int = 1) -> nn.Conv2d:
+    return nn.Conv2d(c_in, c_out, kernel, stride, padding=kernel // 2, bias=False)
+
+
+class ResidualBlock(nn.Module):
+    """Two 3×3 convolutions, or a 1×1-3×3-1×1 bottleneck, beside a shortcut (He et al., 2016).
+
+    The shortcut is the identity, or a 1×1 convolution with batch norm where the shape changes.
+    """
+
+    def __init__(self, c_in: int, c_mid: int, stride: int, bottleneck: bool):
+        super().__init__()
+        c_out = 4 * c_mid if bottleneck else c_mid
+        kernels = (1, 3, 1) if bottleneck else (3, 3)
+        channels = (c_in, *[c_mid] * (len(kernels) - 1), c_out)
+        strided = 1 if bottleneck else 0  # the stride sits on the (first) 3×3 convolution
+        self.convs = nn.ModuleList(
+            _convolution(channels[i], channels[i + 1], kernel, stride if i == strided else 1)
+            for i, kernel in enumerate(kernels)
+        )
+        self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
+        self.shortcut = nn.Sequential()
+        if stride != 1 or c_in != c_out:
+            self.shortcut = nn.Sequential(_convolution(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """N×c_in×H×W to N×c_out×H/stride×W/stride."""
+        out = x
+        for i, (conv, norm) in enumerate(zip(self.convs, self.norms, strict=True)):
+            out = norm(conv(F.relu(out) if i else out))
+        return F.relu(out + self.shortcut(x))
+
+
+class ResNet(nn.Module):
+    """Residual network with a 3×3 stem, for images of about 32×32 (He et al., 2016)."""
+
+    def __init__(
+        self,
+        blocks: tuple[int, ...],
+        num_classes: int,
+        in_channels: int,
+        width: int,
+        bottleneck: bool = False,
+    ):
+        super().__init__()
+        self.stem = nn.Sequential(_convolution(in_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+        stages, c_in = [], width
+        for stage, count in enumerate(blocks):
+            c_mid = width * 2**stage
+            for i in range(count):
+                stages.append(ResidualBlock(c_in, c_mid, 2 if stage and not i else 1, bottleneck))
+                c_in = 4 * c_mid if bottleneck else c_mid
+        self.blocks = nn.Sequential(*stages)
+        self.head = nn.Linear(c_in, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images N×C×H×W to logits N×num_classes."""
+        x = self.blocks(self.stem(x))  # N×c×h×w
+        return self.head(x.mean(dim=(2, 3)))
+
+
+@architecture("resnet18", 64)
+def _resnet18(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return ResNet((2, 2, 2, 2), num_classes, in_channels, width)
+
+
+@architecture("resnet34", 64)
+def _resnet34(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return ResNet((3, 4, 6, 3), num_classes, in_channels, width)
+
+
+@architecture("resnet50", 64)
+def _resnet50(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return ResNet((3, 4, 6, 3), num_classes, in_channels, width, bottleneck=True)
+
+
+@architecture("resnet20", 16)
+def _resnet20(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return ResNet((3, 3, 3), num_classes, in_channels, width)
+
+
+@architecture("resnet8", 16)
+def _resnet8(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return ResNet((1, 1, 1), num_classes, in_channels, width)
+
+
+# ---------------------------------------------------------------------------------------------------------
+# VGG (Simonyan & Zisserman, 2015) with batch norm (Ioffe & Szegedy, 2015) and one linear layer
+
+
+class VGG(nn.Module):
+    """3×3 convolutions with batch norm, five max-pools and one linear layer; inputs of 32×32 and more."""
+
+    def __init__(self, depth: tuple[int, ...], num_classes: int, in_channels: int, width: int):
+        super().__init__()
+        layers: list[nn.Module] = []
+        c_in = in_channels
+        for stage, count in enumerate(depth):
+            c_out = width * min(2**stage, 8)
+            for _ in range(count):
+                layers += [_convolution(c_in, c_out, 3), nn.BatchNorm2d(c_out), nn.ReLU()]
+                c_in = c_out
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(c_in, num_classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Images N×C×H×W, H and W at least 32, to logits N×num_classes."""
+        if min(x.shape[-2:]) < 32:
+            raise ValueError(
+                f"VGG halves its input five times: images of {x.shape[-2]}×{x.shape[-1]} are too small, "
+                "it needs 32×32 or more."
+            )
+        return self.head(self.features(x).mean(dim=(2, 3)))
+
+
+_VGG_DEPTHS = {
+    "vgg11": (1, 1, 2, 2, 2),
+    "vgg13": (2, 2, 2, 2, 2),
+    "vgg16": (2, 2, 3, 3, 3),
+    "vgg19": (2, 2, 4, 4, 4),
+}
+for _name, _depth in _VGG_DEPTHS.items():
+    architecture(_name, 64)(
+        lambda num_classes, in_channels, width, depth=_depth: VGG(depth, num_classes, in_channels, width)
+    )

@@ -1,0 +1,319 @@
+"""Run a spec, and keep the record of what happened."""
+
+from __future__ import annotations
+
+import datetime
+import importlib.metadata
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import asdict, dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import pandas as pd
+import torch
+from torch import nn
+
+from .criteria import get_criterion, score
+from .data import Dataset, load_data
+from .derivatives import ByParameter
+from .masks import (
+    collapsed_layers,
+    effective_sparsity,
+    invert_scores,
+    layer_density,
+    make_mask,
+    prune,
+    shuffle_within_layers,
+    sparsity_of,
+)
+from .models import build_model, prunable
+from .spec import RunSpec
+from .training import TrainingDivergedError, evaluate, random_stream, train, warm_up
+
+SCHEMA = 1
+
+
+@dataclass(frozen=True)
+class Record:
+    """What one run gave, and what made it. A failed run has a ``failure`` and no accuracy."""
+
+    spec: RunSpec
+    result: dict
+    failure: dict | None
+    data: dict
+    provenance: dict
+
+    def to_dict(self) -> dict:
+        """The record as its JSON file holds it."""
+        return {"schema": SCHEMA, "id": self.spec.id, **asdict(self), "spec": self.spec.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict) -> Record:
+        """Read a record's JSON content; ValueError if it is of another schema or does not fit its own id."""
+        if values.get("schema") != SCHEMA:
+            raise ValueError(f"schema {values.get('schema')!r}: this version reads schema {SCHEMA}.")
+        parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
+        record = cls(RunSpec.from_dict(values["spec"]), **parts)
+        if record.spec.id != values["id"]:
+            raise ValueError(f"its id is {values['id']!r}, but its spec's is {record.spec.id!r}: it was edited.")
+        return record
+
+
+class Store:
+    """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``."""
+
+    def __init__(self, root: str | Path = "results"):
+        self.root = Path(root)
+
+    def path(self, spec: RunSpec) -> Path:
+        """Where the record of a spec is, or would be."""
+        return self.root / Path(spec.dataset).name / spec.model / f"{spec.id}.json"
+
+    def load(self, spec: RunSpec) -> Record | None:
+        """The record of a spec, or ``None`` if there is none yet."""
+        path = self.path(spec)
+        return _read(path) if path.is_file() else None
+
+    def save(self, record: Record) -> Path:
+        """Write a record whole or not at all. ValueError if the file belongs to another spec."""
+        path = self.path(record.spec)
+        if path.is_file() and _read(path).spec != record.spec:
+            raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        text = json.dumps(record.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        try:
+            with os.fdopen(handle, "w", encoding="utf-8") as file:
+                file.write(text)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except BaseException:
+            Path(temporary).unlink(missing_ok=True)
+            raise
+        return path
+
+    def records(self) -> list[Record]:
+        """All records, in the order of their paths."""
+        return [_read(path) for path in sorted(self.root.glob("*/*/*.json"))]
+
+    def frame(self) -> pd.DataFrame:
+        """One row a record: every field of its spec, its id, and the numbers of its result."""
+        rows = []
+        for record in self.records():
+            numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
+            row = {"id": record.spec.id, **record.spec.to_dict(), **numbers}
+            row["dataset"] = Path(record.spec.dataset).name
+            row["collapsed"] = len(record.result.get("collapsed", []))
+            row["train_images"] = record.data.get("train")
+            row["failure"] = record.failure["reason"] if record.failure else None
+            rows.append(row)
+        columns = ["id", *RunSpec().to_dict(), "test_accuracy", "train_images", "failure"]
+        return pd.DataFrame(rows, columns=None if rows else columns)
+
+
+def _read(path: Path) -> Record:
+    try:
+        return Record.from_dict(json.loads(path.read_text("utf-8")))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{path} is not a readable record: {error}") from error
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or CUDA where there is one and the CPU elsewhere.
+
+    Raises:
+        ValueError: if CUDA is asked for where there is none; there is no silent fall-back.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+    except RuntimeError:
+        raise ValueError(f'device={device!r}: it must be "cpu" or "cuda".') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device="cuda": PyTorch finds no CUDA device here; use device="cpu".')
+    return device
+
+
+def run(
+    spec: RunSpec,
+    store: Store | None = None,
+    *,
+    device: str | torch.device | None = None,
+    data: Dataset | None = None,
+    progress: bool = True,
+) -> Record:
+    """Prune at initialization, train, test; or return the record if the store has it for the same data.
+
+    Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under the mask,
+    test once after the last epoch. Nothing is chosen on test data.
+
+    Args:
+        spec: what to run.
+        store: where records are kept; ``None`` keeps none.
+        device: ``None`` is CUDA where there is one, else the CPU.
+        data: the spec's data set if it is loaded already.
+        progress: show a bar.
+
+    Returns:
+        The record. A loss that stops being finite gives a record with a ``failure``.
+
+    Raises:
+        ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
+    """
+    device = resolve_device(device)
+    whole = load_data(spec.dataset) if data is None else data
+    if store is not None:
+        known = store.load(spec)
+        if known is not None and known.data["fingerprint"] == whole.fingerprint:
+            return known
+    part, _ = whole.split(spec.train_fraction)
+    part = part.to(device)
+    started = datetime.datetime.now(datetime.UTC)
+    model = build_model(
+        spec.model, part.num_classes, in_channels=part.train_images.shape[1], width=spec.width, seed=spec.seed
+    )
+    result: dict = {"parameters": sum(p.numel() for p in model.parameters())}
+    failure = None
+    _reset_peak(device)
+    mask = _timed(result, "scoring_seconds", device, lambda: _mask(spec, model.to(device), part, result))
+    if mask is not None:
+        result |= {
+            "density": layer_density(mask),
+            "collapsed": collapsed_layers(mask),
+            "sparsity_reached": sparsity_of(mask),
+            "effective_sparsity": effective_sparsity(model, mask, part.scoring_batch(1)),
+        }
+    try:
+        result["curves"] = _timed(
+            result, "training_seconds", device, lambda: _train(spec, model, part, mask, progress)
+        )
+        accuracy, loss = evaluate(model, part.test_batches())
+        result |= {"test_accuracy": accuracy, "test_loss": loss}
+    except TrainingDivergedError as error:
+        failure = {"reason": str(error), "where": "training"}
+    result["peak_memory_bytes"] = _peak(device)
+    record = Record(
+        spec,
+        result,
+        failure,
+        {"fingerprint": whole.fingerprint, "train": len(part.train_labels), "test": len(part.test_labels)},
+        provenance(device, spec.precision, started),
+    )
+    if store is not None:
+        store.save(record)
+    return record
+
+
+def _timed(result: dict, name: str, device: torch.device, work):
+    start = time.perf_counter()
+    value = work()
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    result[name] = round(time.perf_counter() - start, 3)
+    return value
+
+
+def _mask(spec: RunSpec, model: nn.Module, data: Dataset, result: dict) -> ByParameter | None:
+    """The spec's mask; warms up the model's batch norms on the way and applies the spec's control."""
+    result["warmup_updates"] = warm_up(model, data, spec.warmup, spec.batch_size, spec.seed)
+    if spec.criterion == "dense":
+        return None
+    batch = data.scoring_batch(spec.samples_per_class, spec.seed)
+    options = {
+        "group": spec.group,
+        "probes": spec.probes,
+        "temperature": spec.temperature,
+        "variant": spec.variant,
+        "generator": random_stream(spec.seed, "scores"),
+    }
+    if spec.control == "invert":
+        scores = score(model, batch, spec.criterion, **options)
+        return make_mask(invert_scores(scores), spec.sparsity, spec.scope)
+    mask = prune(model, batch, spec.criterion, spec.sparsity, scope=spec.scope, rounds=spec.rounds, **options)
+    if spec.control == "shuffle":
+        return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
+    if spec.control == "reinit":  # new weights under the old mask; norms keep the warmed-up statistics
+        fresh = build_model(
+            spec.model, data.num_classes, in_channels=batch.inputs.shape[1], width=spec.width,
+            seed=int(torch.randint(2**31, (), generator=random_stream(spec.seed, "reinit"))),
+        )  # fmt: skip
+        model.load_state_dict(dict(fresh.named_parameters()), strict=False)
+    return mask
+
+
+def _train(spec: RunSpec, model: nn.Module, data: Dataset, mask: ByParameter | None, progress: bool) -> dict:
+    names = "epochs batch_size lr momentum weight_decay lr_drops lr_drop_factor precision seed".split()
+    return train(model, data, mask, progress=progress, **{name: getattr(spec, name) for name in names})
+
+
+def _reset_peak(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: torch.device) -> int:
+    """Peak memory: of this run on a GPU, of the process so far on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
+
+
+def provenance(device: torch.device, precision: str, started: datetime.datetime) -> dict:
+    """What made a record: revision, versions, device, times."""
+    revision, dirty = git_revision()
+    return {
+        "git": revision,
+        "dirty": dirty,
+        "pai_lib": importlib.metadata.version("pai-lib"),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "started": started.isoformat(timespec="seconds"),
+        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+
+
+def device_name(device: torch.device) -> str:
+    """Name of a GPU, or "CPU" with the processor's own name where the system tells it."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
+    return f"CPU ({name})"
+
+
+@lru_cache(maxsize=1)
+def git_revision() -> tuple[str, bool | None]:
+    """Revision of the source tree that this library runs from and whether it has local changes."""
+
+    def git(*words: str) -> str:
+        here = Path(__file__).resolve().parent
+        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", None
+
+
+def prunable_count(model: nn.Module) -> int:
+    """Number of prunable weights."""
+    return sum(model.get_parameter(name).numel() for name in prunable(model))
+
+
+def criterion_label(key: str) -> str:
+    """Short label of a criterion, for figures and tables."""
+    return "Dense" if key == "dense" else get_criterion(key).label
