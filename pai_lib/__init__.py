@@ -22,7 +22,7 @@ from .masks import (
 )
 from .models import build_model, model_names, prunable
 from .parameters import check_parameters
-from .runs import Record, Store, run
+from .runs import Record, Store, records_frame, run
 from .spec import RunSpec
 from .training import evaluate, random_stream, train, warm_up
 
@@ -62,6 +62,7 @@ __all__ = [
     "prune",
     "random_stream",
     "rank_correlation",
+    "records_frame",
     "run",
     "score",
     "score_many",

@@ -9,11 +9,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import importlib.metadata
 import json
 import logging
 import os
-import platform
 import re
 import shlex
 import shutil
@@ -30,6 +28,7 @@ import yaml
 from tqdm.auto import tqdm
 
 from pai_lib.parameters import checked, nearest, notebook_parameters, parse_overrides, text_of
+from pai_lib.provenance import page_section, version
 
 PROFILES = ("smoke", "paper")
 CHAPTERS_READY = "PAI_CHAPTERS_READY"  # set by build_book: the Sphinx extension need not look again
@@ -144,7 +143,7 @@ def code_digest(chapter: Chapter) -> str:
     sources = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags")) for c in cells]
     package = Path(__file__).parent
     library = {str(p.relative_to(package)): p.read_text("utf-8") for p in sorted(package.rglob("*.py"))}
-    return _digest(sources, library, sys.version_info[:2], _version("torch"))
+    return _digest(sources, library, sys.version_info[:2], version("torch"))
 
 
 def chapter_key(root: Path, job: Job, code: str | None = None) -> str:
@@ -292,77 +291,12 @@ def dress(nb: Any, name: str) -> None:
             cell.source = re.sub(pattern, lambda match: labels[match[1]], cell.source)
 
 
-# --- how a page was made
-
-
-def _version(package: str) -> str:
-    """Return the installed version of a distribution, without importing it."""
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return "(not installed)"
-
-
-def _device(wanted: Any) -> str:
-    """Return the name of the device that a chapter asking for `wanted` ran on."""
-    import torch
-
-    if wanted != "cpu" and torch.cuda.is_available():
-        return torch.cuda.get_device_name()
-    return f"CPU, {os.cpu_count()} cores"
-
-
-def _revision(root: Path) -> str:
-    """Return the git revision of the project, and whether files differ from it."""
-
-    def git(*words: str) -> str:
-        return subprocess.run(
-            ["git", "-C", str(root), *words], capture_output=True, text=True, check=True
-        ).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short", "HEAD") + (
-            " with local changes" if git("status", "--porcelain") else ""
-        )
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
 def provenance(root: Path, job: Job, seconds: float) -> str:
     """Return the section that says how a chapter was made and how to make it again."""
-    values, declared = job.values, notebook_parameters(job.chapter.notebook)
-    effective = {name: values.get(name, p.default) for name, p in declared.items()}
-    cells = [
-        (f"`{name}`", f"`{text_of(effective[name])}`", f"`{text_of(p.default)}`", p.help)
-        for name, p in declared.items()
-    ]
-    rows = "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |" for row in cells)
-    packages = ("pai-lib", "torch", "seaborn", "papermill", "jupyter-book")
-    versions = ", ".join(f"{package} {_version(package)}" for package in packages)
-    source = job.chapter.notebook.relative_to(root).as_posix()
     again = f"pai book --profile {job.profile} --chapter {job.chapter.name}"
     again += "".join(f" -p {shlex.quote(f'{name}={text_of(v)}')}" for name, v in job.overrides.items())
-    plain = f"papermill {source} out.ipynb" + (f" -y {shlex.quote(text_of(values))}" if values else "")
-    return f"""## How this page was made
-
-:::{{dropdown}} Profile {job.profile}, {seconds:.1f} s: parameters, versions, how to run it again
-| parameter | value here | default | meaning |
-|---|---|---|---|
-{rows}
-
-- Device: {_device(effective.get("device"))}
-- Versions: Python {platform.python_version()}, {versions}
-- Revision: {_revision(root)}
-- Notebook: {{download}}`{source} </{source}>`
-
-To run it again, or with other values, give `-p name=value`:
-
-```bash
-{again}
-# or the notebook alone, without the book:
-{plain}
-```
-:::"""
+    title = f"Profile {job.profile}, {seconds:.1f} s"
+    return page_section(root, job.chapter.notebook, job.values, again, title)
 
 
 # --- commands

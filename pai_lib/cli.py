@@ -1,7 +1,7 @@
 """The ``pai`` command: one function a subcommand, each adding its own parser.
 
 To add a subcommand, write ``add_<name>(commands)`` that makes a parser and sets its ``call``, and list it
-in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit code 2.
+in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit code 2; a run that failed is 1.
 """
 
 from __future__ import annotations
@@ -9,10 +9,17 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Sequence
+from dataclasses import Field, fields
+from functools import partial
 from pathlib import Path
+from typing import Any, NoReturn
 
 from pai_lib import book
-from pai_lib.parameters import notebook_parameters, text_of
+from pai_lib.criteria import CRITERIA
+from pai_lib.data import check_data, dataset_names, load_data
+from pai_lib.parameters import closest, notebook_parameters, text_of
+from pai_lib.runs import Store, criterion_label, run
+from pai_lib.spec import RunSpec
 
 
 def add_book(commands: argparse._SubParsersAction) -> None:
@@ -56,20 +63,126 @@ def add_notebooks(commands: argparse._SubParsersAction) -> None:
     parser.set_defaults(call=lambda args: book.update_notebooks(book.find_root(), args.names))
 
 
-SUBCOMMANDS = (add_book, add_notebooks)
+def add_run(commands: argparse._SubParsersAction) -> None:
+    """Add ``pai run``, with an option for each field of `RunSpec`."""
+    parser = commands.add_parser("run", help="prune, train and test one network; write its record")
+    for each in fields(RunSpec):
+        flag, default = _flag(each.name), _text(each.default)
+        about = f"{each.metadata['help']} (default: {default})".replace("%", "%%")
+        metavar = {"str": "NAME", "int": "N", "float": "X"}.get(each.type.partition(" ")[0], "X,X")
+        parser.add_argument(
+            flag, type=partial(_value, each), default=argparse.SUPPRESS, metavar=metavar, help=about
+        )
+    parser.add_argument("--results", default="results", metavar="DIR", help="records (default: results)")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    parser.add_argument("--quiet", action="store_true", help="show no progress bar")
+    parser.set_defaults(call=run_one)
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _text(value: Any) -> str:
+    """Return a default as it is written on the command line."""
+    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
+
+
+def _value(each: Field, text: str) -> Any:
+    """Return an option's text as the type of its field; ``none`` is None, or no number in a list."""
+    kind, _, optional = each.type.partition(" | ")
+    if text.lower() == "none" and (optional or kind.startswith("tuple")):
+        return None if optional else ()
+    try:
+        if kind.startswith("tuple"):
+            return tuple(map(float, text.split(",")))
+        return {"str": str, "int": int, "float": float}[kind](text)
+    except ValueError:
+        wanted = {"int": "a whole number", "float": "a number"}.get(kind, "numbers with commas between them")
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}{' or none' if optional else ''}") from None
+
+
+def run_one(args: argparse.Namespace) -> int:
+    """Run one spec, or find its record, and print a line about it."""
+    spec = RunSpec(**{each.name: vars(args)[each.name] for each in fields(RunSpec) if each.name in args})
+    store = Store(args.results)
+    known = store.load(spec)
+    record = run(spec, store, device=args.device, progress=not args.quiet)
+    seconds = sum(record.result.get(f"{what}_seconds", 0) for what in ("scoring", "training"))
+    failure = record.failure
+    found = (
+        f"failed in {failure['where']}: {failure['reason']}"
+        if failure
+        else f"test accuracy {100 * record.result['test_accuracy']:.2f} %"
+    )
+    reused = "reused" if record == known else "new"
+    named = f"{spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
+    print(f"{named}  {found}  {seconds:.1f} s  {store.path(spec)} ({reused})")
+    return 1 if failure else 0
+
+
+def add_data(commands: argparse._SubParsersAction) -> None:
+    """Add ``pai data``."""
+    parser = commands.add_parser("data", help="fetch or check a data set")
+    parser.add_argument("action", choices=("fetch", "check"), help="fetch: load it, from the net if need be")
+    parser.add_argument("name", metavar="NAME", help=f"{', '.join(dataset_names())}, or a folder of class folders")
+    parser.set_defaults(call=run_data)
+
+
+def run_data(args: argparse.Namespace) -> None:
+    """Say where a data set is, or what it holds."""
+    if args.action == "check":
+        print(check_data(args.name))
+    else:
+        print(f"{args.name} is ready: read from {load_data(args.name).location}")
+
+
+def add_criteria(commands: argparse._SubParsersAction) -> None:
+    """Add ``pai criteria``."""
+    parser = commands.add_parser("criteria", help="list the pruning criteria")
+    parser.set_defaults(call=list_criteria)
+
+
+def list_criteria(args: argparse.Namespace) -> None:
+    """Print the registry as a table."""
+    columns = "key label name temperature rounds variants source".split()
+    rows = [columns]
+    for rule in CRITERIA.values():
+        values = {**vars(rule), "temperature": f"{rule.temperature:g}", "variants": ", ".join(rule.variants)}
+        rows.append([str(values[column]) for column in columns])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+
+
+SUBCOMMANDS = (add_book, add_notebooks, add_run, add_data, add_criteria)
+
+
+class Parser(argparse.ArgumentParser):
+    """A parser whose errors are those of the command: one line."""
+
+    def error(self, message: str) -> NoReturn:
+        """Raise ValueError with the message."""
+        raise ValueError(message)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
-    parser = argparse.ArgumentParser(prog="pai", description="Pruning at initialization: book, runs, data.")
+    parser = Parser(prog="pai", description="Pruning at initialization: book, runs, data.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
-    args = parser.parse_args(argv)
+    for command in commands.choices.values():
+        command.allow_abbrev = False
     try:
-        args.call(args)
+        args, rest = parser.parse_known_args(argv)
+        if rest:
+            own = [each.name for each in fields(RunSpec)] if args.call is run_one else []
+            close = closest(rest[0], map(_flag, {*vars(args), *own} - {"call"}))
+            raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
+        return args.call(args) or 0
     except (ValueError, LookupError, OSError, RuntimeError) as error:
-        print(f"pai: error: {error}", file=sys.stderr)
+        print(f"pai: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ImportError as error:
         print(f"pai: error: {error}: the book needs pip install -e '.[book]'", file=sys.stderr)
@@ -77,7 +190,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("pai: interrupted", file=sys.stderr)
         return 130
-    return 0
 
 
 if __name__ == "__main__":

@@ -220,7 +220,7 @@ def score_many(
     batch: Batch,
     keys: Iterable[str],
     *,
-    group: int = 1,
+    group: int | None = 1,
     probes: int = 10,
     temperature: float | None = None,
     variant: str = "cited",
@@ -234,7 +234,7 @@ def score_many(
         model: as in ``score``.
         batch: as in ``score``.
         keys: criteria.
-        group: samples averaged before a gradient is squared (Fisher) or probed (Hutchinson).
+        group: samples averaged before a gradient is squared (Fisher) or probed (Hutchinson); ``None`` is all.
         probes: Hutchinson's random vectors a group.
         temperature: T for all of them; ``None`` is each criterion's own.
         variant: ``"cited"`` or, for some criteria, ``"released"``.
@@ -256,7 +256,8 @@ def score_many(
             case "weight":
                 return {name: model.get_parameter(name).detach() for name in names}
             case "group":
-                return dict.fromkeys(names, group)
+                size = len(batch.inputs)
+                return dict.fromkeys(names, size if group is None else min(group, size))
             case "noise":
                 return {name: _noise(model.get_parameter(name), generator) for name in names}
             case "flow":

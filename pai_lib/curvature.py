@@ -29,7 +29,7 @@ def _groups(problem: Problem, group: int | None) -> list[slice]:
 def fisher_diag(
     model: nn.Module,
     batch: Batch,
-    group: int = 1,
+    group: int | None = 1,
     *,
     temperature: float = 1.0,
     parameters: str | Iterable[str] = "prunable",
@@ -44,7 +44,7 @@ def fisher_diag(
     Args:
         model: as in ``gradient``.
         batch: as in ``gradient``.
-        group: samples whose loss is averaged before squaring.
+        group: samples whose loss is averaged before squaring; ``None`` is the whole batch.
         temperature: T, divides the logits.
         parameters: ``"prunable"``, ``"all"`` or a list of names.
         chunk: samples a forward pass.

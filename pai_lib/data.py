@@ -3,7 +3,6 @@
 Images stay uint8 on one device until a batch of them is cropped, flipped and made float there.
 """
 
-import difflib
 import hashlib
 import os
 from collections.abc import Callable, Iterator
@@ -17,6 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 from tqdm import tqdm
+
+from .parameters import closest
 
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -147,6 +148,16 @@ def dataset_names() -> list[str]:
     return list(_LOADERS)
 
 
+def _root(root: str | Path | None) -> Path:
+    return Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
+
+
+def find_folder(name: str | Path, root: str | Path | None = None) -> Path | None:
+    """Return the folder that `load_data` would read for an unregistered name, or None if there is none."""
+    folders = (Path(name).expanduser().resolve(), _root(root) / name)
+    return next((folder for folder in folders if folder.is_dir()), None)
+
+
 def load_data(name: str | Path, root: str | Path | None = None, image_size: int | None = None) -> Dataset:
     """Load a data set by name, or a folder of class folders by path.
 
@@ -159,16 +170,15 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
     `image_size` resizes to squares, bilinearly; images of differing sizes need it. Raises ValueError for an
     unknown name or unusable contents, FileNotFoundError for what is neither there nor can be downloaded.
     """
-    root = Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
+    root = _root(root)
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
     if name in _LOADERS:
         return _load(name, root, image_size, _stamp(root / f"{name}.npz"))
-    for folder in (Path(name).expanduser().resolve(), root / name):
-        if folder.is_dir():
-            return _load(str(folder), folder, image_size, _stamp(folder))
-    close = difflib.get_close_matches(str(name), _LOADERS, n=1)
-    hint = f" (did you mean {close[0]!r}?)" if close else ""
+    if folder := find_folder(name, root):
+        return _load(str(folder), folder, image_size, _stamp(folder))
+    close = closest(name, _LOADERS)
+    hint = f" (did you mean {close!r}?)" if close else ""
     known = f"{', '.join(_LOADERS)}, or a folder of class folders, itself or in {root}"
     raise ValueError(f"unknown dataset '{name}'{hint}: it must be one of {known}")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .data import Batch
+from .graph import BATCH_STATISTICS
 from .models import resolve_parameters
 
 ByParameter = dict[str, Tensor]
@@ -34,14 +35,21 @@ class Problem:
         }
         self.leaves = list(self.theta.values())
         first = self.leaves[0]
-        if first.dtype in (torch.float16, torch.bfloat16):
-            raise ValueError(f"The model is in {first.dtype}: curvature needs float32 or float64 weights.")
+        for leaf in self.leaves:
+            if leaf.dtype in (torch.float16, torch.bfloat16):
+                raise ValueError(f"The model is in {leaf.dtype}: curvature needs float32 or float64 weights.")
         _check_batch(batch, first)
-        self.inputs, self.labels = batch.inputs.to(first.device), batch.labels.to(first.device)
+        self.inputs, self.labels = batch.inputs.to(first.device), batch.labels.to(first.device, torch.int64)
+        self.mixes_samples = any(
+            isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
+            for module in model.modules()
+        )
 
     def logits(self, part: slice) -> Tensor:
         """f(x)/T for a slice of the samples, n×C."""
         inputs = self.inputs[part]
+        if self.mixes_samples and len(inputs) < len(self.inputs):
+            raise ValueError(BATCH_STATISTICS)
         out = torch.func.functional_call(self.model, {**self.theta, **self.others}, (inputs,))
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(inputs):
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -55,6 +63,17 @@ class Problem:
     def loss(self, part: slice) -> Tensor:
         """Mean loss of a slice of the samples."""
         return F.cross_entropy(self.logits(part), self.labels[part])
+
+    def loss_gradient(self, part: slice, share: float, create_graph: bool = False) -> tuple[Tensor, ...]:
+        """Gradient of ``share`` times the mean loss of a slice of the samples."""
+        loss = self.loss(part) * share
+        grads = (None,) * len(self.leaves)
+        if loss.requires_grad:
+            grads = torch.autograd.grad(loss, self.leaves, create_graph=create_graph, allow_unused=True)
+        for name, grad in zip(self.theta, grads, strict=True):
+            if grad is None:
+                raise ValueError(f"The loss does not depend on {name!r}: leave it out with parameters=[...].")
+        return grads
 
     def mapped(self, tensors: Iterable[Tensor]) -> ByParameter:
         """Give tensors, in the order of ``leaves``, their parameters' names."""
@@ -96,8 +115,8 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def problem_at(model, batch, temperature, parameters) -> Iterator[Problem]:
     """Set up the loss of a model on a batch, and leave the model as it was."""
-    if not temperature > 0:
-        raise ValueError(f"temperature={temperature}: it must be positive.")
+    if not 0 < temperature < float("inf"):
+        raise ValueError(f"temperature={temperature}: it must be positive and finite.")
     problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
     device = problem.leaves[0].device.type
     # Fused attention has no second derivative on the CPU; reduced precision has no place in a derivative.
@@ -129,9 +148,7 @@ def summed_gradient(problem: Problem, part: slice, chunk: int | None) -> list[Te
     """Gradient of the mean loss of a slice of the samples, chunk by chunk."""
     total = [torch.zeros_like(leaf) for leaf in problem.leaves]
     for piece in chunks(problem, chunk, part.start, part.stop):
-        weight = size(piece) / size(part)
-        grads = torch.autograd.grad(problem.loss(piece) * weight, problem.leaves)
-        torch._foreach_add_(total, grads)
+        torch._foreach_add_(total, problem.loss_gradient(piece, size(piece) / size(part)))
     return total
 
 
@@ -144,8 +161,7 @@ def hessian_products(problem: Problem, part: slice, draw: Callable[[], list[Tens
         total = [torch.zeros_like(leaf) for leaf in problem.leaves]
         for piece in pieces:
             if kept is None or len(pieces) > 1:
-                loss = problem.loss(piece) * (size(piece) / size(part))
-                kept = torch.autograd.grad(loss, problem.leaves, create_graph=True)
+                kept = problem.loss_gradient(piece, size(piece) / size(part), create_graph=True)
             keep = len(pieces) == 1 and i + 1 < count
             curved = [(g, v) for g, v in zip(kept, vectors, strict=True) if g.requires_grad]
             if curved:  # a loss without any curvature has a gradient without a graph

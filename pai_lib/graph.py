@@ -14,13 +14,14 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 _BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
-# Piecewise linear in their one tensor operand: shapes, sums, means, maxima, rectifiers.
+# Piecewise linear in their one tensor operand: shapes, sums, means, maxima, rectifiers. Not CopySlices, which
+# hides the operation that wrote in place into a part of a tensor.
 _PIECEWISE_LINEAR = set(
     """
     AccumulateGrad Abs AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D Add Alias Amax
-    Amin AsStrided AvgPool2D AvgPool3D Cat Clamp ClampMin ClampMax Clone ConstantPadNd Copy CopySlices Expand
-    Hardtanh Index IndexSelect LeakyRelu Max MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Min
-    Minimum Narrow Neg Permute PixelShuffle ReflectionPad2D Relu Repeat ReplicationPad2D ReshapeAlias Roll
+    Amin AsStrided AvgPool2D AvgPool3D Cat Clamp ClampMin ClampMax Clone ConstantPadNd Copy Expand
+    Flip Hardtanh Index IndexSelect LeakyRelu Max MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Min
+    Minimum Narrow Neg Permute PixelShuffle ReflectionPad2D Relu Repeat ReplicationPad2D ReshapeAlias Roll Rsub
     Select Slice Split SplitWithSizes Squeeze Stack Sub Sum T Threshold ToCopy Transpose Unbind Unsqueeze
     UnsafeSplit UnsafeView UpsampleBilinear2D UpsampleNearest2D View Where
     """.split()
@@ -31,6 +32,12 @@ _PRODUCTS = {
     "Baddbmm": (1, 2),
     **dict.fromkeys({"Bmm", "Convolution", "Mm", "Mul", "Mv"} | _BATCH_NORMS, (0, 1)),
 }
+
+
+BATCH_STATISTICS = (
+    "A batch norm used the statistics of the batch (track_running_stats=False), so the loss of one sample "
+    "depends on the others: per-sample curvature is not defined for this model."
+)
 
 
 class Use(NamedTuple):
@@ -45,7 +52,9 @@ class Use(NamedTuple):
 
 
 def operation(node: Node) -> str:
-    """Name of the operation behind a graph node: ``ReluBackward0`` is ``Relu``."""
+    """Name of the operation behind a graph node: ``ReluBackward0`` is ``Relu``; a user's own keeps its name."""
+    if isinstance(node, torch.autograd.function.BackwardCFunction):
+        return type(node).__name__
     return node.name().rsplit("::", 1)[-1].split("Backward")[0]
 
 
@@ -80,10 +89,7 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
     leaves: dict[int, Node] = {}
     for node in _nodes(logits.grad_fn):
         if operation(node) in _BATCH_NORMS and node._saved_training:
-            raise ValueError(
-                "A batch norm used the statistics of the batch (track_running_stats=False), so the loss of "
-                "one sample depends on the others: per-sample curvature is not defined for this model."
-            )
+            raise ValueError(BATCH_STATISTICS)
         if (variable := getattr(node, "variable", None)) is not None:
             leaves[id(variable)] = node
         for position, (child, _) in enumerate(node.next_functions):
@@ -98,21 +104,23 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
                 "needs exactly one use: leave it out with parameters=[...]."
             )
         node, position = uses[0]
-        if operation(node) == "T" and len(consumers[node]) == 1:  # a linear layer multiplies by weightᵀ
+        transposed = operation(node) == "T" and len(consumers[node]) == 1
+        if transposed:  # a linear layer multiplies by weightᵀ
             node, position = consumers[node][0]
-        use = _understand(node, position, tensor)
+        use = _understand(node, position, tensor, transposed)
         if use is None:
             raise ValueError(
                 f"Parameter {name!r} was used by {operation(node)!r}, whose per-sample gradient is not known "
                 "here (convolution, linear and batch norm are): leave it out with parameters=[...]."
             )
-        if use.channel_axis == 1 and use.inputs is not None and use.inputs.shape[0] != len(logits):
-            raise ValueError(f"The layer of {name!r} saw {len(use.inputs)} rows for {len(logits)} samples.")
+        rows = node._input_metadata[0].shape[0]
+        if use.channel_axis == 1 and rows != len(logits):
+            raise ValueError(f"The layer of {name!r} saw {rows} rows for {len(logits)} samples.")
         found[name] = use
     return found
 
 
-def _understand(node: Node, position: int, parameter: Tensor) -> Use | None:
+def _understand(node: Node, position: int, parameter: Tensor, transposed: bool) -> Use | None:
     name, edge = operation(node), GradientEdge(node, 0)
     match name, position, parameter.ndim:
         case "Convolution", 1, _ if not node._saved_transposed:
@@ -120,11 +128,11 @@ def _understand(node: Node, position: int, parameter: Tensor) -> Use | None:
             return Use("convolution", edge, node._saved_input, parameter, 1, options)
         case "Convolution", 2, _:
             return Use("channel", edge, None, parameter, 1)
-        case "Addmm", 2, 2:
+        case "Addmm", 2, 2 if transposed and node._saved_alpha == 1:
             return Use("linear", edge, node._saved_mat1, parameter)
-        case "Mm", 1, 2:
+        case "Mm", 1, 2 if transposed:
             return Use("linear", edge, node._saved_self, parameter)
-        case ("Addmm", 0, 1) | ("Add", 1, 1):
+        case ("Addmm", 0, 1) | ("Add", 1, 1) if _plain_bias(node, parameter):
             return Use("channel", edge, None, parameter)
         case norm, 1, 1 if norm in _BATCH_NORMS:
             x = node._saved_input  # N × C × …
@@ -135,6 +143,11 @@ def _understand(node: Node, position: int, parameter: Tensor) -> Use | None:
         case norm, 2, 1 if norm in _BATCH_NORMS:
             return Use("channel", edge, None, parameter, 1)
     return None
+
+
+def _plain_bias(node: Node, parameter: Tensor) -> bool:
+    factor = node._saved_beta if operation(node) == "Addmm" else node._saved_alpha
+    return factor == 1 and node._input_metadata[0].shape[-1] == len(parameter)
 
 
 def curved_operation(logits: Tensor) -> str | None:
@@ -170,28 +183,36 @@ def _rows(tensor: Tensor, channel_axis: int) -> Tensor:
 def sample_fastest(logits: Tensor, uses: dict[str, Use]) -> set[str]:
     """Names of the parameters whose layer stores its rows as positions × samples, not samples × positions.
 
-    Attention does either and sizes cannot tell which. One backward pass from the first sample's logits can:
-    only that sample's rows receive a gradient.
+    Attention does either and sizes cannot tell which. A backward pass from one sample's logits can: only that
+    sample's rows receive a gradient. One pass nearly always tells; a layer of which a class token alone is
+    used, or whose units are dead for the sample, needs another sample's.
+
+    Raises:
+        ValueError: if a sample's logits depend on other rows than its own.
     """
-    n = logits.shape[0]
-    if n == 1 or not any(use.kind == "linear" and len(use.inputs) != n for use in uses.values()):
-        return set()
-    seed = torch.zeros_like(logits)
-    seed[0] = torch.arange(1, logits.shape[1] + 1)
-    edges = [use.edge for use in uses.values()]
-    found = set()
-    for name, gradient in zip(uses, torch.autograd.grad(logits, edges, seed, retain_graph=True), strict=True):
-        touched = _rows(gradient, uses[name].channel_axis).any(dim=1)  # rows
-        if len(touched) == n:
-            continue
-        per_sample = len(touched) // n
-        slowest = not touched[per_sample:].any()
-        fastest = len(touched) % n == 0 and not touched.view(-1, n)[:, 1:].any()
-        if slowest == fastest:
-            raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
-        if fastest:
-            found.add(name)
-    return found
+    n = len(logits)
+    open_, fastest = [name for name, use in uses.items() if use.channel_axis == -1], set()
+    for sample in dict.fromkeys((0, n - 1, *range(n))) if n > 1 else ():
+        if not open_:
+            break
+        seed = torch.zeros_like(logits)
+        seed[sample] = torch.arange(1, logits.shape[1] + 1)
+        edges = [uses[name].edge for name in open_]
+        grads = torch.autograd.grad(logits, edges, seed, retain_graph=True, materialize_grads=True)
+        undecided = []
+        for name, gradient in zip(open_, grads, strict=True):
+            touched = _rows(gradient, -1).any(dim=1)  # rows
+            where, positions = touched.nonzero()[:, 0], len(touched) // n
+            slow = len(touched) % n == 0 and bool((where // positions == sample).all())
+            fast = len(touched) % n == 0 and bool((where % n == sample).all())
+            if not slow and not fast:
+                raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
+            if len(where) == 0 or (slow and fast and positions > 1):
+                undecided.append(name)
+            elif not slow:
+                fastest.add(name)
+        open_ = undecided
+    return fastest  # undecided to the end: the rows that matter are the same either way
 
 
 def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], fastest: bool = False) -> Tensor:

@@ -9,8 +9,10 @@ import warnings
 from collections.abc import Iterable
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
+from torch.overrides import TorchFunctionMode
 
 from .criteria import get_criterion, score
 from .data import Batch
@@ -181,10 +183,11 @@ def check_mask(model: nn.Module, mask: ByParameter) -> None:
     for name, kept in mask.items():
         if name not in parameters:
             raise ValueError(f"The mask has {name!r}, which the model has not: {nearest(name, parameters)}")
-        if kept.dtype != torch.bool or kept.shape != parameters[name].shape:
+        shape = tuple(parameters[name].shape)
+        if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != shape:
+            found = (kept.dtype, tuple(kept.shape)) if isinstance(kept, Tensor) else (type(kept).__name__,)
             raise ValueError(
-                f"The mask of {name!r} must be bool of shape {tuple(parameters[name].shape)}, not {kept.dtype} "
-                f"of shape {tuple(kept.shape)}."
+                f"The mask of {name!r} must be a bool tensor of shape {shape}, not {' '.join(map(str, found))}."
             )
 
 
@@ -239,12 +242,38 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
     """Sparsity counting also the weights that no path from input to output uses (Vysogorets & Kempe, 2023).
 
     A weight is on a path if positive flow passes it when every kept weight and every other scale is 1 and every
-    shift is 0. Only the batch's input shape matters.
+    shift is 0. Only the batch's input shape matters. Raises ValueError where no such flow exists (layer norm).
     """
     check_mask(model, mask)
-    flow = synaptic_flow(model, batch, parameters=list(mask), state=_connections(model, mask))
-    used = sum(int((value > 0).sum()) for value in flow.values())
-    return 1 - used / sum(kept.numel() for kept in mask.values())
+
+    def used(kept: ByParameter) -> ByParameter:
+        with _MeanForMaximum():
+            flow = synaptic_flow(model, batch, parameters=list(mask), state=_connections(model, kept))
+        return {name: value > 0 for name, value in flow.items()}
+
+    for name, reached in used({name: torch.ones_like(kept) for name, kept in mask.items()}).items():
+        if not bool(reached.flatten(1).any(1).all()):  # units that nothing reaches, although all is kept
+            raise ValueError(
+                f"Flow does not pass {name!r} even in the whole network (a layer norm or attention stops it), "
+                "so the effective sparsity of this model cannot be told."
+            )
+    on_path = sum(int(value.sum()) for value in used(mask).values())
+    return 1 - on_path / sum(kept.numel() for kept in mask.values())
+
+
+class _MeanForMaximum(TorchFunctionMode):
+    """Max-pooling passes flow to the largest input alone, though a path leads through each: average instead."""
+
+    def __torch_function__(self, func, types, args=(), kwargs=None):
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        kind, dimensions = name[:-2], name[-2:]
+        if kind == "adaptive_max_pool" and dimensions in ("1d", "2d", "3d"):
+            return getattr(F, name.replace("max", "avg"))(args[0], kwargs.get("output_size", args[-1]))
+        if kind == "max_pool" and kwargs.get("dilation", 1) in (1, (1, 1)) and len(args) < 5:
+            windows = dict(zip(("kernel_size", "stride", "padding"), args[1:4], strict=False))
+            windows |= {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
+            return getattr(F, name.replace("max", "avg"))(args[0], **windows)
+        return func(*args, **kwargs)
 
 
 def _connections(model: nn.Module, mask: ByParameter) -> ByParameter:
@@ -256,14 +285,21 @@ def _connections(model: nn.Module, mask: ByParameter) -> ByParameter:
     return {**state, **{name: kept.to(state[name]) for name, kept in mask.items()}}
 
 
+def _check_same(first: ByParameter, second: ByParameter) -> None:
+    if {n: v.shape for n, v in first.items()} != {n: v.shape for n, v in second.items()}:
+        raise ValueError("The two are not about the same parameters: their names and shapes must agree.")
+
+
 def jaccard(first: ByParameter, second: ByParameter) -> float:
     """Overlap of two masks: weights kept by both over weights kept by either."""
+    _check_same(first, second)
     both = sum(int((first[name] & second[name]).sum()) for name in first)
     return both / sum(int((first[name] | second[name]).sum()) for name in first)
 
 
 def shared_fraction(first: ByParameter, second: ByParameter) -> float:
     """Fraction of the weights kept by ``first`` that ``second`` keeps too; by chance, ``second``'s density."""
+    _check_same(first, second)
     both = sum(int((first[name] & second[name]).sum()) for name in first)
     return both / sum(int(kept.sum()) for kept in first.values())
 
@@ -271,6 +307,8 @@ def shared_fraction(first: ByParameter, second: ByParameter) -> float:
 def rank_correlation(first: ByParameter, second: ByParameter) -> float:
     """Spearman's rank correlation of two score maps over all weights together."""
     from scipy.stats import spearmanr
+
+    _check_same(first, second)
 
     def flat(scores: ByParameter, names: Iterable[str]) -> Tensor:
         return torch.cat([scores[name].flatten().double().cpu() for name in names])

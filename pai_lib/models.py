@@ -7,12 +7,13 @@ scores are taken at initialization.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Iterable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from .parameters import nearest
 
 _BUILDERS: dict[str, tuple[Callable[..., nn.Module], int]] = {}
 
@@ -33,14 +34,6 @@ def architecture(name: str, default_width: int):
 def model_names() -> list[str]:
     """Names that ``build_model`` knows, in the order of their definition."""
     return list(_BUILDERS)
-
-
-def nearest(name: object, known: Iterable[str]) -> str:
-    """Half a sentence for an error message: the closest known name, then all of them."""
-    known = list(known)
-    close = difflib.get_close_matches(str(name), known, n=1, cutoff=0.5)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"{hint}Known: {', '.join(known)}."
 
 
 def build_model(
@@ -81,8 +74,10 @@ def prunable(model: nn.Module) -> list[str]:
     by module type and never by name. Left out: the classifier head, which is the last linear layer to be
     registered (the last convolution in a network without one), biases, normalisation, embeddings and tokens.
 
+    A weight that several layers share is listed once, and not at all if it is the head's.
+
     Raises:
-        ValueError: if nothing is left to prune.
+        ValueError: if nothing is left to prune, or if a weight is computed from other parameters.
 
     >>> prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)))
     ['0.weight']
@@ -99,7 +94,15 @@ def prunable(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear):
             linear.append(names[-1])
     head = (linear or names)[-1:]
-    body = [name for name in names if name not in head]
+    own = dict(model.named_parameters(remove_duplicate=False))
+    for name in names:
+        if name not in own:
+            raise ValueError(
+                f"The weight {name!r} is computed from other parameters (a parametrization such as weight norm, "
+                "or a mask of torch.nn.utils.prune): make it permanent first."
+            )
+    listed = {name for name, _ in model.named_parameters()}  # the first name of each
+    body = [name for name in names if name in listed and not any(own[name] is own[last] for last in head)]
     if not body:
         raise ValueError(
             f"{type(model).__name__} has no prunable weight: it needs a convolution or linear layer "
@@ -118,6 +121,8 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
     if isinstance(parameters, str):
         raise ValueError(f'parameters={parameters!r}: it must be "prunable", "all" or a list of parameter names.')
     names = list(parameters)
+    if not names:
+        raise ValueError("parameters is empty: at least one name is needed.")
     for name in names:
         if name not in known:
             raise ValueError(f"The model has no parameter {name!r}: {nearest(name, known)}")

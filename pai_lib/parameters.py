@@ -1,4 +1,6 @@
-"""The parameters of a notebook: declared in its first code cell, checked before and while it runs.
+"""Names and values that a user gives, checked; above all the parameters of a notebook.
+
+They are declared in its first code cell and checked before and while it runs.
 
 The cell has the tag ``parameters`` and holds annotated literals, ``sparsity: float = 0.98  # help``.
 """
@@ -32,11 +34,21 @@ class Parameter:
     help: str
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """Return the end of an error sentence: the known name most like `name`, or all of them."""
-    known = sorted(known)
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(known) or 'none'}"
+def closest(name: object, known: Iterable[str]) -> str | None:
+    """Return the known name most like `name`, or None if none is like it."""
+    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)), None)
+
+
+def nearest(name: object, known: Iterable[str], limit: int = 20) -> str:
+    """Return the end of an error sentence: the known name most like `name`, then up to `limit` of them all.
+
+    >>> nearest("snap", ["magnitude", "snip"])
+    "did you mean 'snip'? Known: magnitude, snip."
+    """
+    known = list(known)
+    close = closest(name, known)
+    names = ", ".join(known[:limit]) + (", …" if known[limit:] else "") or "none"
+    return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
 
 
 def _kind(annotation: str) -> Any:

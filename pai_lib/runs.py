@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import datetime
-import importlib.metadata
 import json
+import math
 import os
 import resource
-import subprocess
 import sys
-import tempfile
 import time
+import uuid
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from .criteria import get_criterion, score
-from .data import Dataset, load_data
+from .data import Batch, Dataset, load_data
 from .derivatives import ByParameter
 from .masks import (
     collapsed_layers,
@@ -33,6 +33,7 @@ from .masks import (
     sparsity_of,
 )
 from .models import build_model, prunable
+from .provenance import device_name, git_revision, version
 from .spec import RunSpec
 from .training import TrainingDivergedError, evaluate, random_stream, train, warm_up
 
@@ -56,10 +57,15 @@ class Record:
     @classmethod
     def from_dict(cls, values: dict) -> Record:
         """Read a record's JSON content; ValueError if it is of another schema or does not fit its own id."""
-        if values.get("schema") != SCHEMA:
-            raise ValueError(f"schema {values.get('schema')!r}: this version reads schema {SCHEMA}.")
+        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
+            found = values.get("schema") if isinstance(values, dict) else type(values).__name__
+            raise ValueError(f"schema {found!r}: this version reads schema {SCHEMA}.")
+        kinds = {"spec": dict, "result": dict, "failure": dict | None, "data": dict, "provenance": dict, "id": str}
+        for name, kind in kinds.items():
+            if name not in values or not isinstance(values[name], kind):
+                raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
-        record = cls(RunSpec.from_dict(values["spec"]), **parts)
+        record = cls(RunSpec.from_record(values["spec"]), **parts)
         if record.spec.id != values["id"]:
             raise ValueError(f"its id is {values['id']!r}, but its spec's is {record.spec.id!r}: it was edited.")
         return record
@@ -73,7 +79,7 @@ class Store:
 
     def path(self, spec: RunSpec) -> Path:
         """Where the record of a spec is, or would be."""
-        return self.root / Path(spec.dataset).name / spec.model / f"{spec.id}.json"
+        return self.root / _short(spec.dataset) / spec.model / f"{spec.id}.json"
 
     def load(self, spec: RunSpec) -> Record | None:
         """The record of a spec, or ``None`` if there is none yet."""
@@ -87,15 +93,15 @@ class Store:
             raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
         path.parent.mkdir(parents=True, exist_ok=True)
         text = json.dumps(record.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".", suffix=".tmp")
+        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")  # mkstemp would hide it from others
         try:
-            with os.fdopen(handle, "w", encoding="utf-8") as file:
+            with temporary.open("x", encoding="utf-8") as file:
                 file.write(text)
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(temporary, path)
         except BaseException:
-            Path(temporary).unlink(missing_ok=True)
+            temporary.unlink(missing_ok=True)
             raise
         return path
 
@@ -104,24 +110,40 @@ class Store:
         return [_read(path) for path in sorted(self.root.glob("*/*/*.json"))]
 
     def frame(self) -> pd.DataFrame:
-        """One row a record: every field of its spec, its id, and the numbers of its result."""
-        rows = []
-        for record in self.records():
-            numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
-            row = {"id": record.spec.id, **record.spec.to_dict(), **numbers}
-            row["dataset"] = Path(record.spec.dataset).name
-            row["collapsed"] = len(record.result.get("collapsed", []))
-            row["train_images"] = record.data.get("train")
-            row["failure"] = record.failure["reason"] if record.failure else None
-            rows.append(row)
-        columns = ["id", *RunSpec().to_dict(), "test_accuracy", "train_images", "failure"]
-        return pd.DataFrame(rows, columns=None if rows else columns)
+        """``records_frame`` of all records."""
+        return records_frame(self.records())
+
+
+def records_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """One row a record: every field of its spec, its id, and the numbers of its result."""
+    rows = []
+    for record in records:
+        numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
+        row = {"id": record.spec.id, **asdict(record.spec), **numbers}
+        row["dataset"] = _short(record.spec.dataset)
+        row["collapsed"] = len(record.result.get("collapsed", []))
+        row["train_images"] = record.data.get("train")
+        row["failure"] = record.failure["reason"] if record.failure else None
+        rows.append(row)
+    columns = ["id", *asdict(RunSpec()), "test_accuracy", "test_loss", "collapsed", "train_images", "failure"]
+    return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
+
+
+def default_results() -> Path:
+    """Where the committed records are: ``results/`` of the source tree, else of the current folder."""
+    tree = Path(__file__).resolve().parent.parent / "results"
+    return tree if tree.is_dir() else Path("results")
+
+
+def _short(dataset: str) -> str:
+    """Name of a data set in paths and tables: of a folder, its last part."""
+    return Path(os.path.abspath(Path(dataset).expanduser())).name
 
 
 def _read(path: Path) -> Record:
     try:
         return Record.from_dict(json.loads(path.read_text("utf-8")))
-    except (ValueError, KeyError, TypeError) as error:
+    except ValueError as error:
         raise ValueError(f"{path} is not a readable record: {error}") from error
 
 
@@ -135,8 +157,10 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         device = torch.device(device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
     except RuntimeError:
-        raise ValueError(f'device={device!r}: it must be "cpu" or "cuda".') from None
+        raise ValueError(f'device="{device}": it must be "cpu" or "cuda".') from None
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError('device="cuda": PyTorch finds no CUDA device here; use device="cpu".')
     return device
@@ -163,7 +187,7 @@ def run(
         progress: show a bar.
 
     Returns:
-        The record. A loss that stops being finite gives a record with a ``failure``.
+        The record. A loss that stops being finite, in training or in the test, gives a record with a ``failure``.
 
     Raises:
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
@@ -172,10 +196,11 @@ def run(
     whole = load_data(spec.dataset) if data is None else data
     if store is not None:
         known = store.load(spec)
-        if known is not None and known.data["fingerprint"] == whole.fingerprint:
+        if known is not None and known.data.get("fingerprint") == whole.fingerprint:
             return known
     part, _ = whole.split(spec.train_fraction)
     part = part.to(device)
+    batch = part.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
     started = datetime.datetime.now(datetime.UTC)
     model = build_model(
         spec.model, part.num_classes, in_channels=part.train_images.shape[1], width=spec.width, seed=spec.seed
@@ -183,22 +208,25 @@ def run(
     result: dict = {"parameters": sum(p.numel() for p in model.parameters())}
     failure = None
     _reset_peak(device)
-    mask = _timed(result, "scoring_seconds", device, lambda: _mask(spec, model.to(device), part, result))
+    with _timed(result, "scoring_seconds", device):
+        mask = _mask(spec, model.to(device), part, batch, result)
     if mask is not None:
         result |= {
             "density": layer_density(mask),
             "collapsed": collapsed_layers(mask),
             "sparsity_reached": sparsity_of(mask),
-            "effective_sparsity": effective_sparsity(model, mask, part.scoring_batch(1)),
+            "effective_sparsity": effective_sparsity(model, mask, batch),
         }
     try:
-        result["curves"] = _timed(
-            result, "training_seconds", device, lambda: _train(spec, model, part, mask, progress)
-        )
+        with _timed(result, "training_seconds", device):
+            result["curves"] = _train(spec, model, part, mask, progress)
         accuracy, loss = evaluate(model, part.test_batches())
-        result |= {"test_accuracy": accuracy, "test_loss": loss}
+        if math.isfinite(loss):
+            result |= {"test_accuracy": accuracy, "test_loss": loss}
+        else:  # the last step of training may have broken it
+            failure = {"reason": f"The test loss is {loss}.", "where": "test"}
     except TrainingDivergedError as error:
-        failure = {"reason": str(error), "where": "training"}
+        failure = {"reason": str(error), "where": error.where}
     result["peak_memory_bytes"] = _peak(device)
     record = Record(
         spec,
@@ -212,21 +240,23 @@ def run(
     return record
 
 
-def _timed(result: dict, name: str, device: torch.device, work):
+@contextmanager
+def _timed(result: dict, name: str, device: torch.device) -> Iterator[None]:
+    """Note the seconds that a block took, also if it failed."""
     start = time.perf_counter()
-    value = work()
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    result[name] = round(time.perf_counter() - start, 3)
-    return value
+    try:
+        yield
+    finally:
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        result[name] = round(time.perf_counter() - start, 3)
 
 
-def _mask(spec: RunSpec, model: nn.Module, data: Dataset, result: dict) -> ByParameter | None:
+def _mask(spec: RunSpec, model: nn.Module, data: Dataset, batch: Batch, result: dict) -> ByParameter | None:
     """The spec's mask; warms up the model's batch norms on the way and applies the spec's control."""
     result["warmup_updates"] = warm_up(model, data, spec.warmup, spec.batch_size, spec.seed)
     if spec.criterion == "dense":
         return None
-    batch = data.scoring_batch(spec.samples_per_class, spec.seed)
     options = {
         "group": spec.group,
         "probes": spec.probes,
@@ -273,7 +303,7 @@ def provenance(device: torch.device, precision: str, started: datetime.datetime)
     return {
         "git": revision,
         "dirty": dirty,
-        "pai_lib": importlib.metadata.version("pai-lib"),
+        "pai_lib": version("pai-lib"),
         "torch": torch.__version__,
         "device": device_name(device),
         "threads": torch.get_num_threads(),
@@ -281,32 +311,6 @@ def provenance(device: torch.device, precision: str, started: datetime.datetime)
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def device_name(device: torch.device) -> str:
-    """Name of a GPU, or "CPU" with the processor's own name where the system tells it."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return "CPU"
-    return f"CPU ({name})"
-
-
-@lru_cache(maxsize=1)
-def git_revision() -> tuple[str, bool | None]:
-    """Revision of the source tree that this library runs from and whether it has local changes."""
-
-    def git(*words: str) -> str:
-        here = Path(__file__).resolve().parent
-        return subprocess.run(["git", *words], cwd=here, capture_output=True, text=True, check=True).stdout.strip()
-
-    try:
-        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown", None
 
 
 def prunable_count(model: nn.Module) -> int:

@@ -4,16 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, fields
-from pathlib import Path
+import math
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any
 
 from .criteria import CRITERIA, get_criterion
-from .data import dataset_names
+from .data import dataset_names, find_folder
 from .masks import check_scope, check_sparsity
-from .models import model_names, nearest
+from .models import model_names
+from .parameters import nearest
 from .training import PRECISIONS
 
 CONTROLS = ("none", "shuffle", "reinit", "invert")
+
+
+def _option(default: Any, about: str) -> Any:
+    """Field with a default and the help that the command line shows."""
+    return field(default=default, metadata={"help": about})
 
 
 @dataclass(frozen=True)
@@ -24,38 +31,37 @@ class RunSpec:
     field added later (with the old behaviour as its default) renames no record.
 
     >>> RunSpec(dataset="digits", model="resnet8", sparsity=0.9).id
-    '62c0d0a2a0c9'
+    '0c6754f1fed4'
     """
 
-    dataset: str = "cifar10"  # a name of dataset_names(), or a folder of class folders
-    model: str = "resnet18"
-    width: int | None = None  # channels of the first stage; None is the architecture's own
-    criterion: str = "hts"  # or "dense", with sparsity 0
-    variant: str = "cited"
-    sparsity: float = 0.98  # fraction of the prunable weights removed
-    scope: str = "global"
-    samples_per_class: int = 10  # scoring samples
-    group: int = 1  # samples averaged before a gradient is squared or probed
-    probes: int = 10  # Hutchinson's random vectors a group
-    temperature: float | None = None  # None is the criterion's own
-    rounds: int | None = None  # None is the criterion's own
-    warmup: int = 98  # batch-norm updates before scoring; 0 is none
-    control: str = "none"
-    epochs: int = 160
-    batch_size: int = 512
-    lr: float = 0.03
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    lr_drops: tuple[float, ...] = (0.5, 0.75)  # fractions of the run
-    lr_drop_factor: float = 0.2
-    precision: str = "float32"
-    seed: int = 0
-    train_fraction: float = 1.0  # stratified part of the training images that is used
+    dataset: str = _option("cifar10", "a registered data set, or a folder of class folders")
+    model: str = _option("resnet18", "architecture")
+    width: int | None = _option(None, "channels of the first stage; none is the architecture's own")
+    criterion: str = _option("hts", "pruning criterion, or dense with sparsity 0")
+    variant: str = _option("cited", "the cited method, or the released code's where it differs")
+    sparsity: float = _option(0.98, "fraction of the prunable weights removed")
+    scope: str = _option("global", "one ranking over all weights (global), one a layer (layer), or erk")
+    samples_per_class: int = _option(10, "scoring samples a class")
+    group: int = _option(1, "samples averaged before a gradient is squared or probed")
+    probes: int = _option(10, "Hutchinson's random vectors a group")
+    temperature: float | None = _option(None, "divides the logits; none is the criterion's own")
+    rounds: int | None = _option(None, "rounds of scoring and masking; none is the criterion's own")
+    warmup: int = _option(98, "batch-norm updates before scoring")
+    control: str = _option("none", "sanity check applied to the mask: none, shuffle, reinit or invert")
+    epochs: int = _option(160, "passes over the training images")
+    batch_size: int = _option(512, "images a step")
+    lr: float = _option(0.03, "first learning rate")
+    momentum: float = _option(0.9, "momentum of SGD")
+    weight_decay: float = _option(5e-4, "weight decay of SGD")
+    lr_drops: tuple[float, ...] = _option((0.5, 0.75), "fractions of the run at which the learning rate drops")
+    lr_drop_factor: float = _option(0.2, "factor of each drop")
+    precision: str = _option("float32", "float32, or bf16 for autocast in training")
+    seed: int = _option(0, "of initialization, samples, probes, order and augmentation")
+    train_fraction: float = _option(1.0, "stratified part of the training images that is used")
 
     def __post_init__(self):
-        object.__setattr__(self, "lr_drops", tuple(self.lr_drops))
         _check_types(self)
-        if self.dataset not in dataset_names() and not Path(self.dataset).expanduser().is_dir():
+        if self.dataset not in dataset_names() and not (self.dataset and find_folder(self.dataset)):
             raise ValueError(f"Unknown dataset {self.dataset!r}: {nearest(self.dataset, dataset_names())}")
         if self.model not in model_names():
             raise ValueError(f"Unknown model {self.model!r}: {nearest(self.model, model_names())}")
@@ -70,6 +76,13 @@ class RunSpec:
             if self.criterion not in CRITERIA:
                 raise ValueError(f"Unknown criterion {self.criterion!r}: {nearest(self.criterion, CRITERIA)}")
             get_criterion(self.criterion, self.variant)
+        elif (self.variant, self.control) != ("cited", "none"):
+            raise ValueError(
+                f"criterion='dense' with variant={self.variant!r} and control={self.control!r}: without a mask "
+                "there is nothing to vary or control."
+            )
+        if self.control == "invert" and self.rounds not in (None, 1):
+            raise ValueError(f"rounds={self.rounds} with control='invert': inverted scores are ranked once.")
         for name, known in (("control", CONTROLS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
@@ -79,6 +92,8 @@ class RunSpec:
         for name in ("warmup", "seed", "momentum", "weight_decay"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative.")
+        if not self.seed < 2**63:
+            raise ValueError(f"seed={self.seed}: it must be below 2**63.")
         for name in ("temperature", "lr", "lr_drop_factor"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive.")
@@ -106,19 +121,32 @@ class RunSpec:
                 raise ValueError(f"RunSpec has no field {name!r}: {nearest(name, known)}")
         return cls(**values)
 
+    @classmethod
+    def from_record(cls, values: dict) -> RunSpec:
+        """Build from a record's fields: as ``from_dict``, but the folder of data may be on another machine."""
+        if not isinstance(name := values.get("dataset"), str):
+            raise ValueError(f"dataset={name!r}: it must be of type str, not {type(name).__name__}.")
+        spec = cls.from_dict({**values, "dataset": cls.dataset})
+        object.__setattr__(spec, "dataset", name)
+        return spec
+
 
 def _check_types(spec: RunSpec) -> None:
-    wanted = {"str": str, "int": int, "float": (int, float), "tuple[float, ...]": tuple}
-    for field in fields(spec):
-        kind, _, optional = field.type.partition(" | ")
-        value = getattr(spec, field.name)
+    wanted = {"str": str, "int": int, "float": (int, float), "tuple[float, ...]": (tuple, list)}
+    for each in fields(spec):
+        kind, _, optional = each.type.partition(" | ")
+        value = getattr(spec, each.name)
         if optional and value is None:
             continue
-        if isinstance(value, bool) or not isinstance(value, wanted[kind]):
+        numbers = value if isinstance(value, tuple | list) else [value]
+        sound = not any(isinstance(n, bool) for n in numbers) and isinstance(value, wanted[kind])
+        if kind.startswith("tuple"):
+            sound = sound and all(isinstance(n, int | float) for n in numbers)
+        if not sound:
             article = "a list of numbers" if kind.startswith("tuple") else f"of type {kind}"
-            raise ValueError(f"{field.name}={value!r}: it must be {article}, not {type(value).__name__}.")
-        if kind == "float":  # 1 and 1.0 are the same run
-            object.__setattr__(spec, field.name, float(value))
-    if not all(isinstance(d, int | float) and not isinstance(d, bool) for d in spec.lr_drops):
-        raise ValueError(f"lr_drops={spec.lr_drops!r}: it must be a list of numbers.")
-    object.__setattr__(spec, "lr_drops", tuple(map(float, spec.lr_drops)))
+            raise ValueError(f"{each.name}={value!r}: it must be {article}, not {type(value).__name__}.")
+        if "float" in kind:  # 1 and 1.0 are the same run, and so are 0.0 and -0.0
+            if not all(map(math.isfinite, numbers)):
+                raise ValueError(f"{each.name}={value!r}: it must be finite.")
+            numbers = tuple(float(n) + 0.0 for n in numbers)
+            object.__setattr__(spec, each.name, numbers if kind.startswith("tuple") else numbers[0])

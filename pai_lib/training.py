@@ -22,7 +22,9 @@ PRECISIONS = ("float32", "bf16")
 
 
 class TrainingDivergedError(RuntimeError):
-    """The loss became NaN or infinite."""
+    """The loss became NaN or infinite; ``where`` says when."""
+
+    where = "training"
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
@@ -66,7 +68,7 @@ def learning_rate(epoch: int, epochs: int, lr: float, drops: Iterable[float], fa
     >>> [learning_rate(e, 160, 0.03, (0.5, 0.75), 0.2) for e in (0, 79, 80, 120)]
     [0.03, 0.03, 0.006, 0.0012]
     """
-    passed = sum(epoch >= round(drop * epochs) for drop in drops)
+    passed = sum(epoch >= max(1, round(drop * epochs)) for drop in drops)
     return float(f"{lr * factor**passed:.12g}")
 
 
@@ -142,7 +144,9 @@ def train(
             correct += (logits.detach().argmax(1) == batch.labels).sum()
         mean_loss = float(total) / seen
         if not math.isfinite(mean_loss):
-            raise TrainingDivergedError(f"The training loss became {mean_loss} in epoch {epoch + 1}.")
+            error = TrainingDivergedError(f"The training loss became {mean_loss}.")
+            error.where = f"epoch {epoch + 1}"
+            raise error
         curves["loss"].append(mean_loss)
         curves["accuracy"].append(float(correct) / seen)
         curves["lr"].append(rate)

@@ -1,0 +1,34 @@
+# Two commands: `make book` and `make test`. Both set up .venv by themselves, once.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+# Small networks gain nothing from threads and lose much when threads outnumber free cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: book test test-all lint notebooks clean
+
+book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
+	$(BIN)/pai book
+
+test: $(READY)  ## every test: library, doctests, and the stored outputs of the notebooks
+	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest --nbval-lax notebooks
+
+test-all: lint test book  ## what CI runs
+
+lint: $(READY)  ## style, docstrings, formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(READY)  ## re-execute the notebook sources and refresh the outputs that tests compare
+	$(BIN)/pai notebooks
+
+clean:  ## remove built pages and executed chapters; keeps .venv, data and results
+	rm -rf _build book/*.ipynb .pytest_cache .ruff_cache .hypothesis
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v.major}.{v.minor}: make PYTHON=python3.12 ..." or 0)'
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	@touch $@

@@ -1,0 +1,108 @@
+"""What made a result: revision, versions, device; and the section of a page that says so."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import shlex
+import subprocess
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .parameters import notebook_parameters, text_of
+
+LIBRARY = Path(__file__).resolve().parent
+
+
+def version(package: str) -> str:
+    """Return the installed version of a distribution, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def device_name(device: str | torch.device) -> str:
+    """Return the name of a GPU, or "CPU" with the processor's own name where the system tells it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
+    return f"CPU ({name})"
+
+
+@cache
+def git_revision(folder: Path = LIBRARY) -> tuple[str, bool | None]:
+    """Return the revision of a folder and whether it has local changes; by default, of this library's.
+
+    It is ``("unknown", None)`` for a folder that git does not track, such as an installed copy of the library
+    that merely lies within some repository.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", None
+
+
+def page_section(
+    root: Path,
+    notebook: Path,
+    values: Mapping[str, Any],
+    command: str,
+    title: str,
+) -> str:
+    """Return the section of a page that says how it was made and how to make it again.
+
+    Args:
+        root: folder of the project.
+        notebook: the source, below `root`.
+        values: of the parameters that were given; the others had the notebook's defaults.
+        command: that makes the page again.
+        title: of the box that holds it all.
+    """
+    declared = notebook_parameters(notebook)
+    effective = {name: values.get(name, p.default) for name, p in declared.items()}
+    cells = [
+        (f"`{name}`", f"`{text_of(effective[name])}`", f"`{text_of(p.default)}`", p.help)
+        for name, p in declared.items()
+    ]
+    rows = "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |" for row in cells)
+    packages = ("pai-lib", "torch", "seaborn", "papermill", "jupyter-book")
+    versions = ", ".join(f"{package} {version(package)}" for package in packages)
+    cpu = effective.get("device") == "cpu" or not torch.cuda.is_available()
+    revision, changed = git_revision(root)
+    source = notebook.relative_to(root).as_posix()
+    plain = f"papermill {source} out.ipynb" + (f" -y {shlex.quote(text_of(values))}" if values else "")
+    return f"""## How this page was made
+
+:::{{dropdown}} {title}: parameters, versions, how to run it again
+| parameter | value here | default | meaning |
+|---|---|---|---|
+{rows}
+
+- Device: {device_name("cpu" if cpu else "cuda")}
+- Versions: Python {platform.python_version()}, {versions}
+- Revision: {revision}{" with local changes" if changed else ""}
+- Notebook: {{download}}`{source} </{source}>`
+
+To run it again, or with other values, give `-p name=value`:
+
+```bash
+{command}
+# or the notebook alone, without the book:
+{plain}
+```
+:::"""

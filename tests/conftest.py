@@ -1,0 +1,102 @@
+"""Shared by the tests: settings, a module made of a function, and oracles written without the library."""
+
+import torch
+import torch.nn.functional as F
+from hypothesis import settings
+from torch import nn
+
+from pai_lib import Batch
+
+torch.set_num_threads(1)
+settings.register_profile("pai", deadline=None, max_examples=25)
+settings.load_profile("pai")
+
+
+class Net(nn.Module):
+    """``Net(lambda net, x: ..., a=module, ...)``: any forward pass over named modules and parameters."""
+
+    def __init__(self, function, **parts):
+        super().__init__()
+        self.function = function
+        for name, part in parts.items():
+            setattr(self, name, part)
+
+    def forward(self, x):
+        return self.function(self, x)
+
+
+def linear(c_in=4, c_out=4, **options):
+    return nn.Linear(c_in, c_out, dtype=torch.float64, **options)
+
+
+def batch_of(*shape, classes=3, seed=0, dtype=torch.float64):
+    generator = torch.Generator().manual_seed(seed)
+    inputs = torch.randn(shape, generator=generator, dtype=torch.float64).to(dtype)
+    return Batch(inputs, torch.randint(0, classes, shape[:1], generator=generator))
+
+
+def randomize(model, seed=0):
+    """Random statistics, scales and shifts for every norm, so that none of them is the identity."""
+    generator = torch.Generator().manual_seed(seed)
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None:
+            for tensor in (module.running_mean, module.bias.data):
+                tensor.copy_(0.3 * torch.randn(tensor.shape, generator=generator))
+            for tensor in (module.running_var, module.weight.data):
+                tensor.copy_(0.5 + torch.rand(tensor.shape, generator=generator))
+    return model
+
+
+def flat(tensors):
+    return torch.cat([tensor.detach().flatten() for tensor in tensors.values()])
+
+
+def loss_function(model, batch, names, temperature=1.0):
+    """The mean loss as a function of one flat vector of the named parameters, and that vector now."""
+    model.eval()
+    values = {name: model.get_parameter(name).detach() for name in names}
+
+    def loss(vector):
+        parts = vector.split([value.numel() for value in values.values()])
+        theta = {name: part.view_as(values[name]) for name, part in zip(names, parts, strict=True)}
+        logits = torch.func.functional_call(model, theta, (batch.inputs,))
+        return F.cross_entropy(logits / temperature, batch.labels)
+
+    return loss, flat(values)
+
+
+def hessian(model, batch, names, temperature=1.0):
+    loss, at = loss_function(model, batch, names, temperature)
+    return torch.func.hessian(loss)(at)
+
+
+def fisher_loop(model, batch, names, group, temperature=1.0):
+    """Squared gradients, one group after the other."""
+    model.eval()
+    parameters = [model.get_parameter(name).requires_grad_() for name in names]
+    squares = []
+    for x, y in zip(batch.inputs.split(group), batch.labels.split(group), strict=True):
+        grads = torch.autograd.grad(F.cross_entropy(model(x) / temperature, y), parameters)
+        squares.append(torch.cat([g.flatten() for g in grads]).square())
+    return torch.stack(squares).mean(0)
+
+
+def ggn_loop(model, batch, names, temperature=1.0):
+    """Diagonal of (1/N) Σₙ JₙᵀHₙJₙ, one row of J after the other."""
+    model.eval()
+    parameters = [model.get_parameter(name) for name in names]
+    total = 0
+    for n in range(len(batch.inputs)):
+        logits = model(batch.inputs[n : n + 1])[0] / temperature
+        rows = [torch.autograd.grad(logit, parameters, retain_graph=True) for logit in logits]
+        jacobian = torch.stack([torch.cat([g.flatten() for g in row]) for row in rows])  # C × P
+        p = logits.detach().softmax(0)
+        total = total + (jacobian * ((p.diag() - p.outer(p)) @ jacobian)).sum(0)
+    return total / len(batch.inputs)
+
+
+def assert_equal_diagonals(found, expected, relative=1e-10):
+    """Equal to ``relative`` times the largest entry."""
+    found = flat(found)
+    assert found.shape == expected.shape
+    assert (found - expected).abs().max() <= relative * expected.abs().max()

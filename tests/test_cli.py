@@ -1,0 +1,233 @@
+"""The ``pai`` command: runs, data, criteria; one line for each error; no package that it does not need."""
+
+import json
+import subprocess
+import sys
+from dataclasses import fields
+
+import pytest
+
+from pai_lib import cli, runs
+from pai_lib.criteria import CRITERIA
+from pai_lib.runs import Store
+from pai_lib.spec import RunSpec
+
+QUICK = (
+    "run --dataset digits --model resnet8 --width 2 --criterion snip --sparsity 0.9 --samples-per-class 2 "
+    "--warmup 1 --epochs 1 --batch-size 64 --train-fraction 0.1 --device cpu --quiet"
+).split()
+
+
+def call(capsys, *words):
+    code = cli.main([*words])
+    out, err = capsys.readouterr()
+    return code, out, err
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path, monkeypatch):
+    """Run in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def parsed(monkeypatch, *words):
+    """Return the spec that ``pai run`` makes of its arguments."""
+    seen = []
+
+    def stop(spec, *args, **options):
+        seen.append(spec)
+        raise RuntimeError("stop")
+
+    monkeypatch.setattr(cli, "run", stop)
+    cli.main(["run", *words])
+    return seen[0]
+
+
+def test_a_run_writes_its_record_and_says_so(capsys, elsewhere):
+    code, out, err = call(capsys, *QUICK)
+    (record,) = Store("results").records()
+    path = Store("results").path(record.spec)
+    assert code == 0
+    assert err == ""
+    accuracy = f"{100 * record.result['test_accuracy']:.2f}"
+    start = f"{record.spec.id}  SNIP  sparsity 0.9  test accuracy {accuracy} %  "
+    assert out.startswith(start)
+    assert out.endswith(f" s  {path} (new)\n")
+    assert (elsewhere / "results" / "digits" / "resnet8" / f"{record.spec.id}.json").is_file()
+    code, again, _ = call(capsys, *QUICK)
+    assert (code, again) == (0, out.replace("(new)", "(reused)"))
+    code, out, _ = call(capsys, *QUICK, "--results", "other")
+    assert out.endswith("(new)\n")
+    assert len(Store("other").records()) == 1
+
+
+def test_a_failed_run_is_exit_code_one(capsys):
+    code, out, _ = call(capsys, *QUICK, "--lr", "1e12", "--epochs", "4")
+    assert code == 1
+    assert "  failed in " in out
+    assert "accuracy" not in out
+    assert Store().records()[0].failure
+
+
+def test_without_options_it_is_the_default_spec(monkeypatch):
+    assert parsed(monkeypatch) == RunSpec()
+
+
+def test_every_field_has_its_option(monkeypatch):
+    values = {
+        "dataset": "digits", "model": "resnet8", "width": 3, "criterion": "synflow", "variant": "released",
+        "sparsity": 0.5, "scope": "layer", "samples_per_class": 2, "group": 3, "probes": 4, "temperature": 1.5,
+        "rounds": 6, "warmup": 7, "control": "reinit", "epochs": 8, "batch_size": 9, "lr": 1e-3, "momentum": 0.1,
+        "weight_decay": 0.0, "lr_drops": (0.25, 0.5), "lr_drop_factor": 0.5, "precision": "bf16", "seed": 42,
+        "train_fraction": 0.5,
+    }  # fmt: skip
+    assert set(values) == {each.name for each in fields(RunSpec)}
+    words = []
+    for name, value in values.items():
+        text = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [f"--{name.replace('_', '-')}", text]
+    assert parsed(monkeypatch, *words) == RunSpec(**values)
+
+
+@pytest.mark.parametrize(
+    ("words", "values"),
+    [
+        ("--width none --temperature None --rounds none", {}),
+        ("--lr-drops none", {"lr_drops": ()}),
+        ("--lr-drops 0.5", {"lr_drops": (0.5,)}),
+        ("--control none", {}),
+        ("--lr 1", {"lr": 1.0}),
+        ("--criterion dense --sparsity 0", {"criterion": "dense", "sparsity": 0}),
+    ],
+)
+def test_none_and_lists(monkeypatch, words, values):
+    assert parsed(monkeypatch, *words.split()) == RunSpec(**values)
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("", "the following arguments are required: COMMAND"),
+        ("rum", "invalid choice: 'rum'"),
+        ("run --sparsty 0.9", "unknown argument '--sparsty': did you mean '--sparsity'?"),
+        ("run --spars 0.9", "unknown argument '--spars': did you mean '--sparsity'?"),
+        ("run --lr fast", "argument --lr: 'fast' is not a number"),
+        ("run --epochs 1.5", "argument --epochs: '1.5' is not a whole number"),
+        ("run --epochs none", "argument --epochs: 'none' is not a whole number"),
+        ("run --width wide", "argument --width: 'wide' is not a whole number or none"),
+        ("run --lr-drops 0.5;0.75", "'0.5;0.75' is not numbers with commas between them"),
+        ("run --lr-drops 1.5", "lr_drops=(1.5,): each is a fraction of the run"),
+        ("run --sparsity 1", "sparsity=1.0: it must be at least 0 and below 1"),
+        ("run --sparsity nan", "sparsity=nan: it must be finite"),
+        ("run --seed", "argument --seed: expected one argument"),
+        ("run --criterion snap", "Unknown criterion 'snap': did you mean 'snip'?"),
+        ("run --dataset cifer10", "Unknown dataset 'cifer10': did you mean 'cifar10'?"),
+        ("run --dataset digits --model resnet8 --device gpu", 'device="gpu": it must be "cpu" or "cuda"'),
+        ("run --dataset digits --model vgg11 --quiet --width 1", "images of 8×8 are too small"),
+        ("run --dataset digits --model resnet8 --samples-per-class 999", "samples_per_class=999 must be 1 to"),
+        ("data check cifer10", "unknown dataset 'cifer10' (did you mean 'cifar10'?)"),
+        ("data fetch nowhere", "unknown dataset 'nowhere'"),
+        ("data look digits", "invalid choice: 'look'"),
+        ("data check", "the following arguments are required: NAME"),
+        ("criteria all", "unknown argument 'all'"),
+    ],
+)
+def test_errors_are_one_line_and_exit_code_two(capsys, elsewhere, words, sentence):
+    code, out, err = call(capsys, *words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("pai: error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_an_error_of_several_lines_is_told_in_one(capsys, monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("out of memory\n  tried to allocate\n")
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert call(capsys, "run") == (2, "", "pai: error: out of memory tried to allocate\n")
+
+
+def test_a_tampered_record_is_named(capsys):
+    call(capsys, *QUICK)
+    (record,) = Store().records()
+    path = Store().path(record.spec)
+    path.write_text(json.dumps(record.to_dict() | {"schema": 7}))
+    code, _, err = call(capsys, *QUICK)
+    assert code == 2
+    assert err == f"pai: error: {path} is not a readable record: schema 7: this version reads schema 1.\n"
+
+
+def test_interrupted(capsys, monkeypatch):
+    def interrupt(*args, **options):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "run", interrupt)
+    assert call(capsys, "run") == (130, "", "pai: interrupted\n")
+
+
+def test_data_is_checked_and_fetched(capsys):
+    code, out, _ = call(capsys, "data", "check", "digits")
+    assert code == 0
+    assert out.startswith("digits: 1437 training and 360 test images, 1×8×8, 10 classes\nfingerprint ")
+    assert call(capsys, "data", "fetch", "digits") == (0, "digits is ready: read from scikit-learn\n", "")
+
+
+def test_criteria_are_a_table_of_the_registry(capsys):
+    code, out, _ = call(capsys, "criteria")
+    header, *rows = out.splitlines()
+    assert code == 0
+    assert header.split() == "key label name temperature rounds variants source".split()
+    assert [row.split()[0] for row in rows] == list(CRITERIA)
+    starts = [header.index(f"  {word}") for word in header.split()[1:]]
+    assert all(row[start : start + 2] == "  " for row in rows for start in starts)
+    grasp = next(row for row in rows if row.startswith("grasp"))
+    assert grasp.split() == "grasp GraSP GraSP 200 1 cited, released wang2020".split()
+
+
+def test_help_tells_every_field(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["run", "--help"])
+    out = " ".join(capsys.readouterr().out.split())
+    assert stop.value.code == 0
+    for each in fields(RunSpec):
+        assert each.metadata["help"] in out
+    assert "(default: 0.5,0.75)" in out
+
+
+def test_labels():
+    assert runs.criterion_label("dense") == "Dense"
+
+
+# --- imports
+
+JUPYTER = (
+    "papermill nbformat nbclient IPython ipykernel ipywidgets jupyter_book jupyter_client jupyter_core".split()
+)
+PROGRAM = """
+import sys
+{code}
+loaded = {{name.partition(".")[0] for name in sys.modules}}
+sys.exit(", ".join(sorted(loaded & set({forbidden}))) or 0)
+"""
+
+
+@pytest.mark.parametrize(
+    ("code", "forbidden"),
+    [
+        ("import pai_lib", [*JUPYTER, "matplotlib", "seaborn", "sklearn", "scipy", "distributed", "torchvision"]),
+        ("from pai_lib import cli", JUPYTER),
+        (
+            f"from pai_lib import cli\nassert cli.main({QUICK}) == 0\nassert cli.main(['criteria']) == 0\n"
+            "assert cli.main(['data', 'check', 'digits']) == 0",
+            JUPYTER,
+        ),
+    ],
+    ids=["library", "command", "commands run"],
+)
+def test_imports_nothing_it_does_not_need(code, forbidden):
+    program = PROGRAM.format(code=code, forbidden=forbidden)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr

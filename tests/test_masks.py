@@ -1,0 +1,377 @@
+"""Masks: how many weights are kept and which, controls, exports and statistics."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from conftest import Net, batch_of, flat
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy.stats import spearmanr
+from torch import nn
+from torch.nn.utils import parametrizations
+from torch.nn.utils import prune as torch_prune
+
+import pai_lib as pai
+
+sparsities = st.floats(0, 1, exclude_max=True)
+# Few distinct values: ties are common.
+values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32))
+quiet = pytest.mark.filterwarnings("ignore::pai_lib.masks.SparsityWarning")
+
+
+@st.composite
+def score_maps(draw):
+    sizes = draw(st.lists(st.integers(1, 12), min_size=1, max_size=4))
+    tensors = [torch.tensor(draw(st.lists(values, min_size=n, max_size=n))) for n in sizes]
+    return {f"layer{i}": t.view(-1, 2) if len(t) % 2 == 0 else t for i, t in enumerate(tensors)}
+
+
+def kept_by_sorting(scores, count):
+    """The first of a stable sort, from high to low."""
+    kept = torch.zeros(scores.numel(), dtype=torch.bool)
+    kept[torch.sort(scores.flatten(), descending=True, stable=True).indices[:count]] = True
+    return kept
+
+
+def count(density, size):
+    return max(1, int(density * size))
+
+
+@quiet
+@given(score_maps(), sparsities)
+def test_a_mask_keeps_the_first_of_a_stable_sort(scores, sparsity):
+    """Exactly max(1, int((1 − s)·n)) of all weights, or of each tensor; of equal scores, the earlier."""
+    mask = pai.make_mask(scores, sparsity)
+    assert {n: m.shape for n, m in mask.items()} == {n: s.shape for n, s in scores.items()}
+    everything = flat(scores)
+    assert torch.equal(flat(mask), kept_by_sorting(everything, count(1 - sparsity, len(everything))))
+    for name, kept in pai.make_mask(scores, sparsity, "layer").items():
+        expected = kept_by_sorting(scores[name], count(1 - sparsity, scores[name].numel()))
+        assert torch.equal(kept.flatten(), expected)
+
+
+@quiet
+@given(score_maps(), sparsities, sparsities, st.sampled_from(["global", "layer", "erk"]))
+def test_masks_nest_as_sparsity_grows(scores, one, other, scope):
+    denser, sparser = (flat(pai.make_mask(scores, s, scope)) for s in sorted((one, other)))
+    assert (sparser <= denser).all()
+
+
+@quiet
+@given(score_maps(), sparsities, st.sampled_from(["global", "layer", "erk"]))
+def test_only_the_order_of_scores_matters(scores, sparsity, scope):
+    changed = {name: 3 * value.double() - 7 for name, value in scores.items()}
+    assert torch.equal(flat(pai.make_mask(changed, sparsity, scope)), flat(pai.make_mask(scores, sparsity, scope)))
+
+
+def test_a_mask_of_a_resnet18_is_that_of_a_stable_sort():
+    """11.2 million scores with thousands of ties at the threshold, in one tensor and in many."""
+    scores = torch.randn(11_170_000, generator=torch.Generator().manual_seed(0)).mul_(1000).round_()
+    expected = kept_by_sorting(scores, int((1 - 0.98) * len(scores)))
+    assert torch.equal(pai.make_mask({"w": scores}, 0.98)["w"], expected)
+    parts = dict(zip("abc", scores.split(4_000_000), strict=True))
+    assert torch.equal(flat(pai.make_mask(parts, 0.98)), expected)
+
+
+def resnet():
+    model = pai.build_model("resnet20", 10, width=8)
+    return model, {n: torch.rand_like(model.get_parameter(n)) for n in pai.prunable(model)}
+
+
+@pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.8, 0.9, 0.98])
+def test_erk_densities_follow_the_kernel_rule_and_meet_the_total(sparsity):
+    _, scores = resnet()
+    mask = pai.make_mask(scores, sparsity, "erk")
+    assert abs(pai.sparsity_of(mask) - sparsity) <= len(mask) / len(flat(mask))  # each layer rounds down
+    density = pai.layer_density(mask)
+    raw = {name: sum(value.shape) / value.numel() for name, value in scores.items()}
+    capped = {name for name in mask if density[name] == 1}
+    factors = [density[name] / raw[name] for name in mask if name not in capped]
+    widest = max((1 / scores[name].numel() / raw[name] for name in mask if name not in capped), default=0)
+    assert max(factors, default=0) - min(factors, default=0) <= 2 * widest
+    assert all(raw[name] * min(factors, default=math.inf) >= 1 - 1e-9 for name in capped)
+
+
+def test_random_scores_and_erk_are_erk_random_pruning():
+    model, _ = resnet()
+    batch = batch_of(1, 3, 8, 8)
+    mask = pai.prune(model, batch, "random", 0.9, scope="erk")
+    assert pai.sparsity_of(mask) == pytest.approx(0.9, abs=1e-3)
+    assert pai.layer_density(mask)["stem.0.weight"] > 3 * pai.layer_density(mask)["blocks.8.convs.1.weight"]
+
+
+def test_a_sparsity_that_leaves_no_weight_keeps_one_and_warns():
+    scores = {"a": torch.rand(5), "b": torch.rand(200)}
+    with pytest.warns(pai.SparsityWarning, match=r"0.1 keeps no weight of a \(5 weights\): one is kept"):
+        mask = pai.make_mask(scores, 0.9, "layer")
+    assert int(mask["a"].sum()) == 1
+    with pytest.warns(pai.SparsityWarning, match="all prunable weights together"):
+        mask = pai.make_mask(scores, 0.999)
+    assert int(flat(mask).sum()) == 1
+
+
+@pytest.mark.parametrize("sparsity", [-0.1, 1, 1.0, 2.5, float("nan"), float("inf")])
+def test_a_sparsity_outside_zero_to_one_is_named(sparsity):
+    with pytest.raises(ValueError, match=f"sparsity={sparsity}: it must be at least 0 and below 1"):
+        pai.make_mask({"a": torch.rand(3)}, sparsity)
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_scores_that_are_not_numbers_are_an_error_that_names_the_tensor(bad):
+    with pytest.raises(ValueError, match="The scores of 'b' hold NaN or infinite"):
+        pai.make_mask({"a": torch.rand(3), "b": torch.tensor([1.0, bad])}, 0.5)
+
+
+def test_no_scores_and_an_unknown_scope_are_errors():
+    with pytest.raises(ValueError, match="no scores"):
+        pai.make_mask({}, 0.5)
+    with pytest.raises(ValueError, match="Unknown scope 'layers': did you mean 'layer'"):
+        pai.make_mask({"a": torch.rand(3)}, 0.5, "layers")
+
+
+# ---------------------------------------------------------------------------------------------------------
+# On a model
+
+
+def mlp(*widths, dtype=torch.float64):
+    torch.manual_seed(0)
+    layers = [nn.Linear(a, b, dtype=dtype) for a, b in itertools.pairwise(widths)]
+    return nn.Sequential(*[part for layer in layers for part in (layer, nn.ReLU())][:-1])
+
+
+def random_mask(model, density=0.5, seed=0):
+    g = torch.Generator().manual_seed(seed)
+    return {n: torch.rand(model.get_parameter(n).shape, generator=g) < density for n in pai.prunable(model)}
+
+
+def test_applying_a_mask_zeroes_what_is_removed_and_nothing_else():
+    model = mlp(4, 5, 5, 3)
+    mask, before = random_mask(model), {n: p.detach().clone() for n, p in model.named_parameters()}
+    pai.apply_mask(model, mask)
+    for name, parameter in model.named_parameters():
+        assert torch.equal(parameter, before[name] * mask.get(name, True))
+        assert parameter.is_leaf
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        ({"0.weights": torch.ones(5, 4).bool()}, "'0.weights', which the model has not: did you mean '0.weight'"),
+        ({"0.weight": torch.ones(4, 5).bool()}, r"bool tensor of shape \(5, 4\), not torch.bool \(4, 5\)"),
+        ({"0.weight": torch.ones(5, 4)}, r"bool tensor of shape \(5, 4\), not torch.float32 \(5, 4\)"),
+        ({"0.weight": [True]}, r"bool tensor of shape \(5, 4\), not list"),
+    ],
+)
+@pytest.mark.parametrize(
+    "use",
+    [pai.apply_mask, pai.to_torch_prune, lambda model, mask: pai.effective_sparsity(model, mask, batch_of(1, 4))],
+)
+def test_a_mask_that_does_not_fit_is_an_error_and_leaves_all_weights(use, bad, message):
+    model = mlp(4, 5, 5, 3)
+    before = model.state_dict()
+    before = {name: tensor.clone() for name, tensor in before.items()}
+    good = {"2.weight": torch.zeros(5, 5).bool()}
+    with pytest.raises(ValueError, match=message):
+        use(model, {**good, **bad})
+    assert before.keys() == model.state_dict().keys()
+    assert all(torch.equal(before[name], tensor) for name, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", ["mlp", "resnet8", "attention"])
+def test_torchs_own_pruning_computes_what_the_masked_weights_do(name):
+    def build():
+        torch.manual_seed(0)
+        if name == "attention":
+            layer = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True, dtype=torch.float64)
+            return nn.Sequential(layer, nn.Flatten(), nn.Linear(12, 3, dtype=torch.float64)).eval()
+        return (mlp(4, 5, 5, 3) if name == "mlp" else pai.build_model("resnet8", 3, width=4).double()).eval()
+
+    x = {"mlp": batch_of(6, 4), "resnet8": batch_of(6, 3, 8, 8), "attention": batch_of(6, 3, 4)}[name].inputs
+    exported, zeroed = build(), build()
+    mask = random_mask(zeroed)
+    assert pai.to_torch_prune(exported, mask) is exported
+    pai.apply_mask(zeroed, mask)
+    assert torch.equal(exported(x), zeroed(x))
+    assert not torch.allclose(zeroed(x), build()(x))
+    buffers = dict(exported.named_buffers())
+    assert all(torch.equal(buffers[f"{n}_mask"].bool(), kept) for n, kept in mask.items())
+    assert torch_prune.is_pruned(exported)
+    with pytest.raises(ValueError, match="computed from other parameters"):
+        pai.prunable(exported)
+
+
+def test_what_is_prunable_goes_by_type_and_sharing_and_never_by_name():
+    model = nn.ModuleDict({"fc_bn": nn.Conv1d(2, 2, 1), "embed": nn.Embedding(3, 2)})
+    model["up"] = nn.ConvTranspose1d(2, 2, 1)
+    model["attention"] = nn.MultiheadAttention(4, 2)
+    model["cross"] = nn.MultiheadAttention(4, 2, kdim=3, vdim=5)
+    model["bias"], model["head"], model["norm"] = nn.Linear(4, 4), nn.Linear(4, 2), nn.LayerNorm(2)
+    kinds = ["in_proj_weight", "out_proj.weight"]
+    separate = [f"cross.{part}" for part in ("q_proj_weight", "k_proj_weight", "v_proj_weight", "out_proj.weight")]
+    expected = ["fc_bn.weight", *[f"attention.{kind}" for kind in kinds], *separate, "bias.weight"]
+    assert pai.prunable(model) == expected
+    autoencoder = mlp(4, 5, 4)
+    autoencoder.insert(0, nn.Linear(4, 4))
+    autoencoder[3].weight = autoencoder[0].weight  # the head's weight is the head's wherever it is used
+    assert pai.prunable(autoencoder) == ["1.weight"]
+    with pytest.raises(ValueError, match=r"'0\.weight' is computed from other parameters"):
+        pai.prunable(nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)), nn.Linear(2, 2)))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Controls
+
+
+def test_shuffling_keeps_the_count_of_each_layer_and_moves_positions():
+    _, scores = resnet()
+    mask = pai.make_mask(scores, 0.9)
+    shuffled = pai.shuffle_within_layers(mask, torch.Generator().manual_seed(0))
+    for name, kept in mask.items():
+        assert shuffled[name].shape == kept.shape
+        assert int(shuffled[name].sum()) == int(kept.sum())
+        assert not torch.equal(shuffled[name], kept)
+    assert pai.shared_fraction(mask, shuffled) < 0.3  # by chance: the densities
+    again = pai.shuffle_within_layers(mask, torch.Generator().manual_seed(0))
+    assert torch.equal(flat(again), flat(shuffled))
+    other = pai.shuffle_within_layers(mask, torch.Generator().manual_seed(1))
+    assert not torch.equal(flat(other), flat(shuffled))
+
+
+def test_inversion_keeps_what_would_go_first():
+    scores = {"a": torch.tensor([4.0, 1.0, 3.0]), "b": torch.tensor([2.0])}
+    mask = pai.make_mask(pai.invert_scores(scores), 0.5)
+    assert {name: kept.tolist() for name, kept in mask.items()} == {"a": [False, True, False], "b": [True]}
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Statistics
+
+
+def test_densities_and_collapse_are_counts():
+    mask = {"a": bits("1001"), "b": torch.zeros(2, 2).bool(), "c": bits("11")}
+    assert pai.layer_density(mask) == {"a": 0.5, "b": 0.0, "c": 1.0}
+    assert pai.collapsed_layers(mask) == ["b"]
+    assert pai.sparsity_of(mask) == pytest.approx(0.6)
+
+
+def bits(text):
+    return torch.tensor([c == "1" for c in text])
+
+
+def test_overlaps_are_set_counts():
+    first, second = {"a": bits("1100"), "b": bits("11")}, {"a": bits("1010"), "b": bits("01")}
+    assert pai.jaccard(first, second) == 2 / 5
+    assert pai.shared_fraction(first, second) == 2 / 4
+    assert pai.shared_fraction(second, first) == 2 / 3
+    assert pai.jaccard(first, first) == pai.shared_fraction(first, first) == 1
+
+
+def test_rank_correlation_is_spearmans_over_all_weights():
+    _, scores = resnet()
+    noisy = {name: value + torch.rand_like(value) for name, value in reversed(scores.items())}
+    expected = spearmanr(flat(scores), flat({name: noisy[name] for name in scores})).statistic
+    assert pai.rank_correlation(scores, noisy) == pytest.approx(expected, rel=1e-12)
+    assert pai.rank_correlation(scores, {n: v**3 for n, v in scores.items()}) == pytest.approx(1)
+    assert pai.rank_correlation(scores, pai.invert_scores(scores)) == pytest.approx(-1)
+
+
+@pytest.mark.parametrize("compare", [pai.jaccard, pai.shared_fraction, pai.rank_correlation])
+def test_only_masks_of_the_same_parameters_are_compared(compare):
+    for other in ({"a": bits("10"), "b": bits("1")}, {"b": bits("10")}, {"a": bits("100")}):
+        with pytest.raises(ValueError, match="names and shapes must agree"):
+            compare({"a": bits("10")}, other)
+
+
+def used_by_search(layers):
+    """Weights on some path, by walking every path. ``layers``: (mask out×in, has a shortcut around it)."""
+    used = [torch.zeros_like(mask) for mask, _ in layers]
+
+    def walk(depth, node):  # whether the output is reached; marks what is on the way
+        if depth == len(layers):
+            return True
+        mask, shortcut = layers[depth]
+        reached = shortcut and walk(depth + 1, node)
+        for out in range(len(mask)):
+            if mask[out, node] and walk(depth + 1, out):
+                used[depth][out, node] = reached = True
+        return reached
+
+    for node in range(layers[0][0].shape[1]):
+        walk(0, node)
+    return used
+
+
+@given(st.integers(0, 10**6), st.floats(0.05, 1))
+def test_effective_sparsity_counts_the_weights_on_no_path(seed, density):
+    """On a network with a residual connection, whatever its biases and the signs of its weights."""
+    parts = {"a": nn.Linear(3, 4), "b": nn.Linear(4, 4), "c": nn.Linear(4, 3), "head": nn.Linear(3, 2)}
+
+    def forward(net, x):
+        x = net.a(x).relu()
+        return net.head(net.c(x + net.b(x)).relu())
+
+    model = Net(forward, **parts)
+    mask = random_mask(model, density, seed)
+    before = flat(model.state_dict())
+    full = torch.ones(2, 3).bool()
+    masks = [mask["a.weight"], mask["b.weight"], mask["c.weight"], full]
+    used = used_by_search(list(zip(masks, [False, True, False, False], strict=True)))[:3]
+    expected = 1 - sum(int(u.sum()) for u in used) / sum(kept.numel() for kept in mask.values())
+    found = pai.effective_sparsity(model, mask, batch_of(1, 3))
+    assert found == pytest.approx(expected, abs=1e-12)
+    assert found >= pai.sparsity_of(mask) - 1e-12
+    assert torch.equal(flat(model.state_dict()), before)
+
+
+@given(st.integers(0, 10**6))
+def test_effective_sparsity_of_convolutions_with_batch_norm(seed):
+    """Kernels of one tap and one pixel, strided and grouped; statistics and scales of any sign do not matter."""
+    conv = nn.Conv2d(4, 4, 1, groups=2)
+    model = nn.Sequential(nn.Conv2d(2, 4, 1), nn.BatchNorm2d(4), nn.ReLU(), conv, nn.Flatten(), nn.Linear(4, 2))
+    model[1].weight.data.fill_(-1)
+    model[1].running_mean.fill_(5)
+    mask = random_mask(model, 0.5, seed)
+    grouped = torch.block_diag(*mask["3.weight"][:, :, 0, 0].float().view(2, 2, 2)).bool()
+    layers = [(mask["0.weight"][:, :, 0, 0], False), (grouped, False), (torch.ones(2, 4).bool(), False)]
+    used = sum(int(u.sum()) for u in used_by_search(layers)[:2])
+    assert pai.effective_sparsity(model, mask, batch_of(1, 2, 1, 1)) == pytest.approx(1 - used / 16)
+
+
+def test_a_collapsed_layer_makes_the_effective_sparsity_one():
+    model = mlp(4, 5, 5, 3)
+    mask = {name: torch.ones_like(model.get_parameter(name)).bool() for name in pai.prunable(model)}
+    assert pai.effective_sparsity(model, mask, batch_of(1, 4)) == 0
+    mask["2.weight"][:] = False
+    assert pai.effective_sparsity(model, mask, batch_of(1, 4)) == 1
+
+
+def test_where_no_flow_can_tell_the_effective_sparsity_is_an_error():
+    """A layer norm maps any constant to zero, and equal tokens give attention's queries and keys no gradient."""
+    normed = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3))
+    encoder = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
+    for model, shape in ((normed, (1, 4)), (nn.Sequential(encoder, nn.Flatten(), nn.Linear(12, 3)), (1, 3, 4))):
+        with pytest.raises(ValueError, match="Flow does not pass"):
+            pai.effective_sparsity(model, random_mask(model), batch_of(*shape))
+
+
+@pytest.mark.parametrize("name", ["resnet50", "vgg19"])
+def test_every_weight_of_a_whole_network_is_on_a_path(name):
+    """Nothing overflows in fifty layers, and a max-pool is a path for each of its inputs."""
+    model = pai.build_model(name, 10, width=16)
+    mask = {n: torch.ones_like(model.get_parameter(n)).bool() for n in pai.prunable(model)}
+    assert pai.effective_sparsity(model, mask, batch_of(1, 3, 32, 32)) == 0
+
+
+@pytest.mark.parametrize(
+    "pool",
+    [nn.MaxPool2d(2), nn.MaxPool2d(3, 2, 1), nn.MaxPool2d(2, ceil_mode=True), nn.AdaptiveMaxPool2d((2, 2))],
+)
+def test_a_tap_that_any_pixel_of_a_pool_uses_is_on_a_path(pool):
+    """Of a padded kernel, different taps see the largest input at different pixels."""
+    model = nn.Sequential(nn.Conv2d(1, 1, 3, padding=1), pool, nn.Flatten(), nn.LazyLinear(2))
+    batch = batch_of(1, 1, 4, 4)
+    model(batch.inputs.float())
+    everything = {"0.weight": torch.ones(1, 1, 3, 3).bool()}
+    assert pai.effective_sparsity(model, everything, batch) == 0
