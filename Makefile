@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Small networks gain nothing from threads and lose much when threads outnumber free cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test test-all lint notebooks clean
+.PHONY: book test test-all lint notebooks bench clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -23,6 +23,10 @@ lint: $(READY)  ## style, docstrings, formatting
 
 notebooks: $(READY)  ## re-execute the notebook sources and refresh the outputs that tests compare
 	$(BIN)/pai notebooks
+
+bench: $(READY)  ## time and memory of the estimators beside their peers: a quarter of an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(BIN)/python benchmarks/curvature.py --json _build/benchmarks/curvature.json
 
 clean:  ## remove built pages and executed chapters; keeps .venv, data and results
 	rm -rf _build book/*.ipynb .pytest_cache .ruff_cache .hypothesis

@@ -148,7 +148,7 @@ PROTOCOL = (
 
 
 def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split records into groups made by one protocol, largest first: (the protocol in words, its rows).
+    """Split records of pruned networks into groups made by one protocol, largest first: (its words, its rows).
 
     Only plain runs: no control, cited variants at their own temperature and rounds, global scope.
     """
@@ -157,7 +157,8 @@ def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     plain = frame[(frame["control"] == "none") & (frame["variant"] == "cited") & (frame["scope"] == "global")]
     plain = plain[plain["temperature"].isna() & plain["rounds"].isna()]
     groups = [rows for _, rows in plain.groupby(["dataset", "model", *PROTOCOL], dropna=False)]
-    return [(_in_words(rows.iloc[0]), rows) for rows in sorted(groups, key=len, reverse=True)]
+    groups = sorted((rows for rows in groups if (rows["sparsity"] > 0).any()), key=len, reverse=True)
+    return [(_in_words(rows.iloc[0]), rows) for rows in groups]
 
 
 def _in_words(how: pd.Series) -> str:
