@@ -6,7 +6,7 @@ READY := .venv/.ready
 # Small networks gain nothing from threads and lose much when threads outnumber free cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test test-all lint notebooks bench clean
+.PHONY: book test test-all lint notebooks picture bench clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -27,6 +27,10 @@ notebooks: $(READY)  ## re-execute the notebook sources and refresh the outputs 
 bench: $(READY)  ## time and memory of the estimators beside their peers: a quarter of an hour
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
 	$(BIN)/python benchmarks/curvature.py --json _build/benchmarks/curvature.json
+
+picture: $(READY)  ## draw the README's figure from the committed records
+	$(BIN)/python -c "from pai_lib import Store, figures as f; f.use_style(); words, rows = f.protocols(Store().frame())[0]; \
+	f.accuracy_against_sparsity(rows, words)[0].savefig('book/_static/readme.png', bbox_inches='tight', dpi=130)"
 
 clean:  ## remove built pages and executed chapters; keeps .venv, data and results
 	rm -rf _build book/*.ipynb .pytest_cache .ruff_cache .hypothesis

@@ -388,14 +388,21 @@ def peak_bytes(estimator: str, samples: int, width: int, device: str) -> int:
         function(model, batch)
         torch.cuda.synchronize()
         return torch.cuda.max_memory_allocated() - before
-    now = Path("/proc/self/statm")
-    before = int(now.read_text().split()[1]) * resource.getpagesize() if now.is_file() else maximum_resident()
+    before = resident("VmRSS")
     function(model, batch)
-    return maximum_resident() - before
+    return resident("VmHWM") - before
 
 
-def maximum_resident() -> int:
-    """Most bytes of memory that this process ever held."""
+def resident(field: str) -> int:
+    """Bytes of memory that this process holds (``VmRSS``) or ever held (``VmHWM``; elsewhere than Linux always).
+
+    Not ``ru_maxrss`` where it can be helped: on Linux a new process inherits its parent's.
+    """
+    status = Path("/proc/self/status")
+    if status.is_file():
+        for line in status.read_text().splitlines():
+            if line.startswith(field):
+                return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +59,7 @@ class Chapter:
     parameters: Mapping[str, Any]
     paper: Mapping[str, Any]
     records: tuple[str, ...]
+    title: str | None = None  # heads the page; None is the notebook's own title
 
     def values(self, profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values that replace the notebook's defaults, checked against its declarations."""
@@ -75,13 +76,10 @@ class Job:
     profile: str
     overrides: Mapping[str, Any]
 
-    def __post_init__(self):
-        self.chapter.values(self.profile, self.overrides)  # a wrong chapters.yaml is found before anything runs
+    values: Mapping[str, Any] = field(init=False)  # what replaces the notebook's defaults
 
-    @property
-    def values(self) -> dict[str, Any]:
-        """Return the values that replace the notebook's defaults."""
-        return self.chapter.values(self.profile, self.overrides)
+    def __post_init__(self):
+        object.__setattr__(self, "values", self.chapter.values(self.profile, self.overrides))
 
 
 def find_root(start: Path | None = None) -> Path:
@@ -107,7 +105,7 @@ def load_chapters(root: Path) -> dict[str, Chapter]:
 
 def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
     """Return one checked entry of chapters.yaml."""
-    known = {"notebook": str, "parameters": dict, "paper": dict, "records": list}
+    known = {"notebook": str, "title": str, "parameters": dict, "paper": dict, "records": list}
     if not isinstance(entry, dict):
         raise ValueError(f"chapters.yaml: {name} must be a mapping with 'notebook:', not {entry!r}")
     for key in sorted(set(entry) - set(known)):
@@ -121,7 +119,8 @@ def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
     if not notebook.is_file():
         raise FileNotFoundError(f"chapters.yaml: {name} needs notebooks/{notebook.name}, which is missing")
     records = tuple(entry.get("records", ["**/*.json"]))
-    return Chapter(name, notebook, entry.get("parameters") or {}, entry.get("paper") or {}, records)
+    parameters, paper = entry.get("parameters") or {}, entry.get("paper") or {}
+    return Chapter(name, notebook, parameters, paper, records, entry.get("title"))
 
 
 def _pick(things: Mapping[str, Any], names: Iterable[str], what: str) -> list[Any]:
@@ -153,7 +152,9 @@ def chapter_key(root: Path, job: Job, code: str | None = None) -> str:
     """Return the digest of everything that an executed chapter depends on, the records it shows included."""
     found = sorted({path for glob in job.chapter.records for path in (root / "results").glob(glob)})
     records = [(str(path.relative_to(root)), path.read_text("utf-8")) for path in found]
-    return _digest(job.chapter.name, job.profile, job.values, code or code_digest(job.chapter), records)
+    return _digest(
+        job.chapter.name, job.chapter.title, job.profile, job.values, code or code_digest(job.chapter), records
+    )
 
 
 def stored(root: Path, chapter: Chapter) -> dict[str, Any]:
@@ -250,7 +251,7 @@ def execute(root: Path, job: Job) -> None:
 
     code, name = code_digest(job.chapter), job.chapter.name
     nb, seconds = run_notebook(root, job.chapter.notebook, job.values, name)
-    dress(nb, name)
+    dress(nb, name, job.chapter.title)
     nb.cells.append(nbformat.v4.new_markdown_cell(provenance(root, job, seconds)))
     # the code as it was before the run; the records as they are after it, since it may have written some
     nb.metadata.pai = {"key": chapter_key(root, job, code), "profile": job.profile}
@@ -271,8 +272,10 @@ def execute_all(root: Path, jobs: list[Job]) -> None:
         raise ChapterError("; ".join(failures))
 
 
-def dress(nb: Any, name: str) -> None:
-    """Prepare an executed notebook for MyST-NB: fold parameters, give figures alt text and captions."""
+def dress(nb: Any, name: str, title: str | None = None) -> None:
+    """Prepare an executed notebook for MyST-NB: title, folded parameters, figures with alt text and captions."""
+    if title is not None:
+        nb.cells[0].source = re.sub(r"\A# .*", lambda _: f"# {title}", nb.cells[0].source)
     labels = {}
     for number, cell in enumerate(nb.cells, 1):
         tags = cell.metadata.get("tags", [])
@@ -354,7 +357,7 @@ def _one_stdout(outputs: list[Any]) -> list[Any]:
 
     printed = "".join(out.text for out in outputs if out.get("name") == "stdout")
     others = [out for out in outputs if out.output_type != "stream"]
-    return ([nbformat.v4.new_output("stream", name="stdout", text=printed)] if printed else []) + others
+    return others + ([nbformat.v4.new_output("stream", name="stdout", text=printed)] if printed else [])
 
 
 def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:

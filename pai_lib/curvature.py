@@ -91,6 +91,7 @@ def _add_squares(problem: Problem, logits: Tensor, seeds: list[Tensor], groups: 
         with torch.no_grad():  # the graph's own tensors would otherwise record every square
             for (name, use), grad, out in zip(uses.items(), grads, total, strict=True):
                 out += squared_gradients(use, grad, groups, name in fastest)
+        del grads, grad  # before the next pass makes its own
 
 
 def ggn_diag(
@@ -277,5 +278,6 @@ def _probe(like: Tensor, distribution: str, generator: torch.Generator) -> Tenso
     if distribution == "normal":
         drawn = torch.randn(like.shape, generator=generator, device=generator.device)
     else:
-        drawn = torch.randint(0, 2, like.shape, generator=generator, device=generator.device).mul_(2).sub_(1)
+        drawn = torch.randint(0, 2, like.shape, dtype=torch.int8, generator=generator, device=generator.device)
+        drawn = drawn.mul_(2).sub_(1)
     return drawn.to(like)

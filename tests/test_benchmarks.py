@@ -1,9 +1,8 @@
 """The benchmarks run at toy size, and what they print follows from what they measured."""
 
+import importlib
 import json
 import statistics
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,16 +10,20 @@ import pytest
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 
 
-def measured(script, folder, *options):
-    file = folder / "result.json"
-    command = [sys.executable, str(BENCHMARKS / script), "--smoke", "--json", str(file), *options]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return json.loads(file.read_text()), done.stdout
+@pytest.fixture
+def measured(tmp_path, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+
+    def run(name):
+        file = tmp_path / "result.json"
+        importlib.import_module(name).main(["--smoke", "--json", str(file)])
+        return json.loads(file.read_text()), capsys.readouterr().out
+
+    return run
 
 
-def test_curvature_benchmark(tmp_path):
-    result, table = measured("curvature.py", tmp_path)
+def test_curvature_benchmark(measured):
+    result, table = measured("curvature")
     rows = result["rows"]
     assert table.count("\n| ") == len(rows) + len(result["linearity"]) + 2  # and two headings
     for row in rows:
@@ -47,8 +50,8 @@ def test_curvature_benchmark(tmp_path):
         assert fit["r2"] <= 1
 
 
-def test_estimators_benchmark(tmp_path):
-    result, table = measured("estimators.py", tmp_path)
+def test_estimators_benchmark(measured):
+    result, table = measured("estimators")
     rows = {(row["estimator"], row["draws"], row["group"], row["temperature"]): row for row in result["rows"]}
     assert len(table.splitlines()) == len(result["rows"]) + 2
     assert all(row["error"] > 0 for key, row in rows.items() if key[0] != "exact")
@@ -56,8 +59,8 @@ def test_estimators_benchmark(tmp_path):
 
 
 @pytest.mark.parametrize("option", [("--samples", "0"), ("--width", "1"), ("--only", "nothing")])
-def test_bad_options_are_refused(option):
-    command = [sys.executable, str(BENCHMARKS / "curvature.py"), *option]
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    assert done.returncode == 2
-    assert "error" in done.stderr
+def test_bad_options_are_refused(option, monkeypatch, capsys):
+    monkeypatch.syspath_prepend(BENCHMARKS)
+    with pytest.raises(SystemExit):
+        importlib.import_module("curvature").main(list(option))
+    assert "error: " in capsys.readouterr().err
