@@ -14,8 +14,8 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import pandas as pd
 import torch
 from torch import nn
 
@@ -36,6 +36,9 @@ from .models import build_model, prunable
 from .provenance import device_name, git_revision, version
 from .spec import RunSpec
 from .training import TrainingDivergedError, evaluate, random_stream, train, warm_up
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SCHEMA = 1
 
@@ -116,6 +119,8 @@ class Store:
 
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record: every field of its spec, its id, and the numbers of its result."""
+    import pandas as pd  # here: it is a tenth of the time that importing the library takes
+
     rows = []
     for record in records:
         numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
