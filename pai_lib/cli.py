@@ -7,6 +7,7 @@ in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit co
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 from dataclasses import Field, fields
@@ -52,8 +53,8 @@ def list_chapters(root: Path) -> None:
         print(f"{chapter.name}  (notebooks/{chapter.notebook.name})")
         values = chapter.values("smoke", {})
         for name, parameter in notebook_parameters(chapter.notebook).items():
-            default = text_of(values.get(name, parameter.default))
-            print(f"    {name}: {parameter.annotation} = {default:<12}  {parameter.help}")
+            line = f"{name}: {parameter.annotation} = {text_of(values.get(name, parameter.default))}"
+            print(f"    {line:<36}  {parameter.help}")
 
 
 def add_notebooks(commands: argparse._SubParsersAction) -> None:
@@ -180,7 +181,12 @@ def main(argv: Sequence[str] | None = None) -> int:
             own = [each.name for each in fields(RunSpec)] if args.call is run_one else []
             close = closest(rest[0], map(_flag, {*vars(args), *own} - {"call"}))
             raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
-        return args.call(args) or 0
+        status = args.call(args) or 0
+        sys.stdout.flush()
+        return status
+    except BrokenPipeError:  # the reader, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
     except (ValueError, LookupError, OSError, RuntimeError) as error:
         print(f"pai: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2

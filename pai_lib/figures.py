@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -259,20 +259,3 @@ def fraction_explained(predicted: np.ndarray, true: np.ndarray) -> float:
     1.0
     """
     return float(1 - ((true - predicted) ** 2).sum() / ((true - true.mean()) ** 2).sum())
-
-
-def lines(
-    curves: Mapping[str, tuple[Iterable[float], Iterable[float]]],
-    xlabel: str,
-    ylabel: str,
-    styles: Mapping[str, dict] | None = None,
-    **axes_options,
-) -> Figure:
-    """Plain line figure: label to (x, y)."""
-    figure, axes = plt.subplots(figsize=(7.2, 3.8))
-    for label, (x, y) in curves.items():
-        axes.plot(list(x), list(y), label=label, lw=1.4, ms=5, **(styles or {}).get(label, {}))
-    axes.set(xlabel=xlabel, ylabel=ylabel, **axes_options)
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
-    sns.despine(figure)
-    return figure

@@ -32,7 +32,7 @@ from .masks import (
     shuffle_within_layers,
     sparsity_of,
 )
-from .models import build_model, prunable
+from .models import build_model
 from .provenance import device_name, git_revision, version
 from .spec import RunSpec
 from .training import TrainingDivergedError, evaluate, random_stream, train, warm_up
@@ -316,11 +316,6 @@ def provenance(device: torch.device, precision: str, started: datetime.datetime)
         "started": started.isoformat(timespec="seconds"),
         "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
-
-
-def prunable_count(model: nn.Module) -> int:
-    """Number of prunable weights."""
-    return sum(model.get_parameter(name).numel() for name in prunable(model))
 
 
 def criterion_label(key: str) -> str:

@@ -424,10 +424,10 @@ def test_versions_without_importing():
 # --- the committed records
 
 
-@pytest.mark.skipif(not any((ROOT / "results").rglob("*.json")), reason="no records are committed")
 def test_committed_records_are_sound():
     store = Store(ROOT / "results")
     found = store.records()
+    assert found
     assert len(found) == len(list((ROOT / "results").rglob("*.json")))
     for record in found:
         path = store.path(record.spec)

@@ -1,0 +1,112 @@
+"""Figures say what the numbers say; a criterion looks the same everywhere and unlike any other."""
+
+import base64
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import pai_lib as pai
+from pai_lib import criteria, figures
+
+mpl.use("Agg")
+
+
+@pytest.fixture
+def frame():
+    """Three seeds of two criteria at two sparsities, and one dense network, as records tell it."""
+    base = pd.DataFrame([{**pai.RunSpec().to_dict(), "train_images": 50_000}])
+    rows = [("dense", 0.0, 0, 0.9)]
+    rows += [("snip", s, seed, 0.8 - s / 10 + seed / 100) for s in (0.9, 0.98) for seed in range(3)]
+    rows += [("random", s, seed, 0.5) for s in (0.9, 0.98) for seed in range(3)]
+    cells = [dict(zip(("criterion", "sparsity", "seed", "test_accuracy"), row, strict=True)) for row in rows]
+    return pd.concat([base.assign(**cell) for cell in cells], ignore_index=True)
+
+
+def test_every_criterion_has_a_look_of_its_own():
+    looks = [tuple(style.values()) for style in figures.criterion_styles().values()]
+    assert len(set(looks)) == len(looks) == len(pai.CRITERIA) + 1  # and the dense network
+
+
+def test_a_new_criterion_gets_a_look_without_a_line_here(monkeypatch):
+    monkeypatch.setattr(criteria, "CRITERIA", {**pai.CRITERIA})
+    monkeypatch.setattr(figures, "CRITERIA", criteria.CRITERIA)
+    before = figures.criterion_styles()
+    pai.criterion("squared", "SQ", "Squared", "g^2", "lee2019")(lambda gradient: gradient**2)
+    after = figures.criterion_styles()
+    assert after["squared"]["color"] == before["snip"]["color"]
+    assert after["squared"] not in before.values()
+    assert {key: after[key] for key in before} == before
+
+
+def test_summary_is_mean_deviation_and_count(frame):
+    summary = figures.summarize(frame).set_index(["criterion", "sparsity"])
+    assert summary.loc[("snip", 0.9), "mean"] == pytest.approx(0.72)
+    assert summary.loc[("snip", 0.9), "sd"] == pytest.approx(0.01)  # of 0.71, 0.72, 0.73
+    assert summary.loc[("snip", 0.9), "n"] == 3
+    assert np.isnan(summary.loc[("dense", 0.0), "sd"])
+
+
+def test_a_failed_run_is_not_averaged(frame):
+    frame.loc[frame["criterion"] == "random", "test_accuracy"] = np.nan
+    assert set(figures.summarize(frame)["criterion"]) == {"dense", "snip"}
+
+
+def test_table_and_sentence(frame):
+    table = figures.accuracy_table(frame)
+    assert list(table.index) == ["Dense", "Random", "SNIP"]
+    assert table.loc["SNIP", "sparsity 0.9"] == "72.00 ± 1.00"
+    assert table.loc["Dense", "sparsity 0"] == "90.00"
+    assert figures.best_and_worst(frame).startswith("at sparsity 0.9, SNIP gives 72.0 % and Random 50.0 %; ")
+
+
+def test_accuracy_figure_tells_its_numbers(frame):
+    figure, alt = figures.accuracy_against_sparsity(frame, "a network on some data")
+    assert alt.endswith("At sparsity 0.98, in percent: SNIP 71.2, Random 50.0.")
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["Dense (n = 1)", "Random (n = 3)", "SNIP (n = 3)"]
+
+
+def test_runs_of_different_protocols_are_kept_apart(frame):
+    other = frame.assign(epochs=12)[frame["criterion"] == "snip"]
+    control = frame.assign(control="shuffle")
+    (words, rows), (_, fewer) = figures.protocols(pd.concat([other, frame, control]))
+    assert len(rows) == len(frame)
+    assert len(fewer) == len(other)
+    assert "160 epochs at batch 512" in words
+    assert figures.protocols(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
+    assert figures.protocols(frame.iloc[:0]) == []
+
+
+def test_empty_layers_are_named():
+    kept = torch.tensor([[True, False], [False, False]])
+    masks = {"snip": {"a.weight": kept, "b.weight": kept}, "fts": {"a.weight": kept, "b.weight": kept & False}}
+    figure, alt = figures.layer_densities(masks)
+    assert alt.endswith("Layers left empty: FTS 1.")
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "a"
+
+
+def test_overlap_of_equal_masks_is_one():
+    kept = {"w": torch.tensor([True, False])}
+    _, alt = figures.mask_overlap({"snip": kept, "fts": kept, "random": {"w": ~kept["w"]}})
+    assert alt.endswith("FTS and SNIP 1.00, Random and SNIP 0.00, Random and FTS 0.00.")
+
+
+def test_scatter_reports_the_variance_explained():
+    true = np.array([1.0, 2.0, 3.0])
+    _, alt = figures.predicted_against_true([("net", "first", true, true), ("net", "second", 0 * true + 2, true)])
+    assert alt.endswith("net, first: R² 1.000; net, second: R² 0.000.")
+
+
+def test_shown_figures_carry_alt_text_and_caption(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    kept = {"w": torch.tensor([True, False])}
+    figures.show(*figures.mask_overlap({"snip": kept, "fts": kept}), caption="A caption.")
+    ((data, options),) = shown
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    said = options["metadata"]["image/png"]
+    assert said["alt"].startswith("Matrix of overlaps")
+    assert (said["caption"], "name" in said) == ("A caption.", False)
