@@ -533,6 +533,13 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
     return args
 
 
+def save(result: dict, file: Path | None) -> None:
+    """Write everything measured as JSON, if a file is given."""
+    if file is not None:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+
+
 def main(arguments: list[str] | None = None) -> dict:
     args = parse(arguments)
     torch.set_num_threads(args.threads)
@@ -563,9 +570,7 @@ def main(arguments: list[str] | None = None) -> dict:
         for row in s.rows
     ]
     print(report(result, s.rows))
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    save(result, args.json)
     return result
 
 

@@ -11,14 +11,13 @@ a best scale. ``error`` is the Euclidean norm of the difference over all weights
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from curvature import PAPER_TEMPERATURE, machine
+from curvature import PAPER_TEMPERATURE, machine, save
 from torch import Tensor, nn
 
 import pai_lib as pai
@@ -127,9 +126,7 @@ def main(arguments: list[str] | None = None) -> dict:
         cells = (row["estimator"], row["draws"], row["group"] or "all", f"{row['temperature']:g}", row["seed"])
         numbers = (f"{row['gradients']:.1f}", f"{row['error']:.3g}", f"{row['spearman']:.3f}")
         print("| " + " | ".join("–" if cell is None else str(cell) for cell in cells + numbers) + " |")
-    if args.json:
-        args.json.parent.mkdir(parents=True, exist_ok=True)
-        args.json.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
+    save(result, args.json)
     return result
 
 

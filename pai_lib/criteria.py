@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from .curvature import exact_diag, fisher_diag, hutchinson_diag
 from .data import Batch
 from .derivatives import ByParameter, gradient, hessian_vector_product, synaptic_flow
-from .models import nearest, resolve_parameters
+from .models import resolve_parameters
+from .parameters import nearest
 
 
 @dataclass(frozen=True)

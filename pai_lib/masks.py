@@ -17,7 +17,7 @@ from torch.overrides import TorchFunctionMode
 from .criteria import get_criterion, score
 from .data import Batch
 from .derivatives import ByParameter, synaptic_flow
-from .models import nearest
+from .parameters import nearest
 
 SCOPES = ("global", "layer", "erk")
 
@@ -174,7 +174,6 @@ def prune(
         with torch.no_grad():
             for name, original in originals.items():
                 model.get_parameter(name).copy_(original)
-    return mask
 
 
 def check_mask(model: nn.Module, mask: ByParameter) -> None:

@@ -341,8 +341,8 @@ def no_work(monkeypatch):
         monkeypatch.setattr(runs, name, lambda *args, **options: pytest.fail("work was done"))
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
-def test_cuda_where_there_is_none(store, no_work):
+def test_cuda_where_there_is_none(store, no_work, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(ValueError, match='device="cuda": PyTorch finds no CUDA device here; use device="cpu"'):
         run(SPEC, store, device="cuda")
     assert not store.root.exists()
