@@ -22,7 +22,8 @@ from .masks import (
 )
 from .models import build_model, model_names, prunable
 from .parameters import check_parameters
-from .runs import Record, Store, records_frame, run
+from .records import Record, Store, records_frame
+from .runs import run
 from .spec import RunSpec
 from .training import evaluate, random_stream, train, warm_up
 

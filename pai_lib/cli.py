@@ -19,7 +19,8 @@ from pai_lib import book
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import check_data, dataset_names, load_data
 from pai_lib.parameters import closest, notebook_parameters, text_of
-from pai_lib.runs import Store, criterion_label, run
+from pai_lib.records import Store
+from pai_lib.runs import criterion_label, run
 from pai_lib.spec import RunSpec
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from pai_lib import cli, runs
 from pai_lib.criteria import CRITERIA
-from pai_lib.runs import Store
+from pai_lib.records import Store
 from pai_lib.spec import RunSpec
 
 QUICK = (

@@ -15,8 +15,8 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
-    "parameters data models graph derivatives curvature criteria masks training spec provenance runs sweep "
-    "figures book cli"
+    "parameters data models graph derivatives curvature criteria masks training spec "
+    "provenance records runs sweep figures book cli"
 ).split()
 CORE = "graph derivatives curvature criteria masks training".split()
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -19,7 +19,8 @@ from pai_lib.criteria import CRITERIA
 from pai_lib.data import Dataset, load_data
 from pai_lib.masks import SparsityWarning, layer_density, prune
 from pai_lib.models import build_model, prunable
-from pai_lib.runs import Record, Store, run
+from pai_lib.records import Record, Store
+from pai_lib.runs import run
 from pai_lib.spec import RunSpec
 from pai_lib.training import random_stream, warm_up
 
