@@ -12,243 +12,33 @@ synchronising the GPU. Rounds stop at 3 when a comparison has taken a minute and
 from __future__ import annotations
 
 import argparse
-import copy
-import json
-import platform
-import resource
 import statistics
 import subprocess
 import sys
-import time
 import warnings
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field
-from importlib.metadata import PackageNotFoundError, version
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from measure import TOLERANCE, Row, Setup, build, difference, machine, resident, save
+from peers import (
+    PAPER_TEMPERATURE,
+    back_propagation,
+    backpack_function,
+    curvlinops_operator,
+    leaves_of,
+    loop_fisher,
+    loop_hutchinson,
+    peer,
+)
+from torch import nn
 
 import pai_lib as pai
 
-PROBES, PAPER_TEMPERATURE, TOLERANCE = 10, 200.0, 1e-3
+PROBES = 10
 BLOCKS = ("fisher", "exact", "hutchinson", "memory", "mask", "linearity")
-# Goals by row and device: upper bounds end in "≤", lower bounds in "≥".
-TARGETS = {
-    "fisher/gradient": {"cpu": ("≤", 1.7), "cuda": ("≤", 3.0)},
-    "loop/fisher": {"cuda": ("≥", 50.0)},
-    "exact/gradient": {"cpu": ("≤", 13.0)},
-    "paper/exact": {"cpu": ("≥", 9.0), "cuda": ("≥", 100.0)},
-    "backpack/exact": {"cpu": ("≥", 1.6)},
-    "probe/gradient": {"cpu": ("≤", 2.5)},
-    "probe/backward": {"cuda": ("≤", 1.2)},
-    "curvlinops/hutchinson": {"cpu": ("≥", 1.0)},
-    "memory": {"cpu": ("≤", 1.5), "cuda": ("≤", 1.5)},
-    "mask": {"cpu": ("≤", 0.3), "cuda": ("≤", 0.010)},
-}
-
-
-@dataclass
-class Row:
-    """One line of the table."""
-
-    key: str
-    quantity: str
-    values: list[float] = field(default_factory=list)  # one a round
-    seconds: dict[str, list[float]] = field(default_factory=dict)  # what they were computed from
-    unit: str = "×"
-    disagreement: float | None = None  # relative difference of the results compared, before timing
-    problem: str | None = None  # why there is no value
-    target: tuple[str, float] | None = None
-
-    @property
-    def met(self) -> bool | None:
-        if self.target is None or not self.values:
-            return None
-        sign, bound = self.target
-        median = statistics.median(self.values)
-        return median <= bound if sign == "≤" else median >= bound
-
-    def __str__(self) -> str:
-        target = f"{self.target[0]} {self.target[1]:g} {self.unit}" if self.target else "–"
-        if self.problem:
-            return f"| {self.quantity} | {self.problem} | {target} | – |"
-        middle, low, high = (f(self.values) for f in (statistics.median, min, max))
-        spread = f" ({low:.3g}–{high:.3g})" if len(self.values) > 1 else ""
-        met = {None: "–", True: "yes", False: "no"}[self.met]
-        return f"| {self.quantity} | {middle:.3g} {self.unit}{spread} | {target} | {met} |"
-
-
-@dataclass
-class Setup:
-    """A network, a batch, and how to measure."""
-
-    model: nn.Module
-    batch: pai.Batch
-    device: str
-    threads: int
-    repeats: int
-    few: int  # samples where a peer is slow or needs much memory
-    rows: list[Row] = field(default_factory=list)
-
-    @property
-    def names(self) -> list[str]:
-        return pai.prunable(self.model)
-
-    def part(self, samples: int) -> pai.Batch:
-        return pai.Batch(self.batch.inputs[:samples], self.batch.labels[:samples])
-
-    def clock(self) -> float:
-        if self.device == "cuda":
-            torch.cuda.synchronize()
-        return time.process_time() if self.device == "cpu" and self.threads == 1 else time.perf_counter()
-
-    def seconds(self, function: Callable[[], object]) -> float:
-        start = self.clock()
-        function()
-        return self.clock() - start
-
-    def rounds(self, warm_up: bool = False, **functions: Callable[[], object]) -> dict[str, list[float]]:
-        """Seconds of each function, measured in turn."""
-        if warm_up:
-            for function in functions.values():
-                function()
-        spent: dict[str, list[float]] = {name: [] for name in functions}
-        began = time.perf_counter()
-        for i in range(self.repeats):
-            if i >= 3 and time.perf_counter() - began > 90:
-                break
-            for name, function in functions.items():
-                spent[name].append(self.seconds(function))
-        return spent
-
-    def add(self, key: str, quantity: str, values: list[float] | None = None, **details) -> None:
-        target = TARGETS.get(key, {}).get(self.device)
-        self.rows.append(Row(key, quantity, values or [], target=target, **details))
-        print(f"  {self.rows[-1]}", file=sys.stderr, flush=True)
-
-    def ratio(self, key: str, quantity: str, spent: dict[str, list[float]], a: str, b: str, **details) -> None:
-        """Add the row a / b of measured seconds."""
-        scale = details.pop("scale", 1.0)
-        values = [scale * x / y for x, y in zip(spent[a], spent[b], strict=True)]
-        self.add(key, quantity, values, seconds={a: spent[a], b: spent[b]}, **details)
-
-
-def build(samples: int, width: int, device: str = "cpu") -> tuple[nn.Module, pai.Batch]:
-    """Make the network and a batch of noise: the estimators' cost does not depend on the images."""
-    generator = torch.Generator().manual_seed(0)
-    batch = pai.Batch(torch.randn(samples, 3, 32, 32, generator=generator), torch.arange(samples) % 10)
-    return pai.build_model("resnet18", 10, width=width).to(device).eval(), batch.to(device)
-
-
-def difference(result: dict[str, Tensor], reference: dict[str, Tensor]) -> float:
-    """Largest relative difference of a parameter's values, in the Euclidean norm."""
-    return max(float((result[name] - value).norm() / value.norm()) for name, value in reference.items())
-
-
-# ---------------------------------------------------------------------------------------------------------
-# The plain loops that stand for the paper's protocol
-
-
-def leaves_of(model: nn.Module) -> dict[str, nn.Parameter]:
-    """The prunable parameters."""
-    return {name: model.get_parameter(name) for name in pai.prunable(model)}
-
-
-def loop_fisher(model: nn.Module, batch: pai.Batch) -> dict[str, Tensor]:
-    """Squared gradients, one sample at a time."""
-    leaves = leaves_of(model)
-    total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    for x, y in zip(*batch, strict=True):
-        loss = F.cross_entropy(model(x[None]), y[None])
-        for out, grad in zip(total.values(), torch.autograd.grad(loss, list(leaves.values())), strict=True):
-            out += grad**2
-    return {name: out / len(batch.labels) for name, out in total.items()}
-
-
-def loop_hutchinson(model: nn.Module, batch: pai.Batch, probes: int, temperature: float, seed: int = 0):
-    """Hutchinson's estimator by double back-propagation, one sample and one probe at a time."""
-    leaves, generator = leaves_of(model), torch.Generator().manual_seed(seed)
-    total = {name: torch.zeros_like(leaf) for name, leaf in leaves.items()}
-    for x, y in zip(*batch, strict=True):
-        loss = F.cross_entropy(model(x[None]) / temperature, y[None])
-        grads = torch.autograd.grad(loss, list(leaves.values()), create_graph=True)
-        for _ in range(probes):
-            vectors = [
-                torch.randint(0, 2, leaf.shape, generator=generator).mul(2).sub(1).to(leaf)
-                for leaf in leaves.values()
-            ]
-            products = torch.autograd.grad(grads, list(leaves.values()), vectors, retain_graph=True)
-            for out, z, hz in zip(total.values(), vectors, products, strict=True):
-                out += (z * hz) / (probes * len(batch.labels))
-    return {name: out.detach() for name, out in total.items()}
-
-
-# ---------------------------------------------------------------------------------------------------------
-# Peers
-
-
-def peer(distribution: str) -> str | None:
-    """Version of an installed peer."""
-    try:
-        return version(distribution)
-    except PackageNotFoundError:
-        return None
-
-
-def backpack_function(model: nn.Module, quantity: str) -> Callable[[pai.Batch], dict[str, Tensor]]:
-    """BackPACK's ``SumGradSquared`` or ``DiagGGNExact`` for the same parameters.
-
-    BackPACK needs a network of modules alone, so the ResNet's sums and means are rebuilt from modules around
-    copies of its layers. Only prunable parameters require a gradient; BackPACK skips the others.
-    """
-    from backpack import backpack, extend, extensions
-    from backpack.custom_module.branching import Parallel
-
-    original = copy.deepcopy(model).eval()
-    layers: list[nn.Module] = [*original.stem]
-    for block in original.blocks:
-        body: list[nn.Module] = []
-        for conv, norm in zip(block.convs, block.norms, strict=True):
-            body += [nn.ReLU(), conv, norm] if body else [conv, norm]
-        shortcut = block.shortcut if len(block.shortcut) else nn.Identity()
-        layers += [Parallel(nn.Sequential(*body), shortcut), nn.ReLU()]
-    original.requires_grad_(False)
-    leaves = leaves_of(original)
-    for leaf in leaves.values():
-        leaf.requires_grad_(True)
-    network = extend(nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), original.head).eval())
-    loss = extend(nn.CrossEntropyLoss())
-    extension, attribute = {
-        "fisher": (extensions.SumGradSquared, "sum_grad_squared"),
-        "exact": (extensions.DiagGGNExact, "diag_ggn_exact"),
-    }[quantity]
-
-    def compute(batch: pai.Batch) -> dict[str, Tensor]:
-        with backpack(extension()):
-            loss(network(batch.inputs), batch.labels).backward()
-        # Its sum is of squared gradients of the mean loss: N² times too small for a sum, N for a mean.
-        scale = len(batch.labels) if quantity == "fisher" else 1
-        result = {name: getattr(leaf, attribute).detach() * scale for name, leaf in leaves.items()}
-        for leaf in leaves.values():
-            leaf.grad = None
-            delattr(leaf, attribute)
-        return result
-
-    return compute
-
-
-def curvlinops_operator(model: nn.Module, batch: pai.Batch):
-    """The Hessian of the mean loss over the prunable parameters as curvlinops' linear operator."""
-    from curvlinops import HessianLinearOperator
-
-    return HessianLinearOperator(
-        model, nn.CrossEntropyLoss(), list(leaves_of(model).values()), [tuple(batch)],
-        check_deterministic=False, num_data=len(batch.labels),
-    )  # fmt: skip
-
 
 # ---------------------------------------------------------------------------------------------------------
 # Blocks of rows
@@ -311,12 +101,6 @@ def exact_rows(s: Setup) -> None:
         spent = s.rounds(backpack=lambda: theirs(few), exact=lambda: pai.exact_diag(model, few))
     quantity = f"BackPACK DiagGGNExact / exact ({s.few} samples)"
     compared(s, "backpack/exact", quantity, spent, "backpack", "exact", apart)
-
-
-def back_propagation(model: nn.Module, batch: pai.Batch) -> Callable[[], object]:
-    """Make a function that back-propagates through a graph built once."""
-    loss, leaves = F.cross_entropy(model(batch.inputs), batch.labels), list(leaves_of(model).values())
-    return lambda: torch.autograd.grad(loss, leaves, retain_graph=True)
 
 
 def hutchinson_rows(s: Setup) -> None:
@@ -393,19 +177,6 @@ def peak_bytes(estimator: str, samples: int, width: int, device: str) -> int:
     return resident("VmHWM") - before
 
 
-def resident(field: str) -> int:
-    """Bytes of memory that this process holds (``VmRSS``) or ever held (``VmHWM``; elsewhere than Linux always).
-
-    Not ``ru_maxrss`` where it can be helped: on Linux a new process inherits its parent's.
-    """
-    status = Path("/proc/self/status")
-    if status.is_file():
-        for line in status.read_text().splitlines():
-            if line.startswith(field):
-                return int(line.split()[1]) * 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
 def memory_rows(s: Setup, width: int, estimators: Iterable[str]) -> dict[str, int]:
     """Peak memory of each estimator in a fresh process, over the gradient's; at toy sizes it means nothing."""
     peaks = {}
@@ -464,26 +235,6 @@ def linearity(s: Setup, width: int) -> list[dict]:
 # Report
 
 
-def machine(device: str, threads: int) -> dict[str, str | int]:
-    """What the numbers depend on."""
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.is_file():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = models[0] if models else cpu
-    return {
-        "cpu": cpu,
-        "gpu": torch.cuda.get_device_name() if device == "cuda" else "",
-        "threads": threads,
-        "clock": "CPU seconds" if device == "cpu" and threads == 1 else "wall-clock seconds",
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "pai_lib": pai.__version__,
-        "backpack": peer("backpack-for-pytorch") or "not installed",
-        "curvlinops": peer("curvlinops-for-pytorch") or "not installed",
-    }
-
-
 def report(result: dict, rows: list[Row]) -> str:
     """Write the machine, the table and the fits as Markdown."""
     m, settings = result["machine"], result["settings"]
@@ -531,13 +282,6 @@ def parse(arguments: list[str] | None) -> argparse.Namespace:
         parser.error("--device cuda: there is no CUDA device here")
     args.few = min(args.few, args.samples)
     return args
-
-
-def save(result: dict, file: Path | None) -> None:
-    """Write everything measured as JSON, if a file is given."""
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        file.write_text(json.dumps(result, indent=1, ensure_ascii=False) + "\n")
 
 
 def main(arguments: list[str] | None = None) -> dict:

@@ -17,7 +17,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
-from curvature import PAPER_TEMPERATURE, machine, save
+from measure import machine, save
+from peers import PAPER_TEMPERATURE
 from torch import Tensor, nn
 
 import pai_lib as pai

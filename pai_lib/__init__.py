@@ -1,7 +1,7 @@
 """Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
 
 from .criteria import CRITERIA, Criterion, criterion, score, score_many
-from .curvature import exact_diag, fisher_diag, ggn_diag, hutchinson_diag
+from .curvature import exact_diag, fisher_diag, ggn_diag, hessian_row_norm, hutchinson_diag
 from .data import Batch, Dataset, check_data, dataset_names, load_data
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
 from .masks import (
@@ -9,6 +9,7 @@ from .masks import (
     apply_mask,
     collapsed_layers,
     effective_sparsity,
+    flops_left,
     invert_scores,
     jaccard,
     layer_density,
@@ -25,6 +26,7 @@ from .parameters import check_parameters
 from .records import Record, Store, records_frame
 from .runs import run
 from .spec import RunSpec
+from .streams import ImageStream
 from .training import evaluate, random_stream, train, warm_up
 
 __version__ = "0.1.0"
@@ -34,6 +36,7 @@ __all__ = [
     "Batch",
     "Criterion",
     "Dataset",
+    "ImageStream",
     "Record",
     "RunSpec",
     "SparsityWarning",
@@ -49,8 +52,10 @@ __all__ = [
     "evaluate",
     "exact_diag",
     "fisher_diag",
+    "flops_left",
     "ggn_diag",
     "gradient",
+    "hessian_row_norm",
     "hessian_vector_product",
     "hutchinson_diag",
     "invert_scores",

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from functools import partial
@@ -16,12 +17,14 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from pai_lib import book
+from pai_lib.campaigns import read_campaign, show_plan
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import check_data, dataset_names, load_data
 from pai_lib.parameters import closest, notebook_parameters, text_of
 from pai_lib.records import Store
-from pai_lib.runs import criterion_label, run
+from pai_lib.runs import criterion_label, resolve_device, run
 from pai_lib.spec import RunSpec
+from pai_lib.sweep import sweep
 
 
 def add_book(commands: argparse._SubParsersAction) -> None:
@@ -123,6 +126,33 @@ def run_one(args: argparse.Namespace) -> int:
     return 1 if failure else 0
 
 
+def add_sweep(commands: argparse._SubParsersAction) -> None:
+    """Add ``pai sweep``."""
+    parser = commands.add_parser("sweep", help="do the runs of a campaign that have no record yet")
+    parser.add_argument("campaign", metavar="FILE", help="YAML with base, grid and also")
+    parser.add_argument("--results", default="results", metavar="DIR", help="records (default: results)")
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    parser.add_argument("--dry-run", action="store_true", help="list the runs and how long they would take")
+    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing that would end later")
+    parser.add_argument("--retry-failed", action="store_true", help="repeat the runs that failed")
+    cluster = parser.add_mutually_exclusive_group()
+    cluster.add_argument("--workers", type=int, metavar="N", help="so many processes on this machine, by Dask")
+    cluster.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="of a Dask cluster in a trusted network")
+    parser.add_argument("--quiet", action="store_true", help="print the counts only")
+    parser.set_defaults(call=run_campaign)
+
+
+def run_campaign(args: argparse.Namespace) -> int:
+    """Do a campaign, or say what it would do."""
+    specs, store = read_campaign(args.campaign), Store(args.results)
+    if args.dry_run:
+        show_plan(specs, store, resolve_device(args.device), args.retry_failed)
+        return 0
+    options = {name: vars(args)[name] for name in "device budget retry_failed workers scheduler quiet".split()}
+    counts = sweep(specs, store, **options)
+    return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
+
+
 def add_data(commands: argparse._SubParsersAction) -> None:
     """Add ``pai data``."""
     parser = commands.add_parser("data", help="fetch or check a data set")
@@ -157,7 +187,7 @@ def list_criteria(args: argparse.Namespace) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-SUBCOMMANDS = (add_book, add_notebooks, add_run, add_data, add_criteria)
+SUBCOMMANDS = (add_book, add_notebooks, add_run, add_sweep, add_data, add_criteria)
 
 
 class Parser(argparse.ArgumentParser):
@@ -182,7 +212,9 @@ def main(argv: Sequence[str] | None = None) -> int:
             own = [each.name for each in fields(RunSpec)] if args.call is run_one else []
             close = closest(rest[0], map(_flag, {*vars(args), *own} - {"call"}))
             raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
-        status = args.call(args) or 0
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"pai: warning: {message}", file=sys.stderr)
+            status = args.call(args) or 0
         sys.stdout.flush()
         return status
     except BrokenPipeError:  # the reader, such as head, has seen enough

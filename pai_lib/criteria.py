@@ -8,8 +8,10 @@ A criterion is a function of one parameter tensor and of the quantities that its
     fisher            F̂, diagonal of the empirical Fisher
     hutchinson        ĥ, Hutchinson's estimate of the Hessian diagonal
     exact             Hᵢᵢ, the exact Hessian diagonal
+    row_norm          √Σⱼ Hᵢⱼ², estimated by the probes of ĥ: the scale of its noise
     flow              θ ⊙ ∂R/∂θ, synaptic flow
     noise             uniform noise
+    normal            standard normal noise
     group             number of samples whose loss is averaged before squaring
 
 It returns scores of the tensor's shape: one real number a weight, **higher = keep**, for every criterion.
@@ -18,13 +20,14 @@ It returns scores of the tensor's shape: one real number a weight, **higher = ke
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from .curvature import exact_diag, fisher_diag, hutchinson_diag
+from .curvature import exact_diag, fisher_diag, hessian_row_norm, hutchinson_diag
 from .data import Batch
 from .derivatives import ByParameter, gradient, hessian_vector_product, synaptic_flow
 from .models import resolve_parameters
@@ -186,6 +189,26 @@ def fisher_brain_surgeon(weight, gradient, fisher, group):
     return torch.where(fisher > 0, score, 0)
 
 
+# Two of this project's own: the scale of HP's noise without the noise, and other noise of that scale.
+
+
+@criterion(
+    "row_norm", "Row norm", "Row-norm pruning (ours)",
+    r"\tfrac12\theta^2 \sqrt{\textstyle\sum_j H_{ij}^2}", "dauphin2015", temperature=200.0,
+)  # fmt: skip
+def row_norm_pruning(weight, row_norm):
+    return weight**2 * row_norm / 2
+
+
+@criterion(
+    "scaled_noise", "Scaled noise", "Scaled noise (ours)",
+    r"\tfrac12\theta^2 \sqrt{\textstyle\sum_j H_{ij}^2}\; \xi,\; \xi \sim \mathcal{N}(0, 1)",
+    "dauphin2015", temperature=200.0,
+)  # fmt: skip
+def scaled_noise(weight, row_norm, normal):
+    return weight**2 * row_norm / 2 * normal
+
+
 def get_criterion(key: str, variant: str = "cited") -> Criterion:
     """Look a criterion up, with a clear error for an unknown key or a variant it does not have."""
     if key not in CRITERIA:
@@ -228,6 +251,7 @@ def score_many(
     generator: torch.Generator | None = None,
     parameters: str | Iterable[str] = "prunable",
     chunk: int | None = None,
+    remember: Callable[[Hashable, Callable[[], Any]], Any] | None = None,
 ) -> dict[str, ByParameter]:
     """Score by several criteria, computing each quantity that they share once.
 
@@ -242,6 +266,8 @@ def score_many(
         generator: for noise and probes; ``None`` is a new one with seed 0.
         parameters: what is scored, ``"prunable"`` by default.
         chunk: samples a forward pass.
+        remember: ``remember(key, compute)`` returns what it has for the key, else what ``compute()`` returns; it
+            must belong to this very model and batch.
 
     Returns:
         ``{criterion: {parameter name: scores}}``.
@@ -260,7 +286,9 @@ def score_many(
                 size = len(batch.inputs)
                 return dict.fromkeys(names, size if group is None else min(group, size))
             case "noise":
-                return {name: _noise(model.get_parameter(name), generator) for name in names}
+                return {name: _noise(model.get_parameter(name), generator, torch.rand) for name in names}
+            case "normal":
+                return {name: _noise(model.get_parameter(name), generator, torch.randn) for name in names}
             case "flow":
                 return synaptic_flow(model, batch, parameters=names)
             case "gradient":
@@ -273,12 +301,19 @@ def score_many(
                 return exact_diag(model, batch, **common, **at)
             case "hutchinson":
                 return hutchinson_diag(model, batch, probes, group, generator=generator, **common, **at)
+            case "row_norm":
+                return hessian_row_norm(model, batch, probes, group, generator=generator, **common, **at)
         raise ValueError(f"No quantity is called {need!r}.")
 
     def quantity(need: str, at: dict) -> ByParameter:
         cached = (need, at["temperature"])
         if cached not in known:
-            known[cached] = compute(need, at)
+            if remember is None or need in ("weight", "group", "noise", "normal"):  # not worth remembering
+                known[cached] = compute(need, at)
+            else:  # as computed: with the draws that it made, or none, before it and after it
+                key = (*cached, group, probes, chunk, *names, bytes(generator.get_state().tolist()))
+                known[cached], after = remember(key, lambda: (compute(need, at), generator.get_state()))
+                generator.set_state(after)
         return known[cached]
 
     scores = {}
@@ -293,5 +328,5 @@ def score_many(
     return scores
 
 
-def _noise(like: Tensor, generator: torch.Generator) -> Tensor:
-    return torch.rand(like.shape, generator=generator, device=generator.device).to(like)
+def _noise(like: Tensor, generator: torch.Generator, draw: Callable[..., Tensor]) -> Tensor:
+    return draw(like.shape, generator=generator, device=generator.device).to(like)

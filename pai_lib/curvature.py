@@ -14,7 +14,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .data import Batch
-from .derivatives import ByParameter, Problem, chunks, hessian_products, problem_at, size, summed_gradient
+from .derivatives import (
+    TWICE,
+    ByParameter,
+    Problem,
+    chunks,
+    hessian_products,
+    problem_at,
+    size,
+    summed_gradient,
+)
 from .graph import curved_operation, find_uses, sample_fastest, squared_gradients
 
 
@@ -84,6 +93,8 @@ def _add_squares(problem: Problem, logits: Tensor, seeds: list[Tensor], groups: 
     """Add Σ over seeds and groups of squared group gradients, seeds being gradients at the logits."""
     uses = find_uses(logits, problem.theta)
     fastest = sample_fastest(logits, uses)
+    if size(groups[0]) < len(problem.inputs):
+        problem.check_independent()
     edges = [use.edge for use in uses.values()]
     for i, seed in enumerate(seeds):
         keep = i + 1 < len(seeds)
@@ -106,8 +117,8 @@ def ggn_diag(
 ) -> ByParameter:
     """Diagonal of the generalised Gauss-Newton matrix (1/N) Σₙ JₙᵀSₙSₙᵀJₙ (Schraudolph, 2002).
 
-    J is the Jacobian of the logits/T and SSᵀ = diag(p) − p pᵀ the curvature of the cross-entropy there, with
-    columns s_c = √p_c (e_c − p). For this loss it is also the (true) Fisher. Never negative.
+    J is the Jacobian of the logits/T and SSᵀ = diag(p) − p pᵀ the curvature of the cross-entropy there; S has
+    C − 1 columns (Tanabe & Sagae, 1992). For this loss it is also the (true) Fisher. Never negative.
 
     Args:
         model: as in ``gradient``.
@@ -120,7 +131,7 @@ def ggn_diag(
         chunk: samples a forward pass.
 
     Returns:
-        ``{name: diagonal of the parameter's shape}``. Cost: C (or 1) backward passes of ``fisher_diag``.
+        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 (or 1) backward passes of ``fisher_diag``.
 
     Raises:
         ValueError: as in ``fisher_diag``, and for another mode.
@@ -152,7 +163,7 @@ def exact_diag(
         chunk: samples a forward pass.
 
     Returns:
-        ``{name: diagonal of the parameter's shape}``. Cost: C backward passes of ``fisher_diag``.
+        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 backward passes of ``fisher_diag``.
 
     Raises:
         ValueError: if an operation bends the logits, naming it; ``ggn_diag`` is what such a network can have.
@@ -180,20 +191,34 @@ def _ggn_diag(model, batch, mode, temperature, parameters, generator, chunk, che
         total = [torch.zeros_like(leaf) for leaf in problem.leaves]
         for part in chunks(problem, chunk):
             logits = problem.logits(part)  # n × C
+            find_uses(logits, problem.theta)  # its errors say more than those of the check
             if check is not None:
                 check(logits)
             p = logits.detach().softmax(1)
             if mode == "exact":
-                seeds = [
-                    p[:, [c]].sqrt() * (F.one_hot(torch.tensor(c), p.shape[1]).to(p) - p)
-                    for c in range(p.shape[1])
-                ]
+                seeds = _factor(logits.detach())
             else:
                 drawn = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
                 seeds = [p - F.one_hot(drawn, p.shape[1]).to(p)]
             singles = [slice(i, i + 1) for i in range(size(part))]
             _add_squares(problem, logits, seeds, singles, total)
         return problem.mapped(torch._foreach_div(total, len(problem.inputs)))
+
+
+def _factor(logits: Tensor) -> list[Tensor]:
+    """Columns s_c of a triangular S with SSᵀ = diag(p) − ppᵀ for each sample (Tanabe & Sagae, 1992).
+
+    C − 1 columns, the rank, where √p_c (e_c − p) would be C. With q_c = Σ_{j≥c} p_j, column c is
+    √(p_c q_{c+1}/q_c) times 1 at c and −p_j/q_{c+1} at every j > c.
+    """
+    log_p = logits.log_softmax(1)  # n × C, finite where p itself underflows
+    log_q = log_p.flip(1).logcumsumexp(1).flip(1)
+    columns = []
+    for c in range(logits.shape[1] - 1):
+        below = (log_p[:, c + 1 :] - log_q[:, [c + 1]]).exp()  # sums to 1
+        scale = ((log_p[:, c] + log_q[:, c + 1] - log_q[:, c]) / 2).exp()
+        columns.append(F.pad(-below, (c + 1, 0)).index_fill_(1, torch.tensor(c), 1.0) * scale[:, None])
+    return columns
 
 
 def hutchinson_diag(
@@ -228,8 +253,8 @@ def hutchinson_diag(
         standard_error: also return the estimate's own standard error, from the spread between probes.
 
     Returns:
-        ĥ as ``{name: tensor}``, or the pair (ĥ, standard error). Cost: one gradient a group and about one and
-        a half gradients of that group a probe.
+        ĥ as ``{name: tensor}``, or the pair (ĥ, standard error). Cost: one gradient a group and about two
+        gradients of that group a probe.
 
     Raises:
         ValueError: as in ``gradient``; ``probes`` below 1 (2 for a standard error); another distribution.
@@ -248,28 +273,68 @@ def hutchinson_diag(
         estimate = [torch.zeros_like(leaf) for leaf in problem.leaves]
         variance = [torch.zeros_like(leaf) for leaf in problem.leaves] if standard_error else None
         for part in _groups(problem, group):
-            weight = size(part) / len(problem.inputs)
-            draws = (torch._foreach_mul(z, hz) for z, hz in hessian_products(problem, part, draw, probes, chunk))
-            mean, squares = _mean_and_squares(draws, standard_error)
-            torch._foreach_add_(estimate, mean, alpha=weight)
-            if standard_error:
+            if standard_error:  # its spread is that of whole products
+                products = hessian_products(problem, part, draw, probes, chunk)
+                mean, squares = _mean_and_squares(torch._foreach_mul(z, hz) for z, hz in products)
+                weight = size(part) / len(problem.inputs)
+                torch._foreach_add_(estimate, mean, alpha=weight)
                 torch._foreach_add_(variance, squares, alpha=weight**2 / (probes * (probes - 1)))
+                continue
+            state = generator.get_state()
+            for piece in chunks(problem, chunk, part.start, part.stop, TWICE):
+                generator.set_state(state)  # every piece of a group meets the same probes
+                share = size(piece) / len(problem.inputs) / probes
+                for z, hz in hessian_products(problem, piece, draw, probes, size(piece)):
+                    torch._foreach_addcmul_(estimate, z, hz, share)
         if standard_error:
             return problem.mapped(estimate), problem.mapped(torch._foreach_sqrt(variance))
         return problem.mapped(estimate)
 
 
-def _mean_and_squares(draws: Iterable[list[Tensor]], squares: bool) -> tuple[list[Tensor], list[Tensor] | None]:
+def hessian_row_norm(
+    model: nn.Module, batch: Batch, probes: int = 10, group: int | None = None, **options
+) -> ByParameter:
+    """Norm of each row of the Hessian, √Σⱼ Hᵢⱼ², estimated: what Hutchinson's noise is as large as.
+
+    For a Rademacher probe z, E[(Hz)ᵢ²] = Σⱼ Hᵢⱼ² (Dauphin et al., 2015, with normal probes): the products that
+    ``hutchinson_diag`` averages with signs are squared here. For G equal groups it is the root mean square of its
+    estimate with one probe a group, √(Hᵢᵢ² + (1/G²) Σ_g Σ_{j≠i} (H⁽ᵍ⁾ᵢⱼ)²), for G = 1 the row norm. The square is
+    unbiased. In piecewise linear networks Hᵢᵢ falls as 1/T² with a large temperature T, and the norm only as 1/T.
+
+    Args:
+        model: as in ``gradient``.
+        batch: as in ``gradient``.
+        probes: m, random vectors a group, at least 2.
+        group: samples a group; ``None`` is the whole batch.
+        **options: ``temperature``, ``parameters`` (j runs over those), ``generator`` and ``chunk`` of
+            ``hutchinson_diag``.
+
+    Returns:
+        ``{name: norm of the parameter's shape}``. Cost: that of ``hutchinson_diag``.
+
+    Raises:
+        ValueError: as in ``hutchinson_diag``.
+
+    >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
+    >>> batch = Batch(torch.eye(2), torch.arange(2))
+    >>> norm, estimate = hessian_row_norm(model, batch), hutchinson_diag(model, batch)  # the same probes
+    >>> all(bool((norm[name] >= estimate[name].abs()).all()) for name in norm)
+    True
+    """
+    estimate, error = hutchinson_diag(model, batch, probes, group, standard_error=True, **options)
+    return {name: torch.hypot(h, (probes - 1) ** 0.5 * error[name]) for name, h in estimate.items()}
+
+
+def _mean_and_squares(draws: Iterable[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and sum of squared deviations in one pass (Welford, 1962), which does not cancel."""
-    mean, deviations = None, None
+    mean = deviations = None
     for count, draw in enumerate(draws, start=1):
         if mean is None:
-            mean, deviations = draw, [torch.zeros_like(d) for d in draw] if squares else None
+            mean, deviations = draw, [torch.zeros_like(d) for d in draw]
             continue
         delta = torch._foreach_sub(draw, mean)
         torch._foreach_add_(mean, delta, alpha=1 / count)
-        if squares:
-            torch._foreach_addcmul_(deviations, delta, torch._foreach_sub(draw, mean))
+        torch._foreach_addcmul_(deviations, delta, torch._foreach_sub(draw, mean))
     return mean, deviations
 
 

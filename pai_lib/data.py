@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
-from functools import lru_cache, partial
+from functools import cached_property, lru_cache, partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +21,7 @@ from .parameters import closest
 
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_LOADERS: dict[str, tuple[Callable[[str, Path], tuple], bool]] = {}  # name -> loader, augment
+_LOADERS: dict[str, tuple[Callable, bool | None]] = {}  # name -> loader, augment; None: it makes a data set itself
 
 
 class Batch(NamedTuple):
@@ -71,9 +71,18 @@ class Dataset:
         tensors = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Channels, height and width."""
+        return tuple(self.train_images.shape[1:])
+
+    @cached_property  # moved once: a copy in every step would make the host wait for a GPU
+    def _scale(self) -> Tensor:
+        return torch.tensor([self.mean, self.std], device=self.train_labels.device)[..., None, None] * 255
+
     def normalize(self, images: Tensor) -> Tensor:
         """Return (x/255 − mean)/std of uint8 `images` N×C×H×W as float32, on their device."""
-        mean, std = torch.tensor([self.mean, self.std], device=images.device)[..., None, None] * 255  # C×1×1
+        mean, std = self._scale.to(images.device)  # C×1×1
         return images.float().sub_(mean).div_(std)
 
     def split(self, fraction: float, seed: int = 42) -> tuple["Dataset", tuple[Tensor, Tensor]]:
@@ -83,11 +92,9 @@ class Dataset:
         scikit-learn's `train_test_split(range(N), train_size=fraction, stratify=labels, random_state=seed)`.
         Mean, std and fingerprint stay those of the whole. Raises ValueError unless 0 < fraction ≤ 1.
         """
-        if not 0 < fraction <= 1:
-            raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
+        keep, held = stratified_split(self.train_labels.cpu().numpy(), fraction, seed)
         if fraction == 1:
             return self, (self.train_images[:0], self.train_labels[:0])
-        keep, held = _stratified_split(self.train_labels.cpu().numpy(), fraction, seed)
         part = replace(self, train_images=self.train_images[keep], train_labels=self.train_labels[keep])
         return part, (self.train_images[held], self.train_labels[held])
 
@@ -100,15 +107,7 @@ class Dataset:
         >>> load_data("digits").scoring_batch(samples_per_class=2).labels.tolist()
         [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2, 3, 4, 5, 6, 7, 8, 9]
         """
-        labels = self.train_labels.cpu()
-        counts = labels.bincount(minlength=self.num_classes)
-        fewest, rarest = (int(value) for value in counts.min(0))
-        if not 1 <= samples_per_class <= fewest:
-            raise ValueError(f"{samples_per_class=} must be 1 to {fewest}, the images of class {rarest}")
-        shuffled = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
-        by_class = shuffled[labels[shuffled].argsort(stable=True)]  # N, one class after another
-        first = counts.cumsum(0) - counts  # num_classes: where each class starts
-        chosen = by_class[torch.arange(samples_per_class)[:, None] + first].flatten()
+        chosen = balanced_sample(self.train_labels.cpu(), samples_per_class, self.num_classes, seed)
         return Batch(self.normalize(self.train_images[chosen]), self.train_labels[chosen])
 
     def epoch(self, batch_size: int, generator: Generator, augment: bool | None = None) -> Iterator[Batch]:
@@ -119,15 +118,11 @@ class Dataset:
         Every image comes once, except that a last batch of a single one, which batch norm cannot train on, is
         dropped (unless `batch_size` is 1). Raises ValueError for a batch size below 1.
         """
-        if batch_size < 1:
-            raise ValueError(f"batch_size must be at least 1, not {batch_size}")
         augment = self.augment if augment is None else augment
         count, device = len(self.train_labels), self.train_images.device
-        order = torch.randperm(count, generator=generator)
+        order = shuffled(count, batch_size, generator)
         offsets = torch.randint(2 * PADDING + 1, (2, count), generator=generator).to(device)  # rows, columns
         flips = torch.randint(2, (count,), generator=generator).bool().to(device)
-        if count % batch_size == 1 and batch_size > 1:
-            order = order[:-1]
 
         def batch(index: Tensor) -> Batch:
             images = self.train_images[index]  # B×C×H×W
@@ -141,6 +136,26 @@ class Dataset:
         """Iterate once over the test images, in order."""
         images, labels = self.test_images.split(batch_size), self.test_labels.split(batch_size)
         return map(Batch, map(self.normalize, images), labels)
+
+
+def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, seed: int) -> Tensor:
+    """Return the indices of a scoring batch, see `Dataset.scoring_batch`, from all labels (on the CPU)."""
+    counts = labels.bincount(minlength=num_classes)
+    fewest, rarest = (int(value) for value in counts.min(0))
+    if not 1 <= samples_per_class <= fewest:
+        raise ValueError(f"{samples_per_class=} must be 1 to {fewest}, the images of class {rarest}")
+    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
+    by_class = order[labels[order].argsort(stable=True)]  # N, one class after another
+    first = counts.cumsum(0) - counts  # num_classes: where each class starts
+    return by_class[torch.arange(samples_per_class)[:, None] + first].flatten()
+
+
+def shuffled(count: int, batch_size: int, generator: Generator) -> Tensor:
+    """Return the order of an epoch, see `Dataset.epoch`."""
+    if batch_size < 1:
+        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    order = torch.randperm(count, generator=generator)
+    return order[:-1] if count % batch_size == 1 and batch_size > 1 else order
 
 
 def dataset_names() -> list[str]:
@@ -163,9 +178,10 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
 
     `digits` and `digits32` come with scikit-learn. `cifar10` and `cifar100` are looked for in `root`
     (default: $PAI_DATA, else ~/.cache/pai_lib) as `<name>.npz` with the arrays of `Dataset.from_arrays`, then
-    as torchvision's own files, and are then downloaded there. Any other name is a folder, itself or in
-    `root`. It holds `train/` and `test/` (or `val/`) with the class folders, or only class folders, of which
-    a fixed stratified fifth becomes the test set. Tiny ImageNet is read as distributed, tested on its `val/`.
+    as torchvision's own files, and are then downloaded there. `tiny-imagenet-200` is read as distributed, tested
+    on its `val/`, and downloaded if it is not in `root`. `imagenet` is streamed from `root`: see `ImageStream`.
+    Any other name is a folder, itself or in `root`. It holds `train/` and `test/` (or `val/`) with the class
+    folders, or only class folders, of which a fixed stratified fifth becomes the test set.
 
     `image_size` resizes to squares, bilinearly; images of differing sizes need it. Raises ValueError for an
     unknown name or unusable contents, FileNotFoundError for what is neither there nor can be downloaded.
@@ -174,7 +190,10 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
     if image_size is not None and image_size < 1:
         raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
     if name in _LOADERS:
-        return _load(name, root, image_size, _stamp(root / f"{name}.npz"))
+        loader, augment = _LOADERS[name]
+        if augment is None:
+            return loader(name, root, image_size)
+        return _load(name, root, image_size, _stamp(root / f"{name}.npz") + _stamp(root / name))
     if folder := find_folder(name, root):
         return _load(str(folder), folder, image_size, _stamp(folder))
     close = closest(name, _LOADERS)
@@ -187,18 +206,18 @@ def check_data(name: str | Path, root: str | Path | None = None) -> str:
     """Load a data set as `load_data` does and return a summary of a few lines."""
     data = load_data(name, root)
     counts = f"{len(data.train_labels)} training and {len(data.test_labels)} test images"
-    shape = "×".join(map(str, data.train_images[0].shape))
+    shape = "×".join(map(str, data.image_shape))
     where = f"fingerprint {data.fingerprint}\nread from {data.location}"
     return f"{data.name}: {counts}, {shape}, {data.num_classes} classes\n{where}"
 
 
 @lru_cache(maxsize=4)  # a sweep reads its data once; nobody may change its tensors in place
 def _load(name: str, root: Path, image_size: int | None, stamp: tuple) -> Dataset:
-    loader, augment = _LOADERS.get(name, (partial(_read_folder, image_size=image_size), True))
+    loader, augment = _LOADERS.get(name, (partial(read_folder, image_size=image_size), True))
     *arrays, location = loader(name, root)
     try:
         if len(arrays) == 2:  # no official test set: take a stratified fifth, always the same
-            (x, y), (train, test) = arrays, _stratified_split(arrays[1], 0.8, seed=42)
+            (x, y), (train, test) = arrays, stratified_split(arrays[1], 0.8, seed=42)
             arrays = x[train], y[train], x[test], y[test]
         return Dataset.from_arrays(Path(name).name, *arrays, augment, image_size, location)
     except ValueError as error:
@@ -252,14 +271,19 @@ def _mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     return tuple(mean.tolist()), tuple(std.tolist())
 
 
-def _stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
+def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
+    """Return the indices of a stratified `fraction` and of the rest, see `Dataset.split`."""
+    if not 0 < fraction <= 1:
+        raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
+    if fraction == 1:
+        return [np.arange(len(labels)), np.arange(0)]
     from sklearn.model_selection import train_test_split
 
     return train_test_split(np.arange(len(labels)), train_size=fraction, stratify=labels, random_state=seed)
 
 
-def _list_folder(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
-    """List (path, label) of the training images, and of the test images where they are kept apart."""
+def list_folder(folder: Path, held: tuple[str, ...] = ("test", "val")) -> tuple[list[tuple[str, int]], ...]:
+    """List (path, label) of the training images, and of the test images where they are kept apart, in `held`."""
     from torchvision.datasets import ImageFolder
 
     if not (folder / "train").is_dir():
@@ -268,25 +292,33 @@ def _list_folder(folder: Path) -> tuple[list[tuple[str, int]], list[tuple[str, i
     if annotations.is_file():  # Tiny ImageNet: its val/ has no class folders, its test/ no labels
         rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
         return train.samples, [(f"{folder}/val/images/{file}", train.class_to_idx[c]) for file, c in rows]
-    held = [folder / part for part in ("test", "val") if (folder / part).is_dir()]
-    if not held:
-        raise FileNotFoundError(f"{folder} has train/ but neither test/ nor val/ beside it")
-    test = ImageFolder(held[0])
+    there = [folder / part for part in held if (folder / part).is_dir()]
+    if not there:
+        raise FileNotFoundError(f"{folder} has train/ but not {'/ or '.join(held)}/ beside it")
+    test = ImageFolder(there[0])
     if odd := set(test.classes) ^ set(train.classes):
         raise ValueError(f"{test.root} and {train.root} must have the same classes: one lacks {min(odd)}")
     return train.samples, test.samples
 
 
-def _read_folder(name: str, folder: Path, image_size: int | None) -> tuple:
+def open_image(path: str | Path):
+    """Return an image file as PIL's RGB image; raises ValueError naming what cannot be read."""
     from PIL import Image
 
-    (train, test), images = _list_folder(folder), []
+    try:
+        with Image.open(path) as file:
+            return file.convert("RGB")
+    except Exception as error:  # Pillow's decoders raise more kinds than it documents
+        raise ValueError(f"{path} is not a readable image: {error}") from error
+
+
+def read_folder(name: str, folder: Path, image_size: int | None = None) -> tuple:
+    """Read all images of a folder: a loader, see `dataset`."""
+    from PIL import Image
+
+    (train, test), images = list_folder(folder), []
     for path, _ in tqdm(train + test, desc="reading images", unit=" images"):
-        try:
-            with Image.open(path) as file:
-                image = file.convert("RGB")
-        except Exception as error:  # Pillow's decoders raise more kinds than it documents
-            raise ValueError(f"{path} is not a readable image: {error}") from error
+        image = open_image(path)
         if image_size is not None:
             image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
         images.append(np.asarray(image))  # H×W×3
@@ -297,10 +329,13 @@ def _read_folder(name: str, folder: Path, image_size: int | None) -> tuple:
     return (x[:count], y[:count], x[count:], y[count:], folder) if test else (x, y, folder)
 
 
-def dataset(*names: str, augment: bool = True) -> Callable:
-    """Register a loader(name, root) of x_train, y_train, x_test, y_test, location; or of x, y, location."""
+def dataset(*names: str, augment: bool | None = True) -> Callable:
+    """Register a loader(name, root) of x_train, y_train, x_test, y_test, location; or of x, y, location.
 
-    def register(loader: Callable[[str, Path], tuple]) -> Callable[[str, Path], tuple]:
+    With `augment=None` it is a loader(name, root, image_size) of a data set that is used like `Dataset`.
+    """
+
+    def register(loader: Callable) -> Callable:
         _LOADERS.update(dict.fromkeys(names, (loader, augment)))
         return loader
 

@@ -8,13 +8,16 @@ buffers, gradients, mode and ``requires_grad`` as it found them, and returns ``{
 from __future__ import annotations
 
 import contextlib
+import itertools
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from .adjoints import DirectAdjoints
 from .data import Batch
 from .graph import BATCH_STATISTICS
 from .models import resolve_parameters
@@ -40,6 +43,7 @@ class Problem:
                 raise ValueError(f"The model is in {leaf.dtype}: curvature needs float32 or float64 weights.")
         _check_batch(batch, first)
         self.inputs, self.labels = batch.inputs.to(first.device), batch.labels.to(first.device, torch.int64)
+        self.independent = False  # not known yet
         self.mixes_samples = any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
             for module in model.modules()
@@ -47,9 +51,12 @@ class Problem:
 
     def logits(self, part: slice) -> Tensor:
         """f(x)/T for a slice of the samples, n×C."""
-        inputs = self.inputs[part]
-        if self.mixes_samples and len(inputs) < len(self.inputs):
+        if self.mixes_samples and size(part) < len(self.inputs):
             raise ValueError(BATCH_STATISTICS)
+        return self.logits_of(self.inputs[part])
+
+    def logits_of(self, inputs: Tensor) -> Tensor:
+        """f(x)/T for any inputs n×…, n×C."""
         out = torch.func.functional_call(self.model, {**self.theta, **self.others}, (inputs,))
         if not isinstance(out, Tensor) or out.ndim != 2 or len(out) != len(inputs):
             shape = tuple(out.shape) if isinstance(out, Tensor) else type(out).__name__
@@ -59,6 +66,24 @@ class Problem:
                 f"Label {int(self.labels.max())} is out of range: the model has {out.shape[1]} outputs."
             )
         return out / self.temperature
+
+    def check_independent(self) -> None:
+        """Raise ValueError if the logits of the first sample depend on the second; looks once."""
+        if self.independent:
+            return
+        self.independent = True
+        pair = self.inputs[:2].detach().clone()
+        if self.mixes_samples and len(pair) == 2:
+            raise ValueError(BATCH_STATISTICS)
+        if len(pair) == 2 and pair.is_floating_point():
+            first = self.logits_of(pair.requires_grad_())[0]  # C
+            weights = torch.arange(1, len(first) + 1, dtype=first.dtype, device=first.device)
+            (gradient,) = torch.autograd.grad(first, pair, weights, materialize_grads=True)
+            if bool(gradient[1].any()):
+                raise ValueError(
+                    "The logits of one sample depend on another (as with x - x.mean(0)), so per-sample curvature "
+                    "is not defined for this model."
+                )
 
     def loss(self, part: slice) -> Tensor:
         """Mean loss of a slice of the samples."""
@@ -129,14 +154,21 @@ def problem_at(model, batch, temperature, parameters) -> Iterator[Problem]:
         yield problem
 
 
-def chunks(problem: Problem, chunk: int | None, start: int = 0, stop: int | None = None) -> list[slice]:
-    """Slices of at most ``chunk`` samples; by default 2²⁰ input numbers and 64 samples at most."""
-    stop = len(problem.inputs) if stop is None else stop
+def chunks(
+    problem: Problem, chunk: int | None, start: int = 0, stop: int | None = None, copies: int = 1
+) -> list[slice]:
+    """Nearly equal slices of at most ``chunk`` samples; by default 2²⁰ input numbers and 64 samples at most.
+
+    ``copies`` divides the default: how many times a gradient's memory is held for each sample.
+    """
+    count = (len(problem.inputs) if stop is None else stop) - start
     if chunk is None:
-        chunk = max(1, min(64, 2**20 // max(1, problem.inputs[0].numel())))
+        chunk = max(1, min(64, 2**20 // max(1, problem.inputs[0].numel())) // copies)
     if chunk < 1:
         raise ValueError(f"chunk={chunk}: it must be at least 1.")
-    return [slice(i, min(i + chunk, stop)) for i in range(start, stop, chunk)]
+    parts = -(-count // chunk)
+    edges = [start + count * i // parts for i in range(parts + 1)]
+    return [slice(*edge) for edge in itertools.pairwise(edges)]
 
 
 def size(part: slice) -> int:
@@ -152,24 +184,27 @@ def summed_gradient(problem: Problem, part: slice, chunk: int | None) -> list[Te
     return total
 
 
+TWICE = 3  # times the memory of a gradient that the graph of a gradient holds for each sample
+
+
 def hessian_products(problem: Problem, part: slice, draw: Callable[[], list[Tensor]], count: int, chunk):
-    """Yield (v, Hv) for ``count`` vectors; the graph of the gradient is built once when it fits."""
-    pieces = chunks(problem, chunk, part.start, part.stop)
-    kept = None
+    """Yield (v, Hv) for ``count`` vectors; the graph of the gradient is built once when it fits in one chunk."""
+    pieces = chunks(problem, chunk, part.start, part.stop, TWICE)
+    curved = None
     for i in range(count):
-        vectors = draw()
-        total = [torch.zeros_like(leaf) for leaf in problem.leaves]
+        vectors, total = draw(), None
         for piece in pieces:
-            if kept is None or len(pieces) > 1:
-                kept = problem.loss_gradient(piece, size(piece) / size(part), create_graph=True)
-            keep = len(pieces) == 1 and i + 1 < count
-            curved = [(g, v) for g, v in zip(kept, vectors, strict=True) if g.requires_grad]
-            if curved:  # a loss without any curvature has a gradient without a graph
-                product = torch.autograd.grad(
-                    [g for g, _ in curved], problem.leaves, [v for _, v in curved],
-                    retain_graph=keep, materialize_grads=True,
-                )  # fmt: skip
-                torch._foreach_add_(total, product)
+            if curved is None or len(pieces) > 1:
+                with DirectAdjoints():
+                    grads = problem.loss_gradient(piece, size(piece) / size(part), create_graph=True)
+                # A loss without any curvature has a gradient without a graph. Edges do not hold the gradient.
+                curved = {k: get_gradient_edge(g) for k, g in enumerate(grads) if g.requires_grad}
+                del grads
+            product = [torch.zeros_like(leaf) for leaf in problem.leaves] if not curved else torch.autograd.grad(
+                list(curved.values()), problem.leaves, [vectors[k] for k in curved],
+                retain_graph=len(pieces) == 1 and i + 1 < count, materialize_grads=True,
+            )  # fmt: skip
+            total = product if total is None else torch._foreach_add(total, product)
         yield vectors, total
 
 

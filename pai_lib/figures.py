@@ -19,12 +19,14 @@ from .criteria import CRITERIA
 from .derivatives import ByParameter
 from .masks import jaccard, layer_density
 from .runs import criterion_label
+from .verdicts import PLAIN, PROTOCOL
 
-# Okabe & Ito's colours, which differ for colour-blind readers too: one a family of criteria, named after the
-# quantity that the family rests on, in order of precedence.
+# Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of criteria, named
+# after the quantity that the family rests on, in order of precedence.
 _FAMILIES = {
     "exact": "#009E73",
     "hutchinson": "#D55E00",
+    "row_norm": "#882255",
     "fisher": "#0072B2",
     "hessian_gradient": "#CC79A7",
     "gradient": "#E69F00",
@@ -141,12 +143,6 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     return table
 
 
-# What makes two runs comparable, besides data set and model.
-PROTOCOL = (
-    "width epochs batch_size lr weight_decay precision train_images warmup samples_per_class group probes".split()
-)
-
-
 def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Split records of pruned networks into groups made by one protocol, largest first: (its words, its rows).
 
@@ -154,9 +150,11 @@ def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """
     if frame.empty:
         return []
-    plain = frame[(frame["control"] == "none") & (frame["variant"] == "cited") & (frame["scope"] == "global")]
-    plain = plain[plain["temperature"].isna() & plain["rounds"].isna()]
-    groups = [rows for _, rows in plain.groupby(["dataset", "model", *PROTOCOL], dropna=False)]
+    plain = frame[frame["temperature"].isna() & frame["rounds"].isna()]
+    for name, value in PLAIN.items():
+        plain = plain[plain[name] == value]
+    plain = plain.assign(lr_drops=plain["lr_drops"].map(tuple))
+    groups = [rows for _, rows in plain.groupby([*PROTOCOL, "warmup"], dropna=False)]
     groups = sorted((rows for rows in groups if (rows["sparsity"] > 0).any()), key=len, reverse=True)
     return [(_in_words(rows.iloc[0]), rows) for rows in groups]
 

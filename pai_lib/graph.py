@@ -10,6 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
@@ -248,9 +249,20 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], fastest: 
     return total
 
 
+FEW_POSITIONS = 32  # up to so many of a convolution's output, one matrix product a sample is the faster way
+
+
 def _convolution_squares(use: Use, gradient: Tensor, groups: list[slice]) -> Tensor:
     stride, padding, dilation, channel_groups = use.options
     total = torch.zeros_like(use.parameter)
+    if gradient.ndim == 4 and channel_groups == 1 and gradient[0, 0].numel() <= FEW_POSITIONS:
+        columns = F.unfold(use.inputs, total.shape[2:], dilation, padding, stride)  # n × in·kernel × positions
+        flat, rows = total.flatten(1), gradient.flatten(2)  # out × in·kernel, n × out × positions
+        one = torch.empty_like(flat)
+        for group in groups:
+            g, a = (part[group].transpose(0, 1).flatten(1) for part in (rows, columns))  # … × group·positions
+            flat.addcmul_(torch.mm(g, a.T, out=one), one)
+        return total
     for group in groups:
         _, one, _ = torch.ops.aten.convolution_backward(
             gradient[group], use.inputs[group], use.parameter, None, stride, padding, dilation, False,

@@ -1,8 +1,8 @@
 """Architectures of the paper and the rule that says which of a model's weights can be pruned.
 
-All convolutions and linear layers keep PyTorch's default initialization (``reset_parameters``:
-Kaiming-uniform with a = √5). torchvision re-initializes its models differently, and it matters here:
-scores are taken at initialization.
+Scores are taken at initialization, so it matters here. In ResNet and VGG all convolutions and linear layers keep
+PyTorch's default (``reset_parameters``: Kaiming-uniform with a = √5), where torchvision's models have another.
+Vision transformers are torchvision's, with its initialization but for the head.
 """
 
 from __future__ import annotations
@@ -167,7 +167,11 @@ class ResidualBlock(nn.Module):
 
 
 class ResNet(nn.Module):
-    """Residual network with a 3×3 stem, for images of about 32×32 (He et al., 2016)."""
+    """Residual network (He et al., 2016).
+
+    Its stem is a 3×3 convolution, for images of about 32×32; or, for those of ImageNet, 7×7 with stride 2 and a
+    max-pool.
+    """
 
     def __init__(
         self,
@@ -176,9 +180,13 @@ class ResNet(nn.Module):
         in_channels: int,
         width: int,
         bottleneck: bool = False,
+        imagenet: bool = False,
     ):
         super().__init__()
-        self.stem = nn.Sequential(_convolution(in_channels, width, 3), nn.BatchNorm2d(width), nn.ReLU())
+        first = _convolution(in_channels, width, 7, 2) if imagenet else _convolution(in_channels, width, 3)
+        self.stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU())
+        if imagenet:
+            self.stem.append(nn.MaxPool2d(3, 2, padding=1))
         stages, c_in = [], width
         for stage, count in enumerate(blocks):
             c_mid = width * 2**stage
@@ -207,6 +215,11 @@ def _resnet34(num_classes: int, in_channels: int, width: int) -> nn.Module:
 @architecture("resnet50", 64)
 def _resnet50(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return ResNet((3, 4, 6, 3), num_classes, in_channels, width, bottleneck=True)
+
+
+@architecture("resnet50_imagenet", 64)
+def _resnet50_imagenet(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return ResNet((3, 4, 6, 3), num_classes, in_channels, width, bottleneck=True, imagenet=True)
 
 
 @architecture("resnet20", 16)
@@ -259,3 +272,49 @@ for _name, _depth in _VGG_DEPTHS.items():
     architecture(_name, 64)(
         lambda num_classes, in_channels, width, depth=_depth: VGG(depth, num_classes, in_channels, width)
     )
+
+
+# ---------------------------------------------------------------------------------------------------------
+# Vision transformer (Dosovitskiy et al., 2021)
+
+
+def _vision_transformer(
+    image_size: int, patch: int, layers: int, heads: int, mlp_ratio: int,
+    num_classes: int, in_channels: int, width: int,
+) -> nn.Module:  # fmt: skip
+    """The model and initialization of torchvision, but for the head and another number of input channels.
+
+    torchvision's head starts at zero. Then no gradient reaches any other weight, and every score that is made of
+    derivatives is zero everywhere; here the head has PyTorch's default initialization.
+    """
+    from torchvision.models import VisionTransformer
+
+    if width % heads:
+        raise ValueError(f"width={width}: it must be a multiple of {heads}, the number of attention heads.")
+    model = VisionTransformer(image_size, patch, layers, heads, width, mlp_ratio * width, num_classes=num_classes)
+    if in_channels != 3:
+        model.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
+        nn.init.trunc_normal_(model.conv_proj.weight, std=(in_channels * patch**2) ** -0.5)  # as torchvision's
+        nn.init.zeros_(model.conv_proj.bias)
+    model.heads.head.reset_parameters()
+    model.register_forward_pre_hook(_check_image_size)
+    return model
+
+
+def _check_image_size(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    size, (height, width) = model.image_size, inputs[0].shape[-2:]
+    if (height, width) != (size, size):
+        raise ValueError(
+            f"This vision transformer has position embeddings for images of {size}×{size}, not {height}×{width}: "
+            f"use image_size={size}."
+        )
+
+
+@architecture("vit_b_16", 768)
+def _vit_b_16(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return _vision_transformer(224, 16, 12, 12, 4, num_classes, in_channels, width)
+
+
+@architecture("vit_cifar", 192)  # the ViT of Lee, Lee & Song (2021) for 32×32 images, with a class token
+def _vit_cifar(num_classes: int, in_channels: int, width: int) -> nn.Module:
+    return _vision_transformer(32, 4, 9, 12, 2, num_classes, in_channels, width)

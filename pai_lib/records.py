@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
+import itertools
 import json
 import os
-import uuid
+import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from filelock import FileLock
+
+from .checkpoints import write_whole
 from .spec import RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
 
 SCHEMA = 1
+DIGEST = b',\n "digest": "'  # ends a record's text; what stands before it is hashed
+
+
+class RecordWarning(UserWarning):
+    """A record cannot be read, or is of other data than those that are here now."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,11 @@ class Record:
         return {"schema": SCHEMA, "id": self.spec.id, **asdict(self), "spec": self.spec.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict) -> Record:
-        """Read a record's JSON content; ValueError if it is of another schema or does not fit its own id."""
+    def from_dict(cls, values: dict, intact: bool = False) -> Record:
+        """Read a record's JSON content; ValueError if it is of another schema or does not fit its own id.
+
+        A spec that is ``intact``, just as a run wrote it, need not be checked again.
+        """
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"schema {found!r}: this version reads schema {SCHEMA}.")
@@ -43,14 +56,29 @@ class Record:
             if name not in values or not isinstance(values[name], kind):
                 raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
-        record = cls(RunSpec.from_record(values["spec"]), **parts)
-        if record.spec.id != values["id"]:
+        if intact and values["spec"].keys() <= _DEFAULTS.keys():
+            record = cls(_as_written(values["spec"]), **parts)
+        elif (record := cls(RunSpec.from_record(values["spec"]), **parts)).spec.id != values["id"]:
             raise ValueError(f"its id is {values['id']!r}, but its spec's is {record.spec.id!r}: it was edited.")
         return record
 
 
+_DEFAULTS = {each.name: each.default for each in fields(RunSpec)}
+
+
+def _as_written(values: dict) -> RunSpec:
+    spec = object.__new__(RunSpec)  # checking the types of 10,000 specs takes seconds
+    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
+    vars(spec).update({**_DEFAULTS, **values, **lists})
+    return spec
+
+
 class Store:
-    """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``."""
+    """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``.
+
+    A file ends with a ``digest``, the SHA-256 of the text before it, so that an edit by hand is noticed. Locks and
+    checkpoints of unfinished runs are in ``<root>/.checkpoints``.
+    """
 
     def __init__(self, root: str | Path = "results"):
         self.root = Path(root)
@@ -59,48 +87,105 @@ class Store:
         """Where the record of a spec is, or would be."""
         return self.root / _short(spec.dataset) / spec.model / f"{spec.id}.json"
 
+    def checkpoint(self, spec: RunSpec) -> Path:
+        """Where the checkpoint of an unfinished run is, or would be."""
+        return self.root / ".checkpoints" / f"{spec.id}.safetensors"
+
+    def lock(self, spec: RunSpec) -> FileLock:
+        """Lock of a run among processes; the system releases it when its process ends, however that is."""
+        return FileLock(self.root / ".checkpoints" / f"{spec.id}.lock")
+
+    def tidy(self, spec: RunSpec) -> None:
+        """Remove what a process that was killed while it wrote has left of a run; for the holder of its lock."""
+        for path in (self.path(spec), self.checkpoint(spec)):
+            for rest in path.parent.glob(f".{path.stem}.*.tmp"):
+                rest.unlink(missing_ok=True)
+
+    def check_writable(self) -> None:
+        """Raise OSError with a clear sentence unless files can be written here."""
+        probe = self.root / ".checkpoints" / "writable"
+        try:
+            write_whole(probe, b"")
+            probe.unlink()
+        except OSError as error:
+            reason = os.strerror(error.errno) if error.errno else error
+            raise OSError(f"The results folder {self.root} is not writable: {reason}.") from error
+
     def load(self, spec: RunSpec) -> Record | None:
-        """The record of a spec, or ``None`` if there is none yet."""
+        """The record of a spec, or ``None`` if there is none yet. ValueError if it cannot be read."""
         path = self.path(spec)
         return _read(path) if path.is_file() else None
 
-    def save(self, record: Record) -> Path:
-        """Write a record whole or not at all. ValueError if the file belongs to another spec."""
-        path = self.path(record.spec)
-        if path.is_file() and _read(path).spec != record.spec:
-            raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
-        path.parent.mkdir(parents=True, exist_ok=True)
-        text = json.dumps(record.to_dict(), indent=1, ensure_ascii=False, allow_nan=False) + "\n"
-        temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")  # mkstemp would hide it from others
+    def find(self, spec: RunSpec, fingerprint: str) -> Record | None:
+        """The record of a spec for the same data; one that is not, or cannot be read, is named in a warning."""
         try:
-            with temporary.open("x", encoding="utf-8") as file:
-                file.write(text)
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
-        except BaseException:
-            temporary.unlink(missing_ok=True)
-            raise
+            known = self.load(spec)
+        except ValueError as error:
+            warnings.warn(f"{error} It is not used.", RecordWarning, stacklevel=2)
+            return None
+        if known is not None and known.data.get("fingerprint") != fingerprint:
+            text = f"{self.path(spec)} was made with other data than those that are here now. It is not used."
+            warnings.warn(text, RecordWarning, stacklevel=2)
+            return None
+        return known
+
+    def save(self, record: Record) -> Path:
+        """Write a record whole or not at all.
+
+        A file that cannot be read, or is of other data, is set aside under a name that ends in ``.unreadable`` or
+        ``.data-<fingerprint>``, never overwritten. ValueError if the file belongs to another spec.
+        """
+        path = self.path(record.spec)
+        text = json.dumps(record.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
+        content = text.removesuffix("\n}").encode()
+        digest = hashlib.sha256(content).hexdigest().encode()
+        if path.is_file():
+            try:
+                known = _read(path)
+            except ValueError:
+                _set_aside(path, "unreadable")
+            else:
+                if known.spec != record.spec:
+                    raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
+                if (fingerprint := known.data.get("fingerprint")) != record.data.get("fingerprint"):
+                    _set_aside(path, f"data-{str(fingerprint)[:12]}")
+        write_whole(path, content + DIGEST + digest + b'"\n}\n')
         return path
 
     def records(self) -> list[Record]:
-        """All records, in the order of their paths."""
-        return [_read(path) for path in sorted(self.root.glob("*/*/*.json"))]
+        """All records, in the order of their paths; one that cannot be read is named in a warning."""
+        found = []
+        for path in sorted(self.root.glob("*/*/*.json")):
+            try:
+                found.append(_read(path))
+            except ValueError as error:
+                warnings.warn(f"{error} It is left out.", RecordWarning, stacklevel=2)
+        return found
 
     def frame(self) -> pd.DataFrame:
         """``records_frame`` of all records."""
         return records_frame(self.records())
 
 
+def _set_aside(path: Path, why: str) -> None:
+    for number in itertools.count(1):
+        aside = path.with_name(f"{path.name}.{why}" + (f"-{number}" if number > 1 else ""))
+        if not aside.exists():
+            path.rename(aside)
+            warnings.warn(f"{path} is set aside as {aside.name}.", RecordWarning, stacklevel=3)
+            return
+
+
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     """One row a record: every field of its spec, its id, and the numbers of its result."""
     import pandas as pd  # here: it is a tenth of the time that importing the library takes
 
-    rows = []
+    rows, records = [], list(records)
+    short = {name: _short(name) for name in {record.spec.dataset for record in records}}
     for record in records:
         numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
-        row = {"id": record.spec.id, **asdict(record.spec), **numbers}
-        row["dataset"] = _short(record.spec.dataset)
+        row = {"id": record.spec.id, **vars(record.spec), **numbers}
+        row["dataset"] = short[record.spec.dataset]
         row["collapsed"] = len(record.result.get("collapsed", []))
         row["train_images"] = record.data.get("train")
         row["failure"] = record.failure["reason"] if record.failure else None
@@ -122,6 +207,11 @@ def _short(dataset: str) -> str:
 
 def _read(path: Path) -> Record:
     try:
-        return Record.from_dict(json.loads(path.read_text("utf-8")))
+        text = path.read_bytes().replace(b"\r\n", b"\n")  # git may have changed the ends of lines
+        values = json.loads(text)
+        digest = isinstance(values, dict) and values.get("digest")  # older records have none
+        if digest and digest != hashlib.sha256(text.rpartition(DIGEST)[0]).hexdigest():
+            raise ValueError("its digest does not fit its content: it was edited")
+        return Record.from_dict(values, intact=bool(digest))
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable record: {error}") from error
+        raise ValueError(f"{path} is not a readable record: {str(error).removesuffix('.')}.") from error

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import datetime
+import hashlib
 import math
 import resource
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
+from dataclasses import fields
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from .checkpoints import Checkpoint, epochs_done
 from .criteria import get_criterion, score
 from .data import Batch, Dataset, load_data
 from .derivatives import ByParameter
@@ -52,6 +58,39 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     return device
 
 
+class Shared:
+    """Parts of runs that several have in common, kept for the next of them.
+
+    A part is found again only under a key that holds everything that shaped it. A run that finds one counts the
+    seconds that it took when it was computed, so that the times of a run are those of a run alone.
+
+    Args:
+        networks: number of networks whose parts are kept, the latest ones.
+    """
+
+    def __init__(self, networks: int = 2):
+        self.networks = networks
+        self.known: dict[Hashable, dict[Hashable, tuple[Any, float]]] = {}
+        self.seconds = 0.0  # saved so far
+
+    def of(self, network: Hashable, device: torch.device) -> Callable[[Hashable, Callable[[], Any]], Any]:
+        """Return ``remember(key, compute)`` of a network, which computes only what is not known."""
+        known = self.known[network] = self.known.pop(network, {})
+        while len(self.known) > self.networks:
+            del self.known[next(iter(self.known))]
+
+        def remember(key: Hashable, compute: Callable[[], Any]) -> Any:
+            if key in known:
+                self.seconds += known[key][1]
+            else:
+                start, saved = _seconds(device), self.seconds  # what is found on the way is part of the cost
+                value = compute()
+                known[key] = value, _seconds(device) - start + self.seconds - saved
+            return known[key][0]
+
+        return remember
+
+
 def run(
     spec: RunSpec,
     store: Store | None = None,
@@ -60,10 +99,9 @@ def run(
     data: Dataset | None = None,
     progress: bool = True,
 ) -> Record:
-    """Prune at initialization, train, test; or return the record if the store has it for the same data.
+    """Prune, train, test; or return the record if the store has it for the same data.
 
-    Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under the mask,
-    test once after the last epoch. Nothing is chosen on test data.
+    With a store, the run is locked against other processes, and goes on from its checkpoint if it has one.
 
     Args:
         spec: what to run.
@@ -77,97 +115,224 @@ def run(
 
     Raises:
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
+        OSError: for a store that cannot be written, before work starts.
     """
     device = resolve_device(device)
-    whole = load_data(spec.dataset) if data is None else data
-    if store is not None:
-        known = store.load(spec)
-        if known is not None and known.data.get("fingerprint") == whole.fingerprint:
+    whole = load_data(spec.dataset, image_size=spec.image_size) if data is None else data
+    if store is None:
+        return perform(spec, whole, device, progress=progress)
+    if known := store.find(spec, whole.fingerprint):
+        return known
+    _scoring_batch(spec, _part(whole, spec.train_fraction, device))  # is refused before anything is written
+    store.check_writable()
+    with store.lock(spec):
+        if known := store.find(spec, whole.fingerprint):  # another process was faster
             return known
-    part, _ = whole.split(spec.train_fraction)
-    part = part.to(device)
-    batch = part.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
-    started = datetime.datetime.now(datetime.UTC)
-    model = build_model(
-        spec.model, part.num_classes, in_channels=part.train_images.shape[1], width=spec.width, seed=spec.seed
-    )
-    result: dict = {"parameters": sum(p.numel() for p in model.parameters())}
-    failure = None
+        store.tidy(spec)
+        record = perform(spec, whole, device, progress=progress, checkpoint=store.checkpoint(spec))
+        store.save(record)
+        store.checkpoint(spec).unlink(missing_ok=True)
+    return record
+
+
+def perform(
+    spec: RunSpec,
+    whole: Dataset,
+    device: torch.device,
+    *,
+    progress: bool = False,
+    checkpoint: Path | None = None,
+    stop: Callable[[], bool] | None = None,
+    shared: Shared | None = None,
+) -> Record:
+    """Run a spec, whatever has been recorded.
+
+    Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under the mask, test
+    once after the last epoch. With ``when="trained"`` the network is first trained as that of the dense run with
+    the same fields is; after scoring it is trained again in the same way, from the first learning rate on, but
+    with a new optimizer and new random batches (learning-rate rewinding: Renda et al., 2020). Nothing is chosen on
+    test data.
+
+    Args:
+        spec: what to run.
+        whole: the spec's data set.
+        device: where to run.
+        progress: show a bar.
+        checkpoint: file of the run while it is unfinished; it is used if it fits spec and data.
+        stop: asked before each epoch of training.
+        shared: parts of earlier runs that this one may use.
+
+    Returns:
+        The record, as that of ``run``.
+
+    Raises:
+        TrainingStoppedError: when ``stop`` said so; the checkpoint is written.
+        ValueError: as ``run``.
+    """
+    work = _Work(spec, whole, device, progress, checkpoint, stop, shared or Shared())
+    result, failure = work.result, None
     _reset_peak(device)
-    with _timed(result, "scoring_seconds", device):
-        mask = _mask(spec, model.to(device), part, batch, result)
-    if mask is not None:
-        result |= {
-            "density": layer_density(mask),
-            "collapsed": collapsed_layers(mask),
-            "sparsity_reached": sparsity_of(mask),
-            "effective_sparsity": effective_sparsity(model, mask, batch),
-        }
     try:
-        with _timed(result, "training_seconds", device):
-            result["curves"] = _train(spec, model, part, mask, progress)
-        accuracy, loss = evaluate(model, part.test_batches())
+        mask = work.mask()
+        with work.timed("training_seconds"):
+            seed = spec.seed if spec.when == "init" else work.drawn("retraining")
+            result["curves"] = work.train(mask, seed)
+        accuracy, loss = evaluate(work.model, work.data.test_batches())
         if math.isfinite(loss):
             result |= {"test_accuracy": accuracy, "test_loss": loss}
         else:  # the last step of training may have broken it
             failure = {"reason": f"The test loss is {loss}.", "where": "test"}
     except TrainingDivergedError as error:
-        failure = {"reason": str(error), "where": error.where}
+        dense = "" if work.saved["phase"] == "masked" else "dense training, "
+        failure = {"reason": str(error), "where": dense + error.where}
     result["peak_memory_bytes"] = _peak(device)
-    record = Record(
-        spec,
-        result,
-        failure,
-        {"fingerprint": whole.fingerprint, "train": len(part.train_labels), "test": len(part.test_labels)},
-        provenance(device, spec.precision, started),
-    )
-    if store is not None:
-        store.save(record)
-    return record
+    sizes = {"train": len(work.data.train_labels), "test": len(work.data.test_labels)}
+    made = provenance(device, spec.precision, work.saved["started"], work.saved["resumed"])
+    return Record(spec, result, failure, {"fingerprint": whole.fingerprint, **sizes}, made)
 
 
-@contextmanager
-def _timed(result: dict, name: str, device: torch.device) -> Iterator[None]:
-    """Note the seconds that a block took, also if it failed."""
-    start = time.perf_counter()
-    try:
-        yield
-    finally:
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        result[name] = round(time.perf_counter() - start, 3)
+# Fields that do not shape the network that is scored: those of scoring and masks, and those of training.
+_SCORING = set("criterion variant sparsity scope group probes temperature rounds control when".split())
+_TRAINING = tuple(
+    "epochs lr momentum weight_decay lr_drops lr_drop_factor optimizer schedule lr_warmup label_smoothing "
+    "precision".split()
+)
 
 
-def _mask(spec: RunSpec, model: nn.Module, data: Dataset, batch: Batch, result: dict) -> ByParameter | None:
-    """The spec's mask; warms up the model's batch norms on the way and applies the spec's control."""
-    result["warmup_updates"] = warm_up(model, data, spec.warmup, spec.batch_size, spec.seed)
-    if spec.criterion == "dense":
-        return None
-    options = {
-        "group": spec.group,
-        "probes": spec.probes,
-        "temperature": spec.temperature,
-        "variant": spec.variant,
-        "generator": random_stream(spec.seed, "scores"),
-    }
-    if spec.control == "invert":
-        scores = score(model, batch, spec.criterion, **options)
-        return make_mask(invert_scores(scores), spec.sparsity, spec.scope)
-    mask = prune(model, batch, spec.criterion, spec.sparsity, scope=spec.scope, rounds=spec.rounds, **options)
-    if spec.control == "shuffle":
-        return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
-    if spec.control == "reinit":  # new weights under the old mask; norms keep the warmed-up statistics
-        fresh = build_model(
-            spec.model, data.num_classes, in_channels=batch.inputs.shape[1], width=spec.width,
-            seed=int(torch.randint(2**31, (), generator=random_stream(spec.seed, "reinit"))),
-        )  # fmt: skip
-        model.load_state_dict(dict(fresh.named_parameters()), strict=False)
-    return mask
+@lru_cache(maxsize=1)  # a sweep splits and moves its data once
+def _part(whole: Dataset, fraction: float, device: torch.device) -> Dataset:
+    return whole.split(fraction)[0].to(device)
 
 
-def _train(spec: RunSpec, model: nn.Module, data: Dataset, mask: ByParameter | None, progress: bool) -> dict:
-    names = "epochs batch_size lr momentum weight_decay lr_drops lr_drop_factor precision seed".split()
-    return train(model, data, mask, progress=progress, **{name: getattr(spec, name) for name in names})
+def _scoring_batch(spec: RunSpec, part: Dataset) -> Batch:
+    return part.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
+
+
+class _Work:
+    """A run under way: what is known of it so far is also in its checkpoint, from which another can go on."""
+
+    def __init__(self, spec, whole, device, progress, checkpoint, stop, shared):
+        self.spec, self.device, self.shared = spec, device, shared
+        self.progress, self.stop = progress, stop
+        self.data = _part(whole, spec.train_fraction, device)
+        self.batch = _scoring_batch(spec, self.data)
+        self.model = self.build(spec.seed)
+        later = _SCORING if spec.when == "trained" else _SCORING | set(_TRAINING)
+        shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
+        self.remember = shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)
+        shapes = str({name: list(tensor.shape) for name, tensor in self.model.state_dict().items()})
+        network = hashlib.sha256(shapes.encode()).hexdigest()[:12]  # an architecture may change with its code
+        key = {"id": spec.id, "fingerprint": whole.fingerprint, "network": network}
+        self.checkpoint = Checkpoint(checkpoint, key)
+        self.saved = self.checkpoint.values  # JSON
+        self.result = self.saved.setdefault("result", {})
+        self.result["parameters"] = sum(p.numel() for p in self.model.parameters())
+        here = provenance(device, spec.precision, now(), [])
+        resumed = self.saved.setdefault("resumed", [])
+        if self.checkpoint.training:  # another process began, and maybe another version
+            resumed.append({**self.saved["here"], "epoch": epochs_done(checkpoint), "when": here["started"]})
+        self.saved["here"] = {name: here[name] for name in ("git", "torch", "device", "threads")}
+        self.saved.setdefault("started", here["started"])
+
+    def build(self, seed: int) -> nn.Module:
+        channels = self.batch.inputs.shape[1]
+        model = build_model(
+            self.spec.model, self.data.num_classes, in_channels=channels, width=self.spec.width, seed=seed
+        )
+        return model.to(self.device)
+
+    def drawn(self, purpose: str) -> int:
+        """Seed of another stream than those of the run's own seed."""
+        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose)))
+
+    @contextmanager
+    def timed(self, name: str) -> Iterator[None]:
+        """Add the seconds of a block, also if it failed, to those of the record."""
+        earlier = self.checkpoint.training.get("seconds", 0.0) if name == "training_seconds" else 0.0
+        start, saved = _seconds(self.device), self.shared.seconds
+        try:
+            yield
+        except Exception as error:
+            error.where = getattr(error, "where", name.removesuffix("_seconds"))
+            raise
+        finally:
+            spent = earlier + _seconds(self.device) - start + self.shared.seconds - saved
+            self.result[name] = round(self.result.get(name, 0.0) + spent, 3)
+
+    def train(self, mask: ByParameter | None, seed: int) -> dict:
+        options = {name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)}
+        control = {"progress": self.progress, "checkpoint": self.checkpoint, "stop": self.stop}
+        return train(self.model, self.data, mask, seed=seed, **options, **control)
+
+    def prepare(self) -> None:
+        """Bring the network to where it is scored: warm it up and, where the spec says so, train it."""
+        spec, model = self.spec, self.model
+
+        def warmed_up() -> tuple[int, ByParameter]:
+            updates = warm_up(model, self.data, spec.warmup, spec.batch_size, spec.seed)
+            return updates, {name: buffer.clone() for name, buffer in model.named_buffers()}
+
+        def trained() -> tuple[dict, ByParameter]:
+            curves = self.train(None, spec.seed)
+            return curves, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+        if "phase" not in self.saved:
+            with self.timed("scoring_seconds"):
+                self.result["warmup_updates"], statistics = self.remember(("warm-up",), warmed_up)
+                model.load_state_dict(statistics, strict=False)
+        if spec.when == "trained":
+            self.saved["phase"] = "dense"
+            with self.timed("training_seconds"):
+                found = trained() if self.checkpoint.training else self.remember(("training",), trained)
+            self.result["dense_curves"], state = found
+            model.to(memory_format=torch.channels_last).load_state_dict(state)
+
+    def mask(self) -> ByParameter | None:
+        """The spec's mask, with its control applied; ``None`` for the dense network."""
+        if self.saved.get("phase") == "masked":
+            return {name: kept.to(self.device) for name, kept in self.checkpoint.tensors.items()} or None
+        self.prepare()
+        mask = None
+        if self.spec.criterion != "dense":
+            with self.timed("scoring_seconds"):
+                mask = self.scored()
+            self.result |= {
+                "density": layer_density(mask),
+                "collapsed": collapsed_layers(mask),
+                "sparsity_reached": sparsity_of(mask),
+                "effective_sparsity": effective_sparsity(self.model, mask, self.batch),
+            }
+        self.saved["phase"] = "masked"
+        self.checkpoint.next_phase(mask or {})
+        return mask
+
+    def scored(self) -> ByParameter:
+        spec, model = self.spec, self.model
+        options = {
+            "group": spec.group,
+            "probes": spec.probes,
+            "temperature": spec.temperature,
+            "variant": spec.variant,
+            "generator": random_stream(spec.seed, "scores"),
+            "remember": self.remember,
+        }
+        if spec.control == "invert":
+            scores = score(model, self.batch, spec.criterion, **options)
+            return make_mask(invert_scores(scores), spec.sparsity, spec.scope)
+        rule = {"scope": spec.scope, "rounds": spec.rounds}
+        mask = prune(model, self.batch, spec.criterion, spec.sparsity, **rule, **options)
+        if spec.control == "shuffle":
+            return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
+        if spec.control == "reinit":  # new weights under the old mask; norms keep their statistics
+            model.load_state_dict(dict(self.build(self.drawn("reinit")).named_parameters()), strict=False)
+        return mask
+
+
+def _seconds(device: torch.device) -> float:
+    """Time now, after what the device has been told to do."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+    return time.perf_counter()
 
 
 def _reset_peak(device: torch.device) -> None:
@@ -183,8 +348,13 @@ def _peak(device: torch.device) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
-def provenance(device: torch.device, precision: str, started: datetime.datetime) -> dict:
-    """What made a record: revision, versions, device, times."""
+def now() -> str:
+    """Time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def provenance(device: torch.device, precision: str, started: str, resumed: list[dict]) -> dict:
+    """What made a record: revision, versions, device, times; and the same of the pieces before the last one."""
     revision, dirty = git_revision()
     return {
         "git": revision,
@@ -194,8 +364,9 @@ def provenance(device: torch.device, precision: str, started: datetime.datetime)
         "device": device_name(device),
         "threads": torch.get_num_threads(),
         "precision": precision,
-        "started": started.isoformat(timespec="seconds"),
-        "finished": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+        "started": started,
+        "finished": now(),
+        **({"resumed": resumed} if resumed else {}),
     }
 
 

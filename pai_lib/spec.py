@@ -13,9 +13,10 @@ from .data import dataset_names, find_folder
 from .masks import check_scope, check_sparsity
 from .models import model_names
 from .parameters import nearest
-from .training import PRECISIONS
+from .training import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 CONTROLS = ("none", "shuffle", "reinit", "invert")
+WHEN = ("init", "trained")
 
 
 def _option(default: Any, about: str) -> Any:
@@ -25,7 +26,7 @@ def _option(default: Any, about: str) -> Any:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that shapes one run: prune a network at initialization, train it, test it.
+    """Everything that shapes one run: prune a network, at initialization or trained, train it, test it.
 
     The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from them, so that a
     field added later (with the old behaviour as its default) renames no record.
@@ -51,13 +52,21 @@ class RunSpec:
     epochs: int = _option(160, "passes over the training images")
     batch_size: int = _option(512, "images a step")
     lr: float = _option(0.03, "first learning rate")
-    momentum: float = _option(0.9, "momentum of SGD")
-    weight_decay: float = _option(5e-4, "weight decay of SGD")
-    lr_drops: tuple[float, ...] = _option((0.5, 0.75), "fractions of the run at which the learning rate drops")
+    momentum: float = _option(0.9, "momentum of SGD, first coefficient of AdamW")
+    weight_decay: float = _option(5e-4, "weight decay: coupled in SGD, decoupled in AdamW")
+    lr_drops: tuple[float, ...] = _option(
+        (0.5, 0.75), "fractions of the run at which steps drop the learning rate"
+    )
     lr_drop_factor: float = _option(0.2, "factor of each drop")
     precision: str = _option("float32", "float32, or bf16 for autocast in training")
     seed: int = _option(0, "of initialization, samples, probes, order and augmentation")
     train_fraction: float = _option(1.0, "stratified part of the training images that is used")
+    when: str = _option("init", "prune at initialization (init) or after training, then train again (trained)")
+    optimizer: str = _option("sgd", "sgd, or adamw with the momentum as its first coefficient")
+    schedule: str = _option("steps", "learning rate: steps at lr_drops, or cosine to zero")
+    lr_warmup: int = _option(0, "epochs of linear increase to the first learning rate")
+    label_smoothing: float = _option(0.0, "part of each training label that is spread over all classes")
+    image_size: int | None = _option(None, "resize to squares of so many pixels; none is the data set's own")
 
     def __post_init__(self):
         _check_types(self)
@@ -76,20 +85,21 @@ class RunSpec:
             if self.criterion not in CRITERIA:
                 raise ValueError(f"Unknown criterion {self.criterion!r}: {nearest(self.criterion, CRITERIA)}")
             get_criterion(self.criterion, self.variant)
-        elif (self.variant, self.control) != ("cited", "none"):
+        elif (self.variant, self.control, self.when) != ("cited", "none", "init"):
             raise ValueError(
-                f"criterion='dense' with variant={self.variant!r} and control={self.control!r}: without a mask "
-                "there is nothing to vary or control."
+                f"criterion='dense' with variant={self.variant!r}, control={self.control!r} and "
+                f"when={self.when!r}: without a mask there is nothing to vary, control or postpone."
             )
         if self.control == "invert" and self.rounds not in (None, 1):
             raise ValueError(f"rounds={self.rounds} with control='invert': inverted scores are ranked once.")
-        for name, known in (("control", CONTROLS), ("precision", PRECISIONS)):
+        choices = {"control": CONTROLS, "precision": PRECISIONS, "when": WHEN}
+        for name, known in {**choices, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
             if getattr(self, name) not in known:
                 raise ValueError(f"Unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
-        for name in ("width", "samples_per_class", "group", "probes", "rounds", "epochs", "batch_size"):
+        for name in "width samples_per_class group probes rounds epochs batch_size image_size".split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
-        for name in ("warmup", "seed", "momentum", "weight_decay"):
+        for name in ("warmup", "seed", "momentum", "weight_decay", "lr_warmup"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative.")
         if not self.seed < 2**63:
@@ -101,6 +111,17 @@ class RunSpec:
             raise ValueError(f"train_fraction={self.train_fraction}: it must be above 0 and at most 1.")
         if not all(0 < drop < 1 for drop in self.lr_drops):
             raise ValueError(f"lr_drops={self.lr_drops}: each is a fraction of the run, between 0 and 1.")
+        if self.schedule == "cosine" and (self.lr_drops, self.lr_drop_factor) != ((0.5, 0.75), 0.2):
+            raise ValueError(
+                f"lr_drops={self.lr_drops} and lr_drop_factor={self.lr_drop_factor} with schedule='cosine': "
+                "a cosine does not drop; leave them out."
+            )
+        if self.optimizer == "adamw" and not self.momentum < 1:
+            raise ValueError(f"momentum={self.momentum} with optimizer='adamw': it must be below 1.")
+        if not self.lr_warmup < self.epochs:
+            raise ValueError(f"lr_warmup={self.lr_warmup} with epochs={self.epochs}: it must be shorter.")
+        if not 0 <= self.label_smoothing < 1:
+            raise ValueError(f"label_smoothing={self.label_smoothing}: it must be at least 0 and below 1.")
 
     @property
     def id(self) -> str:

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from hypothesis import settings
 from torch import nn
 
-from pai_lib import Batch
+from pai_lib import Batch, RunSpec, run
 
 torch.set_num_threads(1)
 # In CI the drawn examples are always the same: a pull request fails for what it changed, not for its luck.
@@ -103,3 +103,31 @@ def assert_equal_diagonals(found, expected, relative=1e-10):
     found = flat(found)
     assert found.shape == expected.shape
     assert (found - expected).abs().max() <= relative * expected.abs().max()
+
+
+# --- runs of a second and less
+
+SPEC = RunSpec(
+    dataset="digits", model="resnet8", width=4, criterion="snip", sparsity=0.9, samples_per_class=2, warmup=2,
+    epochs=1, batch_size=64, lr=0.1, train_fraction=0.2,
+)  # fmt: skip
+
+
+def quick(spec=SPEC, store=None, **options):
+    return run(spec, store, device="cpu", progress=False, **options)
+
+
+def untimed(record):
+    """Return a record without what differs between two runs of one spec."""
+    values = record.to_dict()
+    values["result"] = {
+        k: v for k, v in values["result"].items() if "seconds" not in k and k != "peak_memory_bytes"
+    }
+    values["provenance"] = {k: v for k, v in values["provenance"].items() if k not in ("started", "finished")}
+    return values
+
+
+def files(folder):
+    """Return the files in a folder, without locks and checkpoints."""
+    found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
+    return sorted(str(path) for path in found if path.parts[0] != ".checkpoints")

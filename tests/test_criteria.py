@@ -14,7 +14,7 @@ from torch import nn
 import pai_lib as pai
 
 WITHOUT_FORWARD = (("noise",), ("weight",))
-STOCHASTIC = {"noise", "hutchinson"}
+STOCHASTIC = {"noise", "normal", "hutchinson", "row_norm"}
 DETERMINISTIC = [key for key, rule in pai.CRITERIA.items() if not STOCHASTIC & set(rule.needs)]
 every_criterion = pytest.mark.parametrize("key", pai.CRITERIA)
 BATCH = batch_of(8, 2, 6, 6, dtype=torch.float32)
@@ -175,7 +175,7 @@ def test_data_free_criteria_see_no_data(key):
 
 def quantities(model, batch, group, temperature):
     options = {"temperature": temperature}
-    g = pai.gradient(model, batch, **options)
+    g, noise = pai.gradient(model, batch, **options), seeded(5)
     return {
         "θ": flat({name: model.get_parameter(name) for name in g}),
         "g": flat(g),
@@ -183,6 +183,8 @@ def quantities(model, batch, group, temperature):
         "h": flat(pai.hutchinson_diag(model, batch, 3, group, generator=seeded(5), **options)),
         "H": flat(pai.exact_diag(model, batch, **options)),
         "Hg": flat(pai.hessian_vector_product(model, batch, g, **options)),
+        "R": flat(pai.hessian_row_norm(model, batch, 3, group, generator=noise, **options)),
+        "ξ": flat({name: torch.randn(value.shape, generator=noise) for name, value in g.items()}),
     }
 
 
@@ -200,6 +202,8 @@ FORMULAS = {
     "exact_diag": lambda q, B: q["H"],
     "exact_pruning": lambda q, B: 0.5 * q["θ"] ** 2 * q["H"],
     "exact_taylor": lambda q, B: (q["θ"] * q["g"] + 0.5 * q["θ"] ** 2 * q["H"]).abs(),
+    "row_norm": lambda q, B: 0.5 * q["θ"] ** 2 * q["R"],
+    "scaled_noise": lambda q, B: 0.5 * q["θ"] ** 2 * q["R"] * q["ξ"],
     "fbss": lambda q, B: torch.where(q["F"] > 0, B * q["F"] / 2 * (q["θ"] - q["g"] / (B * q["F"])) ** 2, 0),
 }
 
@@ -208,7 +212,8 @@ FORMULAS = {
 @pytest.mark.parametrize("temperature", [None, 2.0])
 @pytest.mark.parametrize("key", FORMULAS)
 def test_the_formula_and_the_default_temperature_of_each_criterion(key, group, temperature):
-    own = 200.0 if key in ("grasp", "hutchinson_diag", "hutchinson_pruning", "hts") else 1.0
+    at_200 = {"grasp", "hutchinson_diag", "hutchinson_pruning", "hts", "row_norm", "scaled_noise"}
+    own = 200.0 if key in at_200 else 1.0
     model = network().double()
     expected = FORMULAS[key](quantities(model, BATCH64, group, temperature or own), group or 8)
     options = {"group": group, "temperature": temperature, "probes": 3, "generator": seeded(5)}

@@ -21,6 +21,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pai_lib as pai
+from pai_lib.curvature import _factor
 
 # ---------------------------------------------------------------------------------------------------------
 # Networks drawn at random: every one is piecewise linear in each single weight
@@ -298,6 +299,31 @@ def test_hutchinson_depends_on_the_seed_and_not_on_the_chunk(group):
         assert torch.allclose(estimate(0, chunk), estimate(0), rtol=1e-12, atol=1e-15)
 
 
+@pytest.mark.parametrize("group", [1, 2, None])
+def test_the_square_of_the_row_norm_is_unbiased(group):
+    """One group: Σⱼ Hᵢⱼ² of the dense Hessian; G groups: the second moment of an estimate with a probe each."""
+    model, batch, names = small()
+    h = hessian(model, batch, names)
+    expected = h.diag().square() + probe_variance(model, batch, names, group or 4, "rademacher")
+    if group is None:
+        assert torch.allclose(expected, h.square().sum(1), rtol=1e-12)
+    g = torch.Generator().manual_seed(2)
+    options = {"parameters": names, "generator": g}
+    draws = torch.stack([flat(pai.hessian_row_norm(model, batch, 3, group, **options)) for _ in range(300)]) ** 2
+    assert ((draws.mean(0) - expected).abs() <= 4 * draws.std(0) / 300**0.5 + 1e-15).all()
+    assert draws.mean(0).sum().item() == pytest.approx(expected.sum().item(), rel=0.05)
+
+
+def test_the_row_norm_is_the_root_mean_square_of_hessian_products():
+    """Of the very products that Hutchinson's estimate averages: known here from estimates of one probe."""
+    model, batch, names = small()
+    options = {"parameters": names}
+    norm = flat(pai.hessian_row_norm(model, batch, 4, generator=torch.Generator().manual_seed(3), **options))
+    g = torch.Generator().manual_seed(3)
+    products = [flat(pai.hutchinson_diag(model, batch, 1, generator=g, **options)) for _ in range(4)]
+    assert torch.allclose(norm, torch.stack(products).square().mean(0).sqrt(), rtol=1e-10, atol=1e-18)
+
+
 def test_temperature_divides_the_logits():
     """T in the call is a last layer divided by T, for every estimator; another T is another result."""
     model, batch, names = small()
@@ -308,6 +334,7 @@ def test_temperature_divides_the_logits():
         "ggn": pai.ggn_diag,
         "exact": pai.exact_diag,
         "hutchinson": pai.hutchinson_diag,
+        "row norm": pai.hessian_row_norm,
     }
     for name, estimator in estimators.items():
         found = flat(estimator(model, batch, temperature=5.0, parameters=names))
@@ -359,6 +386,7 @@ ESTIMATORS = {
     "ggn_diag": pai.ggn_diag,
     "exact_diag": pai.exact_diag,
     "hutchinson_diag": pai.hutchinson_diag,
+    "hessian_row_norm": pai.hessian_row_norm,
 }
 every_estimator = pytest.mark.parametrize("estimator", ESTIMATORS.values(), ids=ESTIMATORS)
 
@@ -428,6 +456,7 @@ def test_an_unusable_option_is_named_with_its_value(estimator, options, message)
         (lambda *at: pai.hutchinson_diag(*at, group=0), "group=0"),
         (lambda *at: pai.hutchinson_diag(*at, probes=0), "probes=0"),
         (lambda *at: pai.hutchinson_diag(*at, probes=1, standard_error=True), "probes=1: it must be at least 2"),
+        (lambda *at: pai.hessian_row_norm(*at, probes=1), "probes=1: it must be at least 2"),
         (lambda *at: pai.hutchinson_diag(*at, distribution="cauchy"), "distribution='cauchy'"),
         (lambda *at: pai.ggn_diag(*at, "sampled"), "mode='sampled'"),
         (lambda *at: pai.gradient(*at, parameters=["0.wieght"]), "'0.wieght': did you mean '0.weight'"),
@@ -463,3 +492,32 @@ def test_any_integer_type_will_do_for_labels(estimator, dtype):
     batch = batch_of(3, 4, dtype=torch.float32)
     found = estimator(mlp(), pai.Batch(batch.inputs, batch.labels.to(dtype)))
     assert torch.equal(flat(found), flat(estimator(mlp(), batch)))
+
+
+@given(seed=st.integers(0, 99), classes=st.integers(2, 9), scale=st.sampled_from([0.0, 1.0, 30.0, 1000.0]))
+def test_the_factor_of_the_cross_entropys_curvature(seed, classes, scale):
+    logits = scale * torch.randn(4, classes, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    columns = torch.stack(_factor(logits), dim=2)  # n × C × C−1
+    p = logits.softmax(1)
+    assert columns.shape == (4, classes, classes - 1)
+    expected = p.diag_embed() - p[:, :, None] * p[:, None, :]
+    torch.testing.assert_close(columns @ columns.mT, expected, rtol=1e-10, atol=1e-15)
+
+
+@pytest.mark.parametrize("standard_error", [False, True])
+def test_chunks_of_a_group_meet_the_same_probes(standard_error):
+    model = randomize(pai.build_model("resnet8", 3, width=4)).double()
+    batch = batch_of(7, 3, 8, 8)
+
+    def estimate(chunk):
+        generator = torch.Generator().manual_seed(3)
+        options = {"group": 5, "generator": generator, "standard_error": standard_error}
+        found = pai.hutchinson_diag(model, batch, 3, chunk=chunk, **options)
+        return (found if standard_error else (found,)), generator.get_state()
+
+    whole, state = estimate(7)
+    for chunk in (1, 2, 3):
+        parts, after = estimate(chunk)
+        assert torch.equal(state, after)
+        for a, b in zip(parts, whole, strict=True):
+            torch.testing.assert_close(flat(a), flat(b), rtol=1e-9, atol=1e-12)

@@ -485,7 +485,7 @@ def test_damaged_npz_is_named(tmp_path):
 
 
 def test_names_and_unknown_names(tmp_path):
-    assert dataset_names() == ["digits", "digits32", "cifar10", "cifar100"]
+    assert dataset_names() == ["digits", "digits32", "cifar10", "cifar100", "tiny-imagenet-200", "imagenet"]
     with pytest.raises(ValueError, match=r"unknown dataset 'cifer10' \(did you mean 'cifar10'\?\)") as error:
         load_data("cifer10", tmp_path)
     assert all(name in str(error.value) for name in dataset_names())
@@ -736,7 +736,7 @@ def test_folders_that_are_no_dataset(tmp_path):
     with pytest.raises(ValueError, match=r"few: .*least populated class"):
         load("few")
     write_images(tmp_path / "untested" / "train")
-    with pytest.raises(FileNotFoundError, match="untested has train/ but neither test/ nor val/"):
+    with pytest.raises(FileNotFoundError, match="untested has train/ but not test/ or val/"):
         load("untested")
     write_images(tmp_path / "other" / "train")
     write_images(tmp_path / "other" / "test", classes=["cat", "eel", "dog"])

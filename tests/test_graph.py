@@ -255,3 +255,18 @@ def test_rows_of_a_token_layer_are_given_to_their_samples(case, bias, tokens):
     for group in (1, 4):
         found = pai.fisher_diag(model, batch, group, parameters=names)
         assert_equal_diagonals(found, fisher_loop(model, batch, names, group))
+
+
+@pytest.mark.parametrize("estimator", [pai.fisher_diag, pai.ggn_diag, pai.exact_diag])
+def test_a_model_that_mixes_samples_is_an_error(estimator):
+    net = Net(lambda net, x: net.head(net.body(x - x.mean(0)).relu()), body=linear(), head=linear())
+    with pytest.raises(ValueError, match="logits of one sample depend on another"):
+        estimator(net, batch_of(5, 4))
+    assert estimator(net, batch_of(1, 4))  # one sample cannot be mixed with others
+    assert pai.fisher_diag(net, batch_of(5, 4), None)  # nor does a single group mind
+
+
+def test_the_exact_diagonal_says_that_a_weight_is_shared():
+    net = Net(lambda net, x: net.head(net.body(net.body(x).relu())), body=linear(), head=linear())
+    with pytest.raises(ValueError, match=r"'body\.weight' was used 2 times"):
+        pai.exact_diag(net, batch_of(3, 4))

@@ -5,13 +5,14 @@ import math
 
 import pytest
 import torch
-from conftest import Net, batch_of, flat
+from conftest import Net, batch_of, flat, linear
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.stats import spearmanr
 from torch import nn
 from torch.nn.utils import parametrizations
 from torch.nn.utils import prune as torch_prune
+from torch.utils.flop_counter import FlopCounterMode
 
 import pai_lib as pai
 
@@ -349,12 +350,51 @@ def test_a_collapsed_layer_makes_the_effective_sparsity_one():
 
 
 def test_where_no_flow_can_tell_the_effective_sparsity_is_an_error():
-    """A layer norm maps any constant to zero, and equal tokens give attention's queries and keys no gradient."""
-    normed = nn.Sequential(nn.Linear(4, 5), nn.LayerNorm(5), nn.ReLU(), nn.Linear(5, 3))
-    encoder = nn.TransformerEncoderLayer(4, 2, 6, batch_first=True)
-    for model, shape in ((normed, (1, 4)), (nn.Sequential(encoder, nn.Flatten(), nn.Linear(12, 3)), (1, 3, 4))):
-        with pytest.raises(ValueError, match="Flow does not pass"):
-            pai.effective_sparsity(model, random_mask(model), batch_of(*shape))
+    """A group norm maps any constant to zero."""
+    normed = nn.Sequential(nn.Linear(4, 6), nn.GroupNorm(2, 6), nn.ReLU(), nn.Linear(6, 3))
+    with pytest.raises(ValueError, match="Flow does not pass"):
+        pai.effective_sparsity(normed, random_mask(normed), batch_of(1, 4))
+
+
+@given(st.integers(0, 10**6))
+def test_a_layer_norm_passes_flow_unit_by_unit(seed):
+    normed = nn.Sequential(
+        nn.Linear(3, 5), nn.LayerNorm(5), nn.GELU(), nn.Linear(5, 4), nn.ReLU(), nn.Linear(4, 2)
+    )
+    plain = nn.Sequential(normed[0], nn.Identity(), nn.ReLU(), *normed[3:])
+    mask = random_mask(normed, 0.4, seed)
+    found, expected = (pai.effective_sparsity(model, mask, batch_of(1, 3)) for model in (normed, plain))
+    assert found == expected
+
+
+@pytest.mark.parametrize("weights", [False, True])  # attention's two ways to compute itself
+def test_paths_through_attention(weights):
+    """Four features, two heads: rows 0-3 of the projection are queries, 4-7 keys, 8-11 values."""
+    parts = {"attention": nn.MultiheadAttention(4, 2, batch_first=True), "head": nn.Linear(4, 3)}
+    model = Net(lambda net, x: net.head(net.attention(x, x, x, need_weights=weights)[0].mean(1)), **parts)
+    full = {name: torch.ones_like(model.get_parameter(name)).bool() for name in pai.prunable(model)}
+
+    def off_path(**removed):
+        mask = {name: kept.clone() for name, kept in full.items()}
+        for name, rows in removed.items():
+            mask[f"attention.{name}"][rows] = False
+        return round(pai.effective_sparsity(model, mask, batch_of(1, 3, 4)) * 64)
+
+    assert off_path() == 0
+    assert off_path(in_proj_weight=slice(4, 6)) == 16  # without its keys a head's queries tell nothing
+    assert off_path(in_proj_weight=slice(2, 4)) == 16  # nor its keys without queries; the values still count
+    assert off_path(in_proj_weight=slice(8, 10)) == 24 + 8  # without values neither, nor what would use the head
+    assert off_path(**{"out_proj.weight": slice(None)}) == 64
+
+
+def test_paths_through_a_vision_transformer():
+    model = pai.build_model("vit_cifar", 10, width=24)
+    mask = {n: torch.ones_like(model.get_parameter(n)).bool() for n in pai.prunable(model)}
+    batch = batch_of(1, 3, 32, 32)
+    assert pai.effective_sparsity(model, mask, batch) == 0
+    for name, kept in mask.items():
+        kept.fill_("out_proj" not in name)
+    assert pai.effective_sparsity(model, mask, batch) == 1  # the class token never sees a patch
 
 
 @pytest.mark.parametrize("name", ["resnet50", "vgg19"])
@@ -376,3 +416,27 @@ def test_a_tap_that_any_pixel_of_a_pool_uses_is_on_a_path(pool):
     model(batch.inputs.float())
     everything = {"0.weight": torch.ones(1, 1, 3, 3).bool()}
     assert pai.effective_sparsity(model, everything, batch) == 0
+
+
+@pytest.mark.parametrize("name", ["resnet8", "vgg11"])
+def test_flops_left(name):
+    model = pai.build_model(name, 10, width=4).eval()
+    batch = batch_of(3, 3, 32, 32, dtype=torch.float32)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(batch.inputs[:1])
+    flops = {module: sum(counts.values()) for module, counts in counter.get_flop_counts().items()}
+    full = {key: torch.ones_like(model.get_parameter(key), dtype=torch.bool) for key in pai.prunable(model)}
+    assert pai.flops_left(model, full, batch) == 1
+    cost = {key: flops[f"{type(model).__name__}.{key.removesuffix('.weight')}"] for key in full}
+    for key in full:  # one layer emptied, and half of it
+        for kept in (0, 1):
+            part = full[key].clone()
+            part[kept * part.shape[0] // 2 :] = False
+            left = 1 - cost[key] * (1 - kept / 2) / sum(cost.values())
+            assert pai.flops_left(model, {**full, key: part}, batch) == pytest.approx(left, rel=1e-12)
+
+
+def test_flops_left_of_tokens():
+    net = Net(lambda net, x: net.head(net.body(x).mean(1)), body=linear(4, 6), head=linear(6, 3))
+    kept = {"body.weight": torch.arange(24).view(6, 4) < 6}
+    assert pai.flops_left(net, kept, batch_of(2, 5, 4)) == 0.25

@@ -4,8 +4,10 @@ import math
 
 import pytest
 import torch
+from conftest import batch_of
 from torch import nn
 
+import pai_lib as pai
 from pai_lib.models import build_model, model_names, prunable, resolve_parameters
 
 CHANNELS = {"resnet": (1, 2, 4, 8), "vgg": (1, 2, 4, 8, 8)}
@@ -13,11 +15,16 @@ RESNETS = {
     "resnet18": ((2, 2, 2, 2), 64, False),
     "resnet34": ((3, 4, 6, 3), 64, False),
     "resnet50": ((3, 4, 6, 3), 64, True),
+    "resnet50_imagenet": ((3, 4, 6, 3), 64, True),
     "resnet20": ((3, 3, 3), 16, False),
     "resnet8": ((1, 1, 1), 16, False),
 }
 VGGS = {"vgg11": (1, 1, 2, 2, 2), "vgg13": (2,) * 5, "vgg16": (2, 2, 3, 3, 3), "vgg19": (2, 2, 4, 4, 4)}
 SMALL = [*RESNETS, *VGGS]
+VITS = {
+    "vit_b_16": (224, 16, 12, 4, 768),
+    "vit_cifar": (32, 4, 9, 2, 192),
+}  # size, patch, layers, mlp ratio, width
 
 
 def conv_and_norm(c_in, c_out, kernel):
@@ -35,7 +42,7 @@ def expected_count(name, classes, c_in, width):
                 total, c_in = total + conv_and_norm(c_in, c_out, 3), c_out
         return total + c_in * classes + classes
     stages, _, bottleneck = RESNETS[name]
-    total, c_in = conv_and_norm(c_in, width, 3), width
+    total, c_in = conv_and_norm(c_in, width, 7 if "imagenet" in name else 3), width
     for stage, depth in enumerate(stages):
         middle = width * CHANNELS["resnet"][stage]
         c_out = 4 * middle if bottleneck else middle
@@ -56,7 +63,7 @@ def count(model):
 
 
 def test_every_model_is_covered_here():
-    assert set(model_names()) == set(SMALL)
+    assert set(model_names()) == {*SMALL, *VITS}
 
 
 @pytest.mark.parametrize(
@@ -66,6 +73,7 @@ def test_every_model_is_covered_here():
         ("resnet18", 100, 11_220_132),
         ("resnet34", 10, 21_282_122),
         ("resnet50", 10, 23_520_842),
+        ("resnet50_imagenet", 1000, 25_557_032),
         ("resnet20", 10, None),
         ("vgg11", 10, None),
         ("vgg16", 10, None),
@@ -87,6 +95,21 @@ def test_sizes_and_shapes_at_small_width(name, classes, c_in, width):
     assert count(model) == expected_count(name, classes, c_in, width)
     with torch.no_grad():
         assert model(torch.rand(2, c_in, 32, 32)).shape == (2, classes)
+
+
+def test_the_imagenet_resnet_is_torchvisions():
+    """The same function of the same weights, in evaluation and in training."""
+    import torchvision
+
+    ours, theirs = build_model("resnet50_imagenet", 7), torchvision.models.resnet50(num_classes=7)
+    for kind in (nn.Conv2d, nn.BatchNorm2d, nn.Linear):
+        pair = ([m for m in model.modules() if isinstance(m, kind)] for model in (ours, theirs))
+        for own, other in zip(*pair, strict=True):
+            own.load_state_dict(other.state_dict())
+    inputs = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for mode in (False, True):
+        with torch.no_grad():
+            torch.testing.assert_close(ours.train(mode)(inputs), theirs.train(mode)(inputs))
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "vgg16"])
@@ -166,6 +189,90 @@ def test_all_but_head_norms_and_biases_can_be_pruned(name):
         assert not [n for n in names if "shortcut.1" in n]
 
 
+# Vision transformers
+
+
+@pytest.mark.parametrize("name", VITS)
+@pytest.mark.parametrize(("classes", "c_in"), [(7, 1), (10, 3)])
+def test_vision_transformer_sizes(name, classes, c_in):
+    size, patch, layers, ratio, _ = VITS[name]
+    d, tokens = 24, (size // patch) ** 2 + 1
+    block = (
+        4 * d * d + 4 * d + 2 * ratio * d * d + ratio * d + d + 4 * d
+    )  # attention, two linear layers, two norms
+    expected = c_in * patch**2 * d + d + d + tokens * d + layers * block + 2 * d + d * classes + classes
+    model = build_model(name, classes, in_channels=c_in, width=d).eval()
+    assert count(model) == expected
+    with torch.no_grad():
+        assert model(torch.rand(2, c_in, size, size)).shape == (2, classes)
+
+
+def test_vit_b_16_is_torchvisions_but_for_its_head():
+    import torchvision
+
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        peer = torchvision.models.vit_b_16(num_classes=100).state_dict()
+    ours = build_model("vit_b_16", 100, seed=3).state_dict()
+    assert list(ours) == list(peer)
+    assert [name for name in peer if not torch.equal(ours[name], peer[name])] == [
+        "heads.head.weight", "heads.head.bias",
+    ]  # fmt: skip
+    assert sum(value.numel() for value in build_model("vit_b_16", 1000).state_dict().values()) == 86_567_656
+    assert 0.9 < float(ours["heads.head.weight"].abs().max()) * math.sqrt(768) <= 1  # PyTorch's default
+
+
+def test_why_the_head_is_not_torchvisions():
+    """It starts at zero, and then no derivative reaches the weights that could be pruned."""
+    model = build_model("vit_cifar", 10, width=24)
+    batch = batch_of(4, 3, 32, 32, dtype=torch.float32)
+    assert all(bool(g.any()) for g in pai.gradient(model, batch).values())
+    nn.init.zeros_(model.heads.head.weight)
+    for scores in (
+        pai.gradient(model, batch),
+        pai.fisher_diag(model, batch),
+        pai.hutchinson_diag(model, batch, 1),
+    ):
+        assert not any(bool(value.any()) for value in scores.values())
+
+
+def test_the_first_layer_for_other_channels_has_torchvisions_scale():
+    weight = build_model("vit_cifar", 10, in_channels=5, width=192).conv_proj.weight.detach()
+    assert weight.shape == (192, 5, 4, 4)
+    assert float(weight.std()) == pytest.approx((5 * 16) ** -0.5, rel=0.05)
+
+
+def test_what_of_a_vision_transformer_can_be_pruned():
+    model = build_model("vit_cifar", 10, width=24)
+    parts = ("self_attention.in_proj_weight", "self_attention.out_proj.weight", "mlp.0.weight", "mlp.3.weight")
+    blocks = [f"encoder.layers.encoder_layer_{i}.{part}" for i in range(9) for part in parts]
+    assert prunable(model) == ["conv_proj.weight", *blocks]
+
+
+EXACT = [key for key in pai.CRITERIA if key.startswith("exact_")]
+
+
+@pytest.mark.parametrize("key", EXACT)
+def test_a_vision_transformer_has_no_exact_diagonal(key):
+    model, batch = build_model("vit_cifar", 10, width=24), batch_of(3, 3, 32, 32, dtype=torch.float32)
+    with pytest.raises(ValueError, match="'NativeLayerNorm' makes the logits curved in a single weight"):
+        pai.score(model, batch, key)
+
+
+@pytest.mark.parametrize("key", [key for key in pai.CRITERIA if key not in EXACT])
+def test_every_other_criterion_prunes_a_vision_transformer(key):
+    model, batch = build_model("vit_cifar", 10, width=24), batch_of(10, 3, 32, 32, dtype=torch.float32)
+    for variant in pai.CRITERIA[key].variants:
+        generator = torch.Generator().manual_seed(0)
+        scores = pai.score(model, batch, key, probes=2, variant=variant, generator=generator)
+        assert list(scores) == prunable(model)
+        assert all(bool(value.isfinite().all()) and bool(value.any()) for value in scores.values())
+        mask = pai.prune(model, batch, key, 0.8, rounds=2 if key == "synflow" else None, probes=2, variant=variant)
+        assert pai.sparsity_of(mask) == pytest.approx(0.8, abs=1e-4)
+        assert pai.effective_sparsity(model, mask, batch) >= pai.sparsity_of(mask)
+        assert pai.collapsed_layers(mask) == [n for n, density in pai.layer_density(mask).items() if density == 0]
+
+
 class Attention(nn.Module):
     """A user's model with all that must not be pruned: tokens, embeddings, norms, odd names."""
 
@@ -220,6 +327,11 @@ def test_a_model_of_only_a_head_has_nothing_to_prune():
         (lambda: build_model("resnet8", 10, in_channels=0), "in_channels=0: it must be at least 1."),
         (lambda: build_model("resnet8", 10, width=-1), "width=-1: it must be at least 1."),
         (lambda: build_model("vgg11", 10, width=2)(torch.zeros(2, 3, 8, 8)), "images of 8×8 are too small"),
+        (lambda: build_model("vit_cifar", 10, width=100), "width=100: it must be a multiple of 12"),
+        (
+            lambda: build_model("vit_b_16", 10, width=12)(torch.zeros(2, 3, 32, 32)),
+            "embeddings for images of 224×224, not 32×32: use image_size=224.",
+        ),
         (
             lambda: resolve_parameters(build_model("resnet8", 10, width=2), ["stem.0.wieght"]),
             "no parameter 'stem.0.wieght': did you mean 'stem.0.weight'?",

@@ -15,8 +15,8 @@ from pai_lib.criteria import CRITERIA
 from pai_lib.data import dataset_names
 from pai_lib.masks import SCOPES
 from pai_lib.models import model_names
-from pai_lib.spec import CONTROLS, RunSpec
-from pai_lib.training import PRECISIONS
+from pai_lib.spec import CONTROLS, WHEN, RunSpec
+from pai_lib.training import OPTIMIZERS, PRECISIONS
 
 # Frozen: ids hash what differs from these, so a changed default would orphan every record. A new field may be
 # added at the end, with the old behaviour as its default.
@@ -45,6 +45,12 @@ DEFAULTS = {
     "precision": "float32",
     "seed": 0,
     "train_fraction": 1.0,
+    "when": "init",
+    "optimizer": "sgd",
+    "schedule": "steps",
+    "lr_warmup": 0,
+    "label_smoothing": 0.0,
+    "image_size": None,
 }
 IDS = {
     "44136fa355b3": {},
@@ -53,6 +59,8 @@ IDS = {
     "e1b4f3627c88": {"criterion": "dense", "sparsity": 0.0},
     "0d1ea3ee2a38": {"lr_drops": (0.5,), "lr": 0.01},
     "390a2fcd567d": {"temperature": 1.0, "width": 16, "precision": "bf16", "control": "shuffle"},
+    "c4a9bc48f7e1": {"optimizer": "adamw", "schedule": "cosine", "lr_warmup": 5, "label_smoothing": 0.1},
+    "e9f8bc6b2e7e": {"criterion": "magnitude", "when": "trained", "image_size": 224},
     "7d3e5c4292ef": {"criterion": "synflow", "variant": "released", "sparsity": 0.8, "scope": "layer"},
 }
 
@@ -74,6 +82,8 @@ def test_the_id_covers_what_differs_and_nothing_else():
         "samples_per_class": 1, "group": 2, "probes": 1, "temperature": 1.0, "rounds": 2, "warmup": 0,
         "control": "invert", "epochs": 1, "batch_size": 128, "lr": 0.1, "momentum": 0.0, "weight_decay": 0.0,
         "lr_drops": (), "lr_drop_factor": 0.1, "precision": "bf16", "seed": 1, "train_fraction": 0.5,
+        "when": "trained", "optimizer": "adamw", "schedule": "cosine", "lr_warmup": 1, "label_smoothing": 0.1,
+        "image_size": 64,
     }  # fmt: skip
     specs = [RunSpec(), RunSpec(criterion="grasp"), RunSpec(criterion="grasp", variant="released")]
     specs += [RunSpec(**{name: value}) for name, value in others.items()]
@@ -128,6 +138,7 @@ WRONG = [
     ({"criterion": "dense"}, "criterion='dense' with sparsity=0.98: the dense network is"),
     ({"criterion": "dense", "sparsity": 0, "variant": "x"}, "criterion='dense' with variant='x'"),
     ({"criterion": "dense", "sparsity": 0, "control": "shuffle"}, "control='shuffle'"),
+    ({"criterion": "dense", "sparsity": 0, "when": "trained"}, "when='trained': without a mask"),
     ({"scope": "local"}, "Unknown scope 'local'"),
     ({"samples_per_class": 0}, "samples_per_class=0: it must be at least 1."),
     ({"samples_per_class": True}, "samples_per_class=True: it must be of type int, not bool."),
@@ -156,6 +167,17 @@ WRONG = [
     ({"seed": 2**63}, f"seed={2**63}: it must be below 2**63."),
     ({"train_fraction": 0}, "train_fraction=0.0: it must be above 0 and at most 1."),
     ({"train_fraction": 1.5}, "train_fraction=1.5: it must be above 0 and at most 1."),
+    ({"when": "never"}, "Unknown when 'never'"),
+    ({"optimizer": "adam"}, "Unknown optimizer 'adam': did you mean 'adamw'?"),
+    ({"optimizer": "adamw", "momentum": 1}, "momentum=1.0 with optimizer='adamw': it must be below 1."),
+    ({"schedule": "cosin"}, "Unknown schedule 'cosin': did you mean 'cosine'?"),
+    ({"schedule": "cosine", "lr_drops": (0.5,)}, "lr_drops=(0.5,) and lr_drop_factor=0.2 with schedule='cosine'"),
+    ({"schedule": "cosine", "lr_drop_factor": 0.1}, "lr_drop_factor=0.1 with schedule='cosine'"),
+    ({"lr_warmup": -1}, "lr_warmup=-1: it must not be negative."),
+    ({"lr_warmup": 5, "epochs": 5}, "lr_warmup=5 with epochs=5: it must be shorter."),
+    ({"label_smoothing": 1}, "label_smoothing=1.0: it must be at least 0 and below 1."),
+    ({"label_smoothing": -0.1}, "label_smoothing=-0.1: it must be at least 0 and below 1."),
+    ({"image_size": 0}, "image_size=0: it must be at least 1."),
 ]
 
 
@@ -220,13 +242,17 @@ valid = st.fixed_dictionaries(
         "epochs": count,
         "batch_size": count,
         "lr": numbers(0, 1e6, exclude_min=True),
-        "momentum": numbers(0, 1),
+        "momentum": numbers(0, 1).filter(lambda n: n < 1),
         "weight_decay": numbers(0, 1),
         "lr_drops": st.lists(st.floats(0, 1, exclude_min=True, exclude_max=True), max_size=3),
         "lr_drop_factor": numbers(0, 10, exclude_min=True),
         "precision": st.sampled_from(PRECISIONS),
         "seed": st.integers(0, 2**63 - 1),
         "train_fraction": numbers(0, 1, exclude_min=True),
+        "when": st.sampled_from(WHEN),
+        "optimizer": st.sampled_from(OPTIMIZERS),
+        "label_smoothing": numbers(0, 1).filter(lambda n: n < 1),
+        "image_size": st.none() | count,
     },
 )
 

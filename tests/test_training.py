@@ -1,8 +1,12 @@
 """Warm-up, masked training and evaluation, each against a plain loop written out here."""
 
 import copy
+import functools
 import math
 import pickle
+import platform
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -12,7 +16,16 @@ from torch import nn
 
 from pai_lib.data import Batch, Dataset
 from pai_lib.models import build_model, prunable
-from pai_lib.training import TrainingDivergedError, evaluate, learning_rate, random_stream, train, warm_up
+from pai_lib.training import (
+    OPTIMIZERS,
+    PRECISIONS,
+    TrainingDivergedError,
+    evaluate,
+    learning_rate,
+    random_stream,
+    train,
+    warm_up,
+)
 
 
 @pytest.fixture(scope="module")
@@ -174,10 +187,51 @@ def test_training_is_a_plain_loop(data, masked):
         torch.testing.assert_close(model.state_dict()[name], value, atol=2e-5, rtol=1e-3)
 
 
-def test_removed_weights_are_exactly_zero_and_others_train(data):
+def test_adamw_with_cosine_warm_up_and_label_smoothing_is_a_plain_loop(data):
+    model, reference = without_dropout(), without_dropout()
+    model[4].bias = reference[4].bias = None  # before a norm its gradient is rounding, which AdamW would blow up
+    mask, smoothing, order = half_mask(model), 0.2, random_stream(3, "order")
+    parameters = dict(reference.named_parameters())
+    first, second = ({name: torch.zeros_like(p) for name, p in parameters.items()} for _ in range(2))
+    with torch.no_grad():
+        for name, kept in mask.items():
+            parameters[name].mul_(kept)
+    reference.train()
+    step, losses = 0, []
+    for rate in (0.01, 0.02, 0.02 * (1 + math.cos(math.pi / 2)) / 2):  # one epoch of warm-up, half a cosine
+        losses.append(0.0)
+        for inputs, labels in data.epoch(16, order):
+            p = reference(inputs).log_softmax(1)
+            wanted = (1 - smoothing) * F.one_hot(labels, 3) + smoothing / 3
+            loss = -(wanted * p).sum(1).mean()
+            losses[-1] += float(loss.detach()) * len(labels) / 60
+            grads = torch.autograd.grad(loss, list(parameters.values()))
+            step += 1
+            with torch.no_grad():
+                for (name, p), g in zip(parameters.items(), grads, strict=True):
+                    p.mul_(1 - rate * 0.1)  # the decay is no part of the gradient
+                    first[name] = 0.8 * first[name] + 0.2 * g
+                    second[name] = 0.999 * second[name] + 0.001 * g**2
+                    unbiased = first[name] / (1 - 0.8**step), second[name] / (1 - 0.999**step)
+                    p -= rate * unbiased[0] / (unbiased[1].sqrt() + 1e-8)
+                    if name in mask:
+                        p.mul_(mask[name])
+    recipe = {"optimizer": "adamw", "schedule": "cosine", "lr_warmup": 1, "label_smoothing": smoothing}
+    recipe |= {"lr": 0.02, "momentum": 0.8, "weight_decay": 0.1}
+    curves = train(model, data, mask, epochs=3, batch_size=16, seed=3, progress=False, **recipe)
+    assert curves["lr"] == pytest.approx([0.01, 0.02, 0.01])
+    assert curves["loss"] == pytest.approx(losses, rel=1e-4)
+    for name, value in reference.state_dict().items():
+        torch.testing.assert_close(model.state_dict()[name], value, atol=1e-4, rtol=1e-3)
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_removed_weights_are_exactly_zero_and_others_train(data, optimizer, precision):
     model = without_dropout()
     before, mask = state(model), half_mask(model)
-    train(model, data, mask, epochs=3, batch_size=16, lr=0.1, weight_decay=0.1, progress=False)
+    recipe = {"optimizer": optimizer, "precision": precision, "weight_decay": 0.1}
+    train(model, data, mask, epochs=3, batch_size=16, lr=0.1, progress=False, **recipe)
     for name, kept in mask.items():
         weight = model.get_parameter(name)
         assert int(torch.count_nonzero(weight[~kept])) == 0
@@ -208,6 +262,17 @@ def test_the_papers_schedule():
     assert rates == [0.03] * 80 + [0.006] * 40 + [0.0012] * 40
     published = [learning_rate(epoch, 160, 0.01, (0.375, 0.75), 0.2) for epoch in (59, 60, 119, 120)]
     assert published == [0.01, 0.002, 0.002, 0.0004]
+
+
+def test_cosine_and_warm_up():
+    half = [learning_rate(epoch, 100, 0.1, schedule="cosine") for epoch in (0, 25, 50, 75)]
+    assert half == pytest.approx([0.1 * (1 + c) / 2 for c in (1, math.sqrt(0.5), 0, -math.sqrt(0.5))])
+    rates = [learning_rate(epoch, 100, 0.1, schedule="cosine", warmup=9) for epoch in range(100)]
+    assert rates[:10] == pytest.approx([0.01 * i for i in range(1, 11)])
+    assert rates[9:] == sorted(rates[9:], reverse=True)
+    assert 0 < rates[-1] < 1e-4
+    steps = [learning_rate(epoch, 90, 0.1, (1 / 3, 2 / 3), 0.1, warmup=4) for epoch in (0, 3, 4, 29, 30, 60)]
+    assert steps == pytest.approx([0.02, 0.08, 0.1, 0.1, 0.01, 0.001])
 
 
 @pytest.mark.parametrize("epochs", [1, 2, 3, 5, 12])
@@ -242,9 +307,46 @@ def test_bf16_differs_slightly(data):
     assert others["loss"] == pytest.approx(curves["loss"], rel=0.05)
 
 
-def test_unknown_precision(data):
-    with pytest.raises(ValueError, match="precision='fp16': it must be one of float32, bf16"):
-        train(small(), data, precision="fp16")
+@pytest.mark.parametrize(
+    ("name", "value", "known"),
+    [
+        ("precision", "fp16", "float32, bf16"),
+        ("optimizer", "adam", "sgd, adamw"),
+        ("schedule", "", "steps, cosine"),
+    ],
+)
+def test_unknown_choices(data, name, value, known):
+    with pytest.raises(ValueError, match=f"{name}='{value}': it must be one of {known}"):
+        train(small(), data, **{name: value})
+
+
+def test_compiling_changes_nothing_but_rounding(data, monkeypatch):
+    plain, curves = trained(data)
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # no C++ compiler
+    compiled, others = trained(data, compile=True)
+    assert others["loss"] == pytest.approx(curves["loss"], rel=1e-5)
+    for name, value in plain.items():
+        torch.testing.assert_close(compiled[name], value, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="only glibc can be told to keep memory")
+def test_freed_memory_is_used_again():
+    """Counted in page faults, in a process of its own; the first calls may still enlarge it."""
+    code = """
+import resource, torch
+from pai_lib.training import _keep_freed_memory
+def faults():
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    torch.ones(2**25)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
+print([faults() for _ in range(4)][-1])
+_keep_freed_memory()
+print([faults() for _ in range(4)][-1])
+"""
+    output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    before, after = map(int, output.split())
+    assert before >= 64  # 128 MB in the largest pages there are
+    assert after < 10
 
 
 def test_a_mask_that_does_not_fit_is_refused_before_training(data):

@@ -1,0 +1,95 @@
+"""Second derivatives of convolutions and of batch norm at the price of a few plain convolutions.
+
+PyTorch differentiates a convolution's backward pass by transposed copies of its operands, which on a CPU costs
+more than all the rest of a Hessian-vector product. A convolution y = x ∗ W is bilinear, so the derivatives of
+its adjoint are again convolutions and adjoints of it. For g at y, the adjoint gives x̄ = Wᵀg and W̄ = xᵀg, and
+for a at x̄ and b at W̄ its own adjoint gives a ∗ W + x ∗ b at g, bᵀg at x and aᵀg at W.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.overrides import TorchFunctionMode
+
+_convolution, _backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+
+
+class DirectAdjoints(TorchFunctionMode):
+    """While active, what runs can be differentiated twice (not three times) by the rules above."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Replace convolutions of batches and batch norms in evaluation mode; leave everything else."""
+        result = NotImplemented
+        if function in (torch.conv1d, torch.conv2d, torch.conv3d):
+            result = _convolve(*args, **(kwargs or {}))
+        elif function is torch.batch_norm and not kwargs:
+            result = _normalise(*args)
+        return function(*args, **(kwargs or {})) if result is NotImplemented else result
+
+
+def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+    axes = weight.ndim - 2
+    if isinstance(padding, str) or input.ndim != weight.ndim:
+        return NotImplemented
+    sizes = [tuple([each] if isinstance(each, int) else each) for each in (stride, padding, dilation)]
+    sizes = [each * axes if len(each) == 1 else each for each in sizes]
+    out = _Convolution.apply(input, weight, (*sizes, False, (0,) * axes, groups))  # N×C×…
+    return out if bias is None else out + bias.view(-1, *(1,) * axes)
+
+
+def _normalise(x, weight, bias, mean, variance, training, momentum, epsilon, cudnn) -> Tensor:
+    if training:
+        return NotImplemented
+    scale = (variance + epsilon).rsqrt() if weight is None else (variance + epsilon).rsqrt() * weight
+    shift = -mean * scale if bias is None else bias - mean * scale
+    shape = (-1, *(1,) * (x.ndim - 2))  # channels are the second axis
+    return torch.addcmul(shift.view(shape), x, scale.view(shape))
+
+
+class _Convolution(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(x, weight, options):
+        return _convolution(x, weight, None, *options)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.options = inputs
+        ctx.save_for_backward(*tensors)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        needed = ctx.needs_input_grad[:2]
+        return *_Adjoint.apply(gradient, *ctx.saved_tensors, ctx.options, needed), None
+
+
+class _Adjoint(torch.autograd.Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient, x, weight, options, needed):
+        return _backward(gradient, x, weight, None, *options, (*needed, False))[:2]
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        *tensors, ctx.options, _ = inputs
+        ctx.save_for_backward(*tensors)
+        ctx.set_materialize_grads(False)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, a, b):
+        (gradient, x, weight), options = ctx.saved_tensors, ctx.options
+        at_gradient = None if a is None else _convolution(a, weight, None, *options)
+        if b is not None:
+            product = _convolution(x, b, None, *options)
+            at_gradient = product if at_gradient is None else at_gradient + product
+        at_x = at_weight = None
+        if b is not None and ctx.needs_input_grad[1]:
+            at_x = _backward(gradient, x, b, None, *options, (True, False, False))[0]
+        if a is not None and ctx.needs_input_grad[2]:
+            at_weight = _backward(gradient, a, weight, None, *options, (False, True, False))[1]
+        return at_gradient, at_x, at_weight, None, None

@@ -1,0 +1,146 @@
+"""Files that are whole or not there, and the checkpoint of an unfinished run: one safetensors file."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+import uuid
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+
+class CheckpointWarning(UserWarning):
+    """A checkpoint is not used, or could not be written."""
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Write a file whole or not at all, and down to the disk. OSError names the file and the reason."""
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")  # mkstemp would hide it from others
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with temporary.open("xb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise OSError(error.errno, f"{error.strerror or error}: not written", str(path)) from error
+        raise
+
+
+class Checkpoint:
+    """State of an unfinished run, in one safetensors file: nothing is unpickled.
+
+    What belongs to the run is in ``values`` (JSON, kept in the file's header) and ``tensors``; what belongs to the
+    training that is under way goes in and out by ``keep`` and ``restore``. A file that is damaged, or was made for
+    another ``key``, is named in a ``CheckpointWarning`` and not used.
+
+    Args:
+        path: the file, read now if it is there; with ``None`` nothing is written.
+        key: what the state belongs to, in plain JSON types.
+        interval: seconds from one file to the next, at least.
+    """
+
+    def __init__(self, path: Path | None, key: dict[str, Any], interval: float = 60.0):
+        self.path, self.key, self.interval = path, key, interval
+        self.values: dict[str, Any] = {}
+        self.tensors: dict[str, Tensor] = {}
+        self.training: dict[str, Any] = {}  # epoch, curves, seconds of the training under way
+        self._state: dict[str, Tensor] = {}
+        self._written = time.monotonic()
+        if path is not None and path.is_file():
+            try:
+                self._read()
+            except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
+                text = f"The checkpoint {self.path} is not used: {error or type(error).__name__}"
+                warnings.warn(text, CheckpointWarning, stacklevel=2)
+
+    def _read(self) -> None:
+        with safe_open(self.path, "pt") as file:
+            header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
+            if header.get("key") != self.key:
+                raise ValueError(f"it belongs to {header.get('key')}, not to {self.key}.")
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        self.values, self.training = header["values"], header["training"]
+        self._state = {name: t for name, t in tensors.items() if name.startswith("training/")}
+        self.tensors = {name: t for name, t in tensors.items() if name not in self._state}
+
+    @property
+    def due(self) -> bool:
+        """Whether the last file is older than the interval."""
+        return time.monotonic() - self._written >= self.interval
+
+    def keep(self, model: nn.Module, optimizer: Optimizer, order: torch.Generator, **training: Any) -> None:
+        """Write all that the next epoch depends on, and what is to be told of the epochs before it.
+
+        Args:
+            model: its parameters and buffers.
+            optimizer: its state of each parameter.
+            order: generator of the batches.
+            **training: JSON values, above all ``epoch``.
+        """
+        if self.path is None:
+            return
+        state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+        for index, values in optimizer.state_dict()["state"].items():
+            state |= {f"optimizer/{index}/{name}": t for name, t in values.items() if isinstance(t, Tensor)}
+        state |= {"random/order": order.get_state(), "random/cpu": torch.get_rng_state()}
+        if torch.cuda.is_available():
+            state["random/cuda"] = torch.cuda.get_rng_state()
+        tensors = {**self.tensors, **{f"training/{name}": tensor for name, tensor in state.items()}}
+        header = json.dumps({"key": self.key, "values": self.values, "training": training})
+        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        try:
+            write_whole(self.path, save(plain, {"checkpoint": header}))
+        except OSError as error:  # the run itself may yet succeed
+            warnings.warn(f"A checkpoint could not be written: {error}", CheckpointWarning, stacklevel=3)
+        self._written = time.monotonic()
+
+    def restore(self, model: nn.Module, optimizer: Optimizer, order: torch.Generator) -> None:
+        """Put back what ``keep`` wrote."""
+        state: dict[str, dict] = {"model": {}, "optimizer": {}, "random": {}}
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        for path, tensor in self._state.items():
+            _, part, name = path.split("/", 2)
+            if part == "optimizer":
+                index, name = name.split("/")
+                like = parameters[int(index)]
+                if tensor.shape == like.shape:  # with the strides that it had: kernels may differ by them
+                    tensor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
+                state[part].setdefault(int(index), {})[name] = tensor
+            else:
+                state[part][name] = tensor
+        model.load_state_dict(state["model"])
+        groups = optimizer.state_dict()["param_groups"]
+        optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        order.set_state(state["random"]["order"])
+        torch.set_rng_state(state["random"]["cpu"])
+        if torch.cuda.is_available() and "cuda" in state["random"]:
+            torch.cuda.set_rng_state(state["random"]["cuda"])
+        self._state = {}
+
+    def next_phase(self, tensors: dict[str, Tensor]) -> None:
+        """Forget the training that has ended, and keep ``tensors`` from now on."""
+        self.training, self._state, self.tensors = {}, {}, tensors
+
+
+def epochs_done(path: Path) -> int:
+    """Epochs of training that a checkpoint has behind it, in all phases; 0 if there is none or it is damaged."""
+    try:
+        with safe_open(path, "pt") as file:
+            header = json.loads(file.metadata()["checkpoint"])
+        return header["training"]["epoch"] + len(
+            header["values"]["result"].get("dense_curves", {}).get("loss", [])
+        )
+    except (SafetensorError, OSError, ValueError, KeyError, TypeError):
+        return 0

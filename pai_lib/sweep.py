@@ -1,0 +1,349 @@
+"""Doing many runs, in this process or on a Dask cluster.
+
+Kill a sweep at any moment and start it again, on as many machines as there are: a run whose record exists is not
+repeated, one that another process works on is left to it, one that was interrupted goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import logging
+import os
+import signal
+import threading
+import time
+import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from functools import lru_cache, partial
+from pathlib import Path
+
+import torch
+from filelock import FileLock, Timeout
+
+from .campaigns import Estimate, differing, lasting, named
+from .data import Dataset, load_data
+from .records import Record, Store
+from .runs import Shared, now, perform, provenance, resolve_device
+from .spec import RunSpec
+from .training import TrainingStoppedError
+
+say = partial(print, flush=True)
+
+
+def sweep(
+    specs: list[RunSpec],
+    store: Store,
+    *,
+    device: str | None = None,
+    budget: float | None = None,
+    retry_failed: bool = False,
+    workers: int | None = None,
+    scheduler: str | None = None,
+    quiet: bool = False,
+) -> Counter:
+    """Do every run that has no record yet, in the order of the specs, and say so.
+
+    Args:
+        specs: what to run.
+        store: where records are kept.
+        device: ``None`` is CUDA where there is one, else the CPU; with Dask, on each worker.
+        budget: seconds. No run is started that would end later by the estimate, and one that takes longer than
+            that stops after an epoch.
+        retry_failed: repeat the runs whose record is a failure.
+        workers: number of processes of a Dask cluster on this machine; ``None`` runs here.
+        scheduler: address of a Dask scheduler in a trusted network.
+        quiet: say no more than the counts at the end.
+
+    Returns:
+        How many runs were ``done``, ``reused`` and ``failed`` and are ``left``; and whether SIGINT or SIGTERM, the
+        first of which lets each epoch end, ``interrupted`` it.
+
+    Raises:
+        ValueError: for data that cannot be had, or a budget or number of workers that is not positive.
+        OSError: for a results folder that cannot be written; unfinished runs keep their checkpoints.
+        RuntimeError: for a scheduler that does not answer or is lost, or without Dask where it is needed.
+    """
+    for name, value in (("budget", budget), ("workers", workers)):
+        if value is not None and not value > 0:
+            raise ValueError(f"{name}={value}: it must be above 0.")
+    store.check_writable()
+    _data.cache_clear()
+    asked = threading.Event()
+    here = workers is None and scheduler is None
+    engine = _Here(device, asked) if here else _Dask(device, asked, workers, scheduler)
+    try:
+        work = _Sweep(specs, store, engine, budget, retry_failed, quiet)
+        with _signals(asked):
+            work.go(asked)
+    finally:
+        engine.close()
+    return work.counts + Counter(interrupted=asked.is_set())
+
+
+class _Sweep:
+    """What is left, what is under way, and what has been counted."""
+
+    def __init__(self, specs, store, engine, budget, retry_failed, quiet):
+        self.store, self.engine, self.quiet = store, engine, quiet
+        self.end = time.monotonic() + (float("inf") if budget is None else budget)
+        self.prints = {(s.dataset, s.image_size): _data(s.dataset, s.image_size).fingerprint for s in specs}
+        self.estimate = Estimate(store, engine.device)
+        self.names, self.total, self.counts = differing(specs), len(specs), Counter()
+        self.left: deque[RunSpec] = deque()
+        self.failed: dict[RunSpec, Record] = {}  # to be repeated
+        self.running: dict[Future, tuple[RunSpec, FileLock]] = {}
+        self.closed = False  # nothing more is started
+        self.busy = 0  # so many in a row of those left are locked by other processes
+        for spec in specs:
+            known = self.find(spec)
+            if known is None or (known.failure and retry_failed):
+                self.left.append(spec)
+                self.failed |= {spec: known} if known else {}
+            else:
+                self.count(known, "reused")
+
+    def find(self, spec: RunSpec) -> Record | None:
+        return self.store.find(spec, self.prints[spec.dataset, spec.image_size])
+
+    def count(self, record: Record, otherwise: str) -> None:
+        self.counts["failed" if record.failure else otherwise] += 1
+
+    def go(self, asked: threading.Event) -> None:
+        try:
+            while self.running or (self.left and not self.closed):
+                self.closed = self.closed or asked.is_set()
+                while not self.closed and self.busy < len(self.left) and len(self.running) < self.engine.slots():
+                    if not self.start():
+                        break
+                self.busy = 0
+                for future in self.engine.wait(list(self.running)):
+                    self.finish(future)
+        finally:
+            for _, lock in self.running.values():
+                lock.release()
+            self.counts["left"] = self.total - self.counts.total()
+            told = ", ".join(f"{self.counts[name]} {name}" for name in ("done", "reused", "failed", "left"))
+            say(f"{self.total} runs: {told}.")
+
+    def start(self) -> bool:
+        """Start the first run that is left, if no other process does it; False if it has to wait."""
+        spec = self.left[0]
+        seconds = self.estimate.seconds(spec)
+        if time.monotonic() + (seconds or 0) >= self.end:
+            self.closed = True
+            return False
+        if seconds is None and self.running and self.end < float("inf"):
+            return False  # the first of its kind tells how long the others take
+        lock = self.store.lock(spec)
+        try:
+            lock.acquire(blocking=False)
+        except Timeout:
+            self.left.rotate(-1)
+            self.busy += 1
+            return True
+        self.left.popleft()
+        known = self.find(spec)
+        if known == self.failed.get(spec):
+            self.store.tidy(spec)
+            future = self.engine.submit(spec, self.store.checkpoint(spec), self.end - time.monotonic())
+            self.running[future] = spec, lock
+        else:  # another process has done it since
+            self.count(known, "reused")
+            lock.release()
+        return True
+
+    def finish(self, future: Future) -> None:
+        """Keep what a run gave."""
+        spec, lock = self.running[future]
+        record = self.engine.result(future, spec)
+        if record is None:  # it was stopped
+            self.left.appendleft(spec)
+            self.closed = True
+        else:
+            if record.data["fingerprint"] != self.prints[spec.dataset, spec.image_size]:
+                raise ValueError(f"A worker's data set {spec.dataset!r} is not the one that is here.")
+            if before := self.failed.get(spec):  # what failed stays visible
+                failure = {**before.failure, "finished": before.provenance.get("finished")}
+                record.provenance["retried"] = [*before.provenance.get("retried", []), failure]
+            self.store.save(record)
+            self.store.checkpoint(spec).unlink(missing_ok=True)
+            self.estimate.add(record)
+            self.count(record, "done")
+        del self.running[future]
+        lock.release()
+        if record is not None and not self.quiet:
+            self.tell(record)
+
+    def tell(self, record: Record) -> None:
+        seconds = [self.estimate.seconds(spec) for spec in self.left]
+        left = None not in seconds and sum(seconds) / max(1, self.engine.slots())
+        found = (
+            f"failed in {record.failure['where']}: {record.failure['reason']}"
+            if record.failure
+            else f"test accuracy {100 * record.result['test_accuracy']:.2f} %"
+        )
+        spent = sum(record.result.get(name, 0) for name in ("scoring_seconds", "training_seconds"))
+        line = f"[{self.counts.total()}/{self.total}] {named(record.spec, self.names)}  {found}  {spent:.1f} s"
+        say(line + (f", about {lasting(left)} left" if left else ""))
+
+
+# ---------------------------------------------------------------------------------------------------------
+# One run, and where it is done
+
+
+class _Stop:
+    """Whether to stop before the next epoch: on request, or if one as long as the last would end too late."""
+
+    def __init__(self, asked: Callable[[], bool], seconds: float):
+        self.asked, self.end, self.last = asked, time.monotonic() + seconds, float("inf")
+
+    def __call__(self) -> bool:
+        now = time.monotonic()
+        lap, self.last = max(0.0, now - self.last), now
+        return self.asked() or now + lap > self.end
+
+
+@lru_cache(maxsize=4)  # data are read once a process; a sweep in the same process begins afresh
+def _data(name: str, image_size: int | None) -> Dataset:
+    return load_data(name, image_size=image_size)
+
+
+def _attempt(
+    spec: RunSpec, device: torch.device, checkpoint: Path | None, stop: Callable[[], bool], shared: Shared
+) -> Record | None:
+    """Run a spec; ``None`` if it was stopped. What goes wrong is its failure, unless it is about a file."""
+    whole, started = _data(spec.dataset, spec.image_size), now()
+    try:
+        return perform(spec, whole, device, checkpoint=checkpoint, stop=stop, shared=shared)
+    except TrainingStoppedError:
+        return None
+    except OSError:
+        raise
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
+        failure = {"reason": reason, "where": getattr(error, "where", "preparation")}
+    shared.known.clear()  # it may have been for want of memory
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    made = provenance(device, spec.precision, started, [])
+    return Record(spec, {}, failure, {"fingerprint": whole.fingerprint}, made)
+
+
+class _Here:
+    """One run after the other, in this process."""
+
+    def __init__(self, device: str | None, asked: threading.Event):
+        self.device, self.asked, self.shared = resolve_device(device), asked, Shared()
+
+    def slots(self) -> int:
+        return 1
+
+    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Future:
+        done: Future = Future()
+        done.set_result(_attempt(spec, self.device, checkpoint, _Stop(self.asked.is_set, seconds), self.shared))
+        return done
+
+    def wait(self, futures: list[Future]) -> list[Future]:
+        if not futures:
+            time.sleep(0.2)  # other processes are at work on what is left
+        return futures
+
+    def result(self, future: Future, spec: RunSpec) -> Record | None:
+        return future.result()
+
+    def close(self) -> None:
+        self.shared.known.clear()
+
+
+_BUSY, _SHARED = threading.Lock(), Shared()  # of a worker
+
+
+def _on_worker(spec: RunSpec, device: str | None, checkpoint: Path, seconds: float, event: str) -> Record | None:
+    from distributed import Event
+
+    seen = checkpoint.with_suffix(".lock").exists()  # else the results folder is on another machine
+    with _BUSY:  # a run has the process to itself, however many threads the worker has
+        stop = _Stop(Event(event).is_set, seconds)
+        return _attempt(spec, resolve_device(device), checkpoint if seen else None, stop, _SHARED)
+
+
+class _Dask:
+    """One run at a time on each worker of a Dask cluster; this process alone writes records."""
+
+    device = None  # that of the workers is not known here
+
+    def __init__(self, device: str | None, asked: threading.Event, workers: int | None, scheduler: str | None):
+        try:
+            import distributed
+        except ImportError as error:
+            text = "--workers and --scheduler need Dask: pip install 'distributed>=2024.8'"
+            raise RuntimeError(text) from error
+        self.dask, self.on, self.asked, self.cluster = distributed, device, asked, None
+        if scheduler is None:
+            self.cluster = distributed.LocalCluster(
+                n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=0,
+                silence_logs=logging.ERROR,
+                preload=["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],  # Ctrl-C is for this one
+            )  # fmt: skip
+        try:
+            self.client = distributed.Client(self.cluster or scheduler, timeout=10)
+        except (OSError, ValueError) as error:
+            raise RuntimeError(f"The scheduler {scheduler} does not answer: {error}") from error
+        self.event = distributed.Event(f"pai-{uuid.uuid4().hex}", client=self.client)
+
+    def slots(self) -> int:
+        return len(self.client.nthreads())
+
+    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float):
+        arguments = (spec, self.on, checkpoint.resolve(), seconds, self.event.name)
+        return self.client.submit(_on_worker, *arguments, pure=False)
+
+    def wait(self, futures: list) -> list:
+        if self.asked.is_set() and not self.event.is_set():
+            self.event.set()
+        if not futures:
+            time.sleep(0.2)
+            return []
+        with contextlib.suppress(TimeoutError):
+            self.dask.wait(futures, timeout=0.5, return_when="FIRST_COMPLETED")
+        return [future for future in futures if future.done()]
+
+    def result(self, future, spec: RunSpec) -> Record | None:
+        try:
+            return future.result()
+        except self.dask.KilledWorker as error:  # after three workers it is the run that kills them
+            failure = {"reason": str(error), "where": "a worker"}
+            data = {"fingerprint": _data(spec.dataset, spec.image_size).fingerprint}
+            return Record(spec, {}, failure, data, provenance(torch.device("cpu"), spec.precision, now(), []))
+        except self.dask.client.FutureCancelledError as error:
+            raise RuntimeError("The connection to the Dask scheduler is lost; start the sweep again.") from error
+
+    def close(self) -> None:
+        self.client.close()
+        if self.cluster is not None:
+            self.cluster.close()
+
+
+@contextlib.contextmanager
+def _signals(asked: threading.Event) -> Iterator[None]:
+    """Let the first SIGINT or SIGTERM ask for an end, and the second one make it."""
+
+    def ask(number: int, frame: object) -> None:
+        if asked.is_set():
+            raise KeyboardInterrupt
+        asked.set()
+        os.write(2, b"pai: stops after the current epoch; a second Ctrl-C stops at once\n")  # print may be at work
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
