@@ -72,13 +72,14 @@ class Problem:
         if self.independent:
             return
         self.independent = True
-        pair = self.inputs[:2].detach().clone()
+        pair = self.inputs[:2]
         if self.mixes_samples and len(pair) == 2:
             raise ValueError(BATCH_STATISTICS)
         if len(pair) == 2 and pair.is_floating_point():
-            first = self.logits_of(pair.requires_grad_())[0]  # C
+            shift = torch.zeros_like(pair, requires_grad=True)  # no leaf input: flop counters fail
+            first = self.logits_of(pair + shift)[0]  # C
             weights = torch.arange(1, len(first) + 1, dtype=first.dtype, device=first.device)
-            (gradient,) = torch.autograd.grad(first, pair, weights, materialize_grads=True)
+            (gradient,) = torch.autograd.grad(first, shift, weights, materialize_grads=True)
             if bool(gradient[1].any()):
                 raise ValueError(
                     "The logits of one sample depend on another (as with x - x.mean(0)), so per-sample curvature "

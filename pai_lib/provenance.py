@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import importlib.metadata
 import platform
 import shlex
@@ -14,6 +15,7 @@ from typing import Any
 import torch
 
 from .parameters import notebook_parameters, text_of
+from .training import compiled
 
 LIBRARY = Path(__file__).resolve().parent
 
@@ -55,6 +57,29 @@ def git_revision(folder: Path = LIBRARY) -> tuple[str, bool | None]:
         return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
     except (OSError, subprocess.CalledProcessError):
         return "unknown", None
+
+
+def now() -> str:
+    """Time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def run_provenance(device: torch.device, precision: str, started: str, resumed: list[dict]) -> dict:
+    """What made a record: revision, versions, device, times; and the same of the pieces before the last one."""
+    revision, dirty = git_revision()
+    return {
+        "git": revision,
+        "dirty": dirty,
+        "pai_lib": version("pai-lib"),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "started": started,
+        "finished": now(),
+        **({"compiled": True} if compiled() else {}),
+        **({"resumed": resumed} if resumed else {}),
+    }
 
 
 def page_section(

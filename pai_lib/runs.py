@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import datetime
 import hashlib
 import math
 import resource
@@ -20,7 +19,7 @@ from torch import nn
 
 from .checkpoints import Checkpoint, epochs_done
 from .criteria import get_criterion, score
-from .data import Batch, Dataset, load_data
+from .data import Dataset, load_data
 from .derivatives import ByParameter
 from .masks import (
     collapsed_layers,
@@ -33,10 +32,10 @@ from .masks import (
     sparsity_of,
 )
 from .models import build_model
-from .provenance import device_name, git_revision, version
+from .provenance import now, run_provenance
 from .records import Record, Store
 from .spec import RunSpec
-from .training import TrainingDivergedError, evaluate, random_stream, train, warm_up
+from .training import TrainingDivergedError, compiled, evaluate, random_stream, train, warm_up
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -123,13 +122,13 @@ def run(
         return perform(spec, whole, device, progress=progress)
     if known := store.find(spec, whole.fingerprint):
         return known
-    _scoring_batch(spec, _part(whole, spec.train_fraction, device))  # is refused before anything is written
+    work = _Work(spec, whole, device, progress)  # what cannot be is refused before anything is written
     store.check_writable()
     with store.lock(spec):
         if known := store.find(spec, whole.fingerprint):  # another process was faster
             return known
         store.tidy(spec)
-        record = perform(spec, whole, device, progress=progress, checkpoint=store.checkpoint(spec))
+        record = work.record(store.checkpoint(spec))
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record
@@ -169,26 +168,7 @@ def perform(
         TrainingStoppedError: when ``stop`` said so; the checkpoint is written.
         ValueError: as ``run``.
     """
-    work = _Work(spec, whole, device, progress, checkpoint, stop, shared or Shared())
-    result, failure = work.result, None
-    _reset_peak(device)
-    try:
-        mask = work.mask()
-        with work.timed("training_seconds"):
-            seed = spec.seed if spec.when == "init" else work.drawn("retraining")
-            result["curves"] = work.train(mask, seed)
-        accuracy, loss = evaluate(work.model, work.data.test_batches())
-        if math.isfinite(loss):
-            result |= {"test_accuracy": accuracy, "test_loss": loss}
-        else:  # the last step of training may have broken it
-            failure = {"reason": f"The test loss is {loss}.", "where": "test"}
-    except TrainingDivergedError as error:
-        dense = "" if work.saved["phase"] == "masked" else "dense training, "
-        failure = {"reason": str(error), "where": dense + error.where}
-    result["peak_memory_bytes"] = _peak(device)
-    sizes = {"train": len(work.data.train_labels), "test": len(work.data.test_labels)}
-    made = provenance(device, spec.precision, work.saved["started"], work.saved["resumed"])
-    return Record(spec, result, failure, {"fingerprint": whole.fingerprint, **sizes}, made)
+    return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
 
 
 # Fields that do not shape the network that is scored: those of scoring and masks, and those of training.
@@ -204,30 +184,54 @@ def _part(whole: Dataset, fraction: float, device: torch.device) -> Dataset:
     return whole.split(fraction)[0].to(device)
 
 
-def _scoring_batch(spec: RunSpec, part: Dataset) -> Batch:
-    return part.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
-
-
 class _Work:
     """A run under way: what is known of it so far is also in its checkpoint, from which another can go on."""
 
-    def __init__(self, spec, whole, device, progress, checkpoint, stop, shared):
-        self.spec, self.device, self.shared = spec, device, shared
-        self.progress, self.stop = progress, stop
+    def __init__(self, spec, whole, device, progress, stop=None, shared=None):
+        self.spec, self.whole, self.device = spec, whole, device
+        self.progress, self.stop, self.shared = progress, stop, shared or Shared()
         self.data = _part(whole, spec.train_fraction, device)
-        self.batch = _scoring_batch(spec, self.data)
+        self.batch = self.data.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
         self.model = self.build(spec.seed)
         later = _SCORING if spec.when == "trained" else _SCORING | set(_TRAINING)
         shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
-        self.remember = shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)
+        self.remember = self.shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)
+
+    def record(self, checkpoint: Path | None) -> Record:
+        """Do what is left of the run."""
+        spec, device = self.spec, self.device
+        self.go_on(checkpoint)
+        result, failure = self.result, None
+        _reset_peak(device)
+        try:
+            mask = self.mask()
+            with self.timed("training_seconds"):
+                seed = spec.seed if spec.when == "init" else self.drawn("retraining")
+                result["curves"] = self.train(mask, seed)
+            with _located("test"):
+                accuracy, loss = evaluate(self.model, self.data.test_batches())
+            if math.isfinite(loss):
+                result |= {"test_accuracy": accuracy, "test_loss": loss}
+            else:  # the last step of training may have broken it
+                failure = {"reason": f"The test loss is {loss}.", "where": "test"}
+        except TrainingDivergedError as error:
+            dense = "" if self.saved["phase"] == "masked" else "dense training, "
+            failure = {"reason": str(error), "where": dense + error.where}
+        result["peak_memory_bytes"] = _peak(device)
+        sizes = {"train": len(self.data.train_labels), "test": len(self.data.test_labels)}
+        made = run_provenance(device, spec.precision, self.saved["started"], self.saved["resumed"])
+        return Record(spec, result, failure, {"fingerprint": self.whole.fingerprint, **sizes}, made)
+
+    def go_on(self, checkpoint: Path | None) -> None:
+        """Take over what the checkpoint holds, if it fits."""
         shapes = str({name: list(tensor.shape) for name, tensor in self.model.state_dict().items()})
         network = hashlib.sha256(shapes.encode()).hexdigest()[:12]  # an architecture may change with its code
-        key = {"id": spec.id, "fingerprint": whole.fingerprint, "network": network}
+        key = {"id": self.spec.id, "fingerprint": self.whole.fingerprint, "network": network}
         self.checkpoint = Checkpoint(checkpoint, key)
         self.saved = self.checkpoint.values  # JSON
         self.result = self.saved.setdefault("result", {})
         self.result["parameters"] = sum(p.numel() for p in self.model.parameters())
-        here = provenance(device, spec.precision, now(), [])
+        here = run_provenance(self.device, self.spec.precision, now(), [])
         resumed = self.saved.setdefault("resumed", [])
         if self.checkpoint.training:  # another process began, and maybe another version
             resumed.append({**self.saved["here"], "epoch": epochs_done(checkpoint), "when": here["started"]})
@@ -251,16 +255,15 @@ class _Work:
         earlier = self.checkpoint.training.get("seconds", 0.0) if name == "training_seconds" else 0.0
         start, saved = _seconds(self.device), self.shared.seconds
         try:
-            yield
-        except Exception as error:
-            error.where = getattr(error, "where", name.removesuffix("_seconds"))
-            raise
+            with _located(name.removesuffix("_seconds")):
+                yield
         finally:
             spent = earlier + _seconds(self.device) - start + self.shared.seconds - saved
             self.result[name] = round(self.result.get(name, 0.0) + spent, 3)
 
     def train(self, mask: ByParameter | None, seed: int) -> dict:
         options = {name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)}
+        options["compile"] = compiled()
         control = {"progress": self.progress, "checkpoint": self.checkpoint, "stop": self.stop}
         return train(self.model, self.data, mask, seed=seed, **options, **control)
 
@@ -328,6 +331,16 @@ class _Work:
         return mask
 
 
+@contextmanager
+def _located(where: str) -> Iterator[None]:
+    """Note in what goes wrong where that was."""
+    try:
+        yield
+    except Exception as error:
+        error.where = getattr(error, "where", where)
+        raise
+
+
 def _seconds(device: torch.device) -> float:
     """Time now, after what the device has been told to do."""
     if device.type == "cuda":
@@ -346,28 +359,6 @@ def _peak(device: torch.device) -> int:
         return torch.cuda.max_memory_allocated(device)
     unit = 1 if sys.platform == "darwin" else 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
-
-
-def now() -> str:
-    """Time in UTC, to the second."""
-    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
-
-
-def provenance(device: torch.device, precision: str, started: str, resumed: list[dict]) -> dict:
-    """What made a record: revision, versions, device, times; and the same of the pieces before the last one."""
-    revision, dirty = git_revision()
-    return {
-        "git": revision,
-        "dirty": dirty,
-        "pai_lib": version("pai-lib"),
-        "torch": torch.__version__,
-        "device": device_name(device),
-        "threads": torch.get_num_threads(),
-        "precision": precision,
-        "started": started,
-        "finished": now(),
-        **({"resumed": resumed} if resumed else {}),
-    }
 
 
 def criterion_label(key: str) -> str:

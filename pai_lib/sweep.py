@@ -6,6 +6,7 @@ repeated, one that another process works on is left to it, one that was interrup
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import gc
 import logging
@@ -16,7 +17,7 @@ import time
 import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from functools import lru_cache, partial
 from pathlib import Path
 
@@ -25,8 +26,9 @@ from filelock import FileLock, Timeout
 
 from .campaigns import Estimate, differing, lasting, named
 from .data import Dataset, load_data
+from .provenance import now, run_provenance
 from .records import Record, Store
-from .runs import Shared, now, perform, provenance, resolve_device
+from .runs import Shared, perform, resolve_device
 from .spec import RunSpec
 from .training import TrainingStoppedError
 
@@ -76,7 +78,7 @@ def sweep(
     engine = _Here(device, asked) if here else _Dask(device, asked, workers, scheduler)
     try:
         work = _Sweep(specs, store, engine, budget, retry_failed, quiet)
-        with _signals(asked):
+        with _signals(asked), engine.connected():
             work.go(asked)
     finally:
         engine.close()
@@ -229,7 +231,7 @@ def _attempt(
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
-    made = provenance(device, spec.precision, started, [])
+    made = run_provenance(device, spec.precision, started, [])
     return Record(spec, {}, failure, {"fingerprint": whole.fingerprint}, made)
 
 
@@ -238,6 +240,8 @@ class _Here:
 
     def __init__(self, device: str | None, asked: threading.Event):
         self.device, self.asked, self.shared = resolve_device(device), asked, Shared()
+
+    connected = staticmethod(contextlib.nullcontext)
 
     def slots(self) -> int:
         return 1
@@ -289,11 +293,27 @@ class _Dask:
                 silence_logs=logging.ERROR,
                 preload=["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],  # Ctrl-C is for this one
             )  # fmt: skip
-        try:
-            self.client = distributed.Client(self.cluster or scheduler, timeout=10)
-        except (OSError, ValueError) as error:
-            raise RuntimeError(f"The scheduler {scheduler} does not answer: {error}") from error
+        else:
+            try:
+                asyncio.run(self.reach(scheduler))
+            except (OSError, ValueError) as error:
+                reason = str(error) or "it is silent"
+                raise RuntimeError(f"The scheduler {scheduler} does not answer: {reason}") from error
+        self.client = distributed.Client(self.cluster or scheduler)
         self.event = distributed.Event(f"pai-{uuid.uuid4().hex}", client=self.client)
+
+    async def reach(self, address: str) -> None:
+        async with asyncio.timeout(10):  # a client would wait for ever for a greeting
+            comm = await self.dask.comm.connect(address, timeout=10)
+            await comm.close()
+
+    @contextlib.contextmanager
+    def connected(self) -> Iterator[None]:
+        """Say it clearly when the scheduler is gone."""
+        try:
+            yield
+        except (self.dask.comm.CommClosedError, CancelledError) as error:
+            raise RuntimeError("The connection to the Dask scheduler is lost; start the sweep again.") from error
 
     def slots(self) -> int:
         return len(self.client.nthreads())
@@ -318,9 +338,7 @@ class _Dask:
         except self.dask.KilledWorker as error:  # after three workers it is the run that kills them
             failure = {"reason": str(error), "where": "a worker"}
             data = {"fingerprint": _data(spec.dataset, spec.image_size).fingerprint}
-            return Record(spec, {}, failure, data, provenance(torch.device("cpu"), spec.precision, now(), []))
-        except self.dask.client.FutureCancelledError as error:
-            raise RuntimeError("The connection to the Dask scheduler is lost; start the sweep again.") from error
+            return Record(spec, {}, failure, data, run_provenance(torch.device("cpu"), spec.precision, now(), []))
 
     def close(self) -> None:
         self.client.close()

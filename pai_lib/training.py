@@ -8,12 +8,14 @@ import functools
 import hashlib
 import itertools
 import math
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
@@ -215,6 +217,18 @@ def train(
     return curves
 
 
+def compiled() -> bool:
+    """Whether runs compile their models: ``PAI_COMPILE=1`` in the environment.
+
+    Like the device, and unlike the precision, it changes results by rounding only: a record tells it, its
+    specification does not.
+    """
+    value = os.environ.get("PAI_COMPILE", "0")
+    if value not in ("0", "1"):
+        raise ValueError(f"PAI_COMPILE={value}: it must be 0 or 1.")
+    return value == "1"
+
+
 @functools.cache
 def _keep_freed_memory() -> None:
     """Have glibc keep what a step has freed for the next one, which else gets large tensors anew, page by page.
@@ -228,7 +242,11 @@ def _keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def _autocast(device: torch.device, precision: str) -> Iterator[None]:
-    with torch.autocast(device.type, dtype=torch.bfloat16, enabled=precision == "bf16"):
+    with contextlib.ExitStack() as stack:
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
+            if device.type == "cpu":  # where flash attention goes back several times slower than plain products
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 

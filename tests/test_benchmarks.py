@@ -5,6 +5,7 @@ import json
 import statistics
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
@@ -58,9 +59,33 @@ def test_estimators_benchmark(measured):
     assert rows["Hutchinson", 3, None, 1.0]["error"] < rows["Hutchinson", 1, None, 1.0]["error"]
 
 
+def test_training_benchmark(measured):
+    result, table = measured("training")
+    rows = {row["key"]: row for row in result["rows"]}
+    epochs = {name: np.array(values[1:]) for name, values in result["epochs"]["4"].items()}
+    assert set(epochs) == {"plain", "float32", "bf16"}
+    assert table.count("\n| ") == len(rows) + 1
+    for column, key in enumerate(("plain/bf16/4/0", "plain/bf16/4/1")):
+        assert rows[key]["values"] == pytest.approx(list(epochs["plain"][:, column] / epochs["bf16"][:, column]))
+    assert rows["bf16/4"]["values"] == pytest.approx(list(40 / epochs["bf16"][:, 0]))
+    assert rows["plain/bf16/4/0"]["target"] == ["≥", 1.8]
+
+
 @pytest.mark.parametrize("option", [("--samples", "0"), ("--width", "1"), ("--only", "nothing")])
 def test_bad_options_are_refused(option, monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)
     with pytest.raises(SystemExit):
         importlib.import_module("curvature").main(list(option))
     assert "error: " in capsys.readouterr().err
+
+
+def test_the_readme_shows_the_committed_measurements():
+    rows = json.loads((BENCHMARKS / "curvature-cpu.json").read_text())["rows"]
+    readme = (BENCHMARKS.parent / "README.md").read_text("utf-8")
+    for row in rows:
+        assert f"| {row['quantity']} | {row['median']:.3g} {row['unit']}" in readme
+        if row["met"] is not None:
+            assert (
+                f"{row['target'][0]} {row['target'][1]:g} {row['unit']} | {'yes' if row['met'] else 'no'} |"
+                in readme
+            )

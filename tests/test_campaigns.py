@@ -1,6 +1,9 @@
 """Campaign files: which runs they mean, in which order; one sentence for each mistake; plans and estimates."""
 
+import math
+import re
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +13,7 @@ from pai_lib.campaigns import Estimate, differing, lasting, named, read_campaign
 from pai_lib.criteria import CRITERIA
 from pai_lib.records import Record, Store
 from pai_lib.spec import RunSpec
+from pai_lib.training import learning_rate
 
 CPU = torch.device("cpu")
 BASE = "base: {dataset: digits, model: resnet8}\n"
@@ -196,3 +200,40 @@ def test_a_run_is_named_by_what_differs():
     assert named(specs[1], differing(specs)) == f"{specs[1].id}  lr=0.5  seed=1"
     assert differing([SPEC]) == []
     assert [lasting(s) for s in (0, 89, 90, 3599, 36000)] == ["0 s", "89 s", "2 min", "1 h 0 min", "10 h 0 min"]
+
+
+ROOT = Path(__file__).parents[1]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "campaigns").glob("*.yaml")), ids=lambda path: path.stem)
+def test_the_campaigns_that_come_with_the_project(path):
+    assert len(read_campaign(path)) >= 20
+    comments = " ".join(line for line in path.read_text("utf-8").splitlines() if line.startswith("#"))
+    known = re.findall(r"^@\w+\{(\w+),", (ROOT / "book" / "references.bib").read_text("utf-8"), re.MULTILINE)
+    assert set(re.findall(r"\b[a-z]{2,}(?:19|20)\d\d\b", comments)) <= set(known)
+
+
+def test_the_papers_protocol():
+    specs = [spec for spec in read_campaign(ROOT / "campaigns" / "paper-cifar.yaml") if spec.dataset == "cifar10"]
+    assert {(s.epochs, s.batch_size, s.lr, s.momentum, s.weight_decay, s.lr_drop_factor) for s in specs} == {
+        (160, 512, 0.03, 0.9, 5e-4, 0.2)
+    }
+    assert {spec.seed for spec in specs} == {0, 42, 123}
+    assert {spec.sparsity for spec in specs} == {0.0, 0.8, 0.9, 0.95, 0.98, 0.99}
+
+
+@pytest.mark.parametrize(
+    ("name", "rates"),
+    [
+        ("paper-imagenet-resnet50", {0: 0.4 / 6, 5: 0.4, 29: 0.4, 30: 0.04, 60: 0.004, 80: 0.0004}),
+        ("paper-imagenet-vit", {0: 0.001 / 6, 5: 0.001, 152: 0.001 * (1 + math.cos(math.pi * 147 / 295)) / 2}),
+        ("v1-table", {59: 0.01, 60: 0.002, 119: 0.002, 120: 0.0004}),
+    ],
+)
+def test_learning_rates_of_the_recipes(name, rates):
+    spec = read_campaign(ROOT / "campaigns" / f"{name}.yaml")[0]
+    for epoch, rate in rates.items():
+        found = learning_rate(
+            epoch, spec.epochs, spec.lr, spec.lr_drops, spec.lr_drop_factor, spec.schedule, spec.lr_warmup
+        )
+        assert found == pytest.approx(rate)

@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+from collections import Counter
 from dataclasses import fields
 
 import pytest
@@ -79,8 +80,9 @@ def test_every_field_has_its_option(monkeypatch):
         "dataset": "digits", "model": "resnet8", "width": 3, "criterion": "synflow", "variant": "released",
         "sparsity": 0.5, "scope": "layer", "samples_per_class": 2, "group": 3, "probes": 4, "temperature": 1.5,
         "rounds": 6, "warmup": 7, "control": "reinit", "epochs": 8, "batch_size": 9, "lr": 1e-3, "momentum": 0.1,
-        "weight_decay": 0.0, "lr_drops": (0.25, 0.5), "lr_drop_factor": 0.5, "precision": "bf16", "seed": 42,
-        "train_fraction": 0.5,
+        "weight_decay": 0.0, "lr_drops": (0.5, 0.75), "lr_drop_factor": 0.2, "precision": "bf16", "seed": 42,
+        "train_fraction": 0.5, "when": "trained", "optimizer": "adamw", "schedule": "cosine", "lr_warmup": 1,
+        "label_smoothing": 0.1, "image_size": 32,
     }  # fmt: skip
     assert set(values) == {each.name for each in fields(RunSpec)}
     words = []
@@ -154,10 +156,17 @@ def test_a_tampered_record_is_named(capsys):
     call(capsys, *QUICK)
     (record,) = Store().records()
     path = Store().path(record.spec)
-    path.write_text(json.dumps(record.to_dict() | {"schema": 7}))
-    code, _, err = call(capsys, *QUICK)
-    assert code == 2
-    assert err == f"pai: error: {path} is not a readable record: schema 7: this version reads schema 1.\n"
+    text = json.dumps(record.to_dict() | {"schema": 7})
+    path.write_text(text)
+    code, out, err = call(capsys, *QUICK)
+    assert code == 0
+    assert out.endswith(" (new)\n")
+    named = (
+        f"pai: warning: {path} is not a readable record: schema 7: this version reads schema 1. It is not used."
+    )
+    assert err.splitlines()[0] == named
+    assert err.splitlines()[-1] == f"pai: warning: {path} is set aside as {path.name}.unreadable."
+    assert path.with_name(f"{path.name}.unreadable").read_text() == text
 
 
 def test_interrupted(capsys, monkeypatch):
@@ -166,6 +175,87 @@ def test_interrupted(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "run", interrupt)
     assert call(capsys, "run") == (130, "", "pai: interrupted\n")
+
+
+# --- sweeps
+
+
+@pytest.fixture
+def campaign(elsewhere):
+    base = {name: value for name, value in parse(QUICK).items() if name not in ("sparsity", "seed")}
+    path = elsewhere / "campaign.yaml"
+    path.write_text(json.dumps({"base": base, "grid": {"seed": [0, 1], "sparsity": [0.5, 0.9]}}))  # JSON is YAML
+    return path
+
+
+def parse(words):
+    """Return the fields of the words of ``pai run``."""
+    args = dict(zip(words[1::2], words[2::2], strict=False))
+    names = {f"--{each.name.replace('_', '-')}": each for each in fields(RunSpec)}
+    return {names[word].name: cli._value(names[word], text) for word, text in args.items() if word in names}
+
+
+def test_a_sweep_does_what_is_left_and_counts(capsys, campaign):
+    words = ["sweep", str(campaign), "--device", "cpu"]
+    code, out, _ = call(capsys, *words, "--dry-run")
+    assert code == 0
+    assert out.splitlines()[-1] == "4 runs: 4 to do."
+    assert not (campaign.parent / "results").exists()
+    code, out, err = call(capsys, *words)
+    assert (code, err) == (0, "")
+    assert out.splitlines()[-1] == "4 runs: 4 done, 0 reused, 0 failed, 0 left."
+    assert len(Store().records()) == 4
+    assert call(capsys, *words, "--quiet") == (0, "4 runs: 0 done, 4 reused, 0 failed, 0 left.\n", "")
+    code, out, _ = call(capsys, *words, "--dry-run")
+    assert out.splitlines()[-1] == "4 runs: 4 recorded."
+
+
+def test_a_sweep_with_a_failure_is_exit_code_one(capsys, campaign):
+    campaign.write_text(campaign.read_text().replace('"epochs": 1', '"epochs": 4, "lr": 1e12'))
+    words = ["sweep", str(campaign), "--device", "cpu", "--quiet"]
+    assert call(capsys, *words) == (1, "4 runs: 0 done, 0 reused, 4 failed, 0 left.\n", "")
+    assert call(capsys, *words) == (1, "4 runs: 0 done, 0 reused, 4 failed, 0 left.\n", "")
+    code, out, _ = call(capsys, *words, "--dry-run", "--retry-failed")
+    assert out.splitlines()[-1] == "4 runs: 4 failed."
+
+
+def test_the_options_of_a_sweep(capsys, campaign, monkeypatch):
+    given = {}
+
+    def note(specs, store, **options):
+        given.update(options, specs=len(specs), root=str(store.root))
+        return Counter(interrupted=1)
+
+    monkeypatch.setattr(cli, "sweep", note)
+    words = "--results other --device cpu --budget 60 --retry-failed --scheduler tcp://127.0.0.1:8786 --quiet"
+    assert call(capsys, "sweep", str(campaign), *words.split())[0] == 130
+    assert given == {
+        "specs": 4, "root": "other", "device": "cpu", "budget": 60.0, "retry_failed": True, "workers": None,
+        "scheduler": "tcp://127.0.0.1:8786", "quiet": True,
+    }  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("sweep", "the following arguments are required: FILE"),
+        ("sweep nowhere.yaml", "No such file or directory: 'nowhere.yaml'"),
+        ("sweep campaign.yaml --budget soon", "argument --budget: invalid float value: 'soon'"),
+        ("sweep campaign.yaml --budget 0", "budget=0.0: it must be above 0"),
+        ("sweep campaign.yaml --workers 0", "workers=0: it must be above 0"),
+        ("sweep campaign.yaml --workers 2 --scheduler tcp://a:1", "not allowed with argument"),
+        ("sweep campaign.yaml --dryrun", "unknown argument '--dryrun': did you mean '--dry-run'?"),
+        ("sweep campaign.yaml --device gpu", 'device="gpu": it must be "cpu" or "cuda"'),
+        ("sweep campaign.yaml --results campaign.yaml", "The results folder campaign.yaml is not writable: "),
+    ],
+)
+def test_errors_of_a_sweep(capsys, campaign, words, sentence):
+    code, out, err = call(capsys, *words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("pai: error: ")
+    assert sentence in err
+    assert err.count("\n") == 1
+    assert list(campaign.parent.rglob("*.json")) == []
 
 
 def test_data_is_checked_and_fetched(capsys):

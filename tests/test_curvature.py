@@ -19,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
 
 import pai_lib as pai
 from pai_lib.curvature import _factor
@@ -521,3 +522,13 @@ def test_chunks_of_a_group_meet_the_same_probes(standard_error):
         assert torch.equal(state, after)
         for a, b in zip(parts, whole, strict=True):
             torch.testing.assert_close(flat(a), flat(b), rtol=1e-9, atol=1e-12)
+
+
+def test_the_flops_of_an_estimator_can_be_counted():
+    model, batch = pai.build_model("resnet8", 3, width=4), batch_of(4, 3, 8, 8, dtype=torch.float32)
+    counts = []
+    for function in (pai.gradient, pai.fisher_diag, pai.exact_diag):
+        with FlopCounterMode(display=False) as counter:
+            function(model, batch)
+        counts.append(counter.get_total_flops())
+    assert counts[0] <= counts[1] < counts[2]

@@ -322,7 +322,9 @@ def test_unknown_choices(data, name, value, known):
 
 def test_compiling_changes_nothing_but_rounding(data, monkeypatch):
     plain, curves = trained(data)
-    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="aot_eager"))  # no C++ compiler
+    monkeypatch.setattr(
+        torch, "compile", functools.partial(torch.compile, backend="eager")
+    )  # needs no C++ compiler
     compiled, others = trained(data, compile=True)
     assert others["loss"] == pytest.approx(curves["loss"], rel=1e-5)
     for name, value in plain.items():
