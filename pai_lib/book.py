@@ -10,16 +10,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
-import logging
 import os
 import re
 import shlex
 import shutil
 import subprocess
 import sys
-import tempfile
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -27,16 +25,13 @@ from typing import Any
 import yaml
 from tqdm.auto import tqdm
 
+from pai_lib.execution import ChapterError, own_kernel, run_notebook
 from pai_lib.parameters import checked, nearest, notebook_parameters, parse_overrides, text_of
 from pai_lib.provenance import page_section, version
 
 PROFILES = ("smoke", "paper")
 CHAPTERS_READY = "PAI_CHAPTERS_READY"  # set by build_book: the Sphinx extension need not look again
 STORED_TAG = "nbval-check-output"  # only cells with this tag keep their output in the committed notebooks
-
-
-class ChapterError(RuntimeError):
-    """A chapter that did not execute, or a book that did not build."""
 
 
 class _Loader(yaml.SafeLoader):
@@ -185,57 +180,6 @@ def stale_jobs(root: Path, chapters: Iterable[Chapter]) -> list[Job]:
 # --- execution
 
 
-@contextlib.contextmanager
-def _own_kernel() -> Iterator[None]:
-    """Make the kernel ``python3`` this interpreter, whatever kernels the user or the system installed.
-
-    It computes on one thread unless OMP_NUM_THREADS says otherwise: small networks gain nothing from threads,
-    and on a machine whose cores are busy threads that wait for each other are tens of times slower.
-    """
-    from ipykernel.kernelspec import get_kernel_dict  # it names sys.executable
-
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
-        spec.parent.mkdir(parents=True)
-        spec.write_text(json.dumps({**get_kernel_dict(["--log-level=CRITICAL"]), "env": threads}))
-        os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, *filter(None, [before])])
-        try:
-            yield
-        finally:
-            del os.environ["JUPYTER_PATH"]
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
-
-
-def run_notebook(root: Path, source: Path, values: Mapping[str, Any], label: str) -> tuple[Any, float]:
-    """Execute a notebook; return it and the seconds it took. A failed one stays in ``_build/failed``."""
-    import papermill
-
-    attempt = root / "_build" / "failed" / f"{label}.ipynb"
-    attempt.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it takes `x: str | None` for unknown: we checked
-    options = {"kernel_name": "python3", "language": "python", "cwd": str(source.parent)}
-    bar = {"desc": label, "leave": False, "disable": None}  # None: silent where no terminal shows it
-    start = time.perf_counter()
-    try:
-        with _own_kernel():
-            nb = papermill.execute_notebook(source, attempt, dict(values), progress_bar=bar, **options)
-    except papermill.PapermillExecutionError as error:
-        line = next((text for text in error.source.splitlines() if text.strip()), "")
-        what = f"cell {error.cell_index + 1} ({line!r}): {error.ename}: {error.evalue}"
-        raise ChapterError(f"{label} failed in {what} (see {attempt.relative_to(root)})") from None
-    except Exception as error:  # for example a kernel that was killed
-        raise ChapterError(f"{label} failed: {type(error).__name__}: {error}") from error
-    attempt.unlink()
-    for part in (nb, *nb.cells):
-        part.metadata.pop("papermill", None)
-        part.metadata.pop("execution", None)
-    nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nb, time.perf_counter() - start
-
-
 def _replace(path: Path, nb: Any) -> None:
     """Write a notebook so that `path` holds the whole of it or what it held before."""
     import nbformat
@@ -261,13 +205,22 @@ def execute(root: Path, job: Job) -> None:
 
 
 def execute_all(root: Path, jobs: list[Job]) -> None:
-    """Execute chapters one after another; when all have run, raise ChapterError if any failed."""
-    failures = []
-    for job in tqdm(jobs, unit="chapter", disable=None if jobs else True):
+    """Execute chapters, two at a time where there are two cores; raise ChapterError at the end if any failed.
+
+    At the paper's size they take turns: each then wants the whole GPU.
+    """
+    failures, paper = [], any(job.profile == "paper" for job in jobs)
+    with own_kernel(), ThreadPoolExecutor(1 if paper else min(2, os.cpu_count() or 1)) as pool:
+        running = [pool.submit(execute, root, job) for job in jobs]
         try:
-            execute(root, job)
-        except ChapterError as error:
-            failures.append(str(error))
+            hidden = None if jobs else True
+            for done in tqdm(as_completed(running), total=len(jobs), unit="chapter", disable=hidden):
+                if isinstance(done.exception(), ChapterError):
+                    failures.append(str(done.exception()))
+                else:
+                    done.result()
+        finally:  # interrupted, say: begin no other
+            pool.shutdown(wait=False, cancel_futures=True)
     if failures:
         raise ChapterError("; ".join(failures))
 
@@ -365,7 +318,8 @@ def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:
     paths = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     for path in tqdm(_pick(paths, names, "notebook"), unit="notebook", disable=None):
         before = _load(path)["cells"]
-        nb, seconds = run_notebook(root, path, {}, path.stem)
+        with own_kernel():
+            nb, seconds = run_notebook(root, path, {}, path.stem)
         nb.metadata.language_info = {"name": "python"}  # the kernel adds its version, which differs
         for number, (cell, old) in enumerate(zip(nb.cells, before, strict=True)):
             cell.id = old.get("id", f"cell-{number}")

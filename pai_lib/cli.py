@@ -111,7 +111,8 @@ def run_one(args: argparse.Namespace) -> int:
     """Run one spec, or find its record, and print a line about it."""
     spec = RunSpec(**{each.name: vars(args)[each.name] for each in fields(RunSpec) if each.name in args})
     store = Store(args.results)
-    known = store.load(spec)
+    path = store.path(spec)
+    before = path.read_bytes() if path.is_file() else None
     record = run(spec, store, device=args.device, progress=not args.quiet)
     seconds = sum(record.result.get(f"{what}_seconds", 0) for what in ("scoring", "training"))
     failure = record.failure
@@ -120,9 +121,9 @@ def run_one(args: argparse.Namespace) -> int:
         if failure
         else f"test accuracy {100 * record.result['test_accuracy']:.2f} %"
     )
-    reused = "reused" if record == known else "new"
+    reused = "reused" if path.read_bytes() == before else "new"
     named = f"{spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
-    print(f"{named}  {found}  {seconds:.1f} s  {store.path(spec)} ({reused})")
+    print(f"{named}  {found}  {seconds:.1f} s  {path} ({reused})")
     return 1 if failure else 0
 
 

@@ -20,7 +20,7 @@ from torch import nn
 from .checkpoints import Checkpoint, epochs_done
 from .criteria import get_criterion, score
 from .data import Dataset, load_data
-from .derivatives import ByParameter
+from .derivatives import ByParameter, evaluation_mode
 from .masks import (
     collapsed_layers,
     effective_sparsity,
@@ -193,6 +193,8 @@ class _Work:
         self.data = _part(whole, spec.train_fraction, device)
         self.batch = self.data.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
         self.model = self.build(spec.seed)
+        with torch.no_grad(), evaluation_mode(self.model):
+            self.model(self.batch.inputs[:1])  # refuses images that do not fit
         later = _SCORING if spec.when == "trained" else _SCORING | set(_TRAINING)
         shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
         self.remember = self.shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)

@@ -2,6 +2,7 @@
 
 import fcntl
 import hashlib
+import multiprocessing
 import os
 import stat
 import tempfile
@@ -113,7 +114,8 @@ class ImageStream:
     Training crops 8 to 100 % of an image's area, of aspect ratio 3/4 to 4/3, resizes that to `image_size`² and
     mirrors it with probability ½. Without augmentation, and in the test, the shorter side becomes 256/224 of
     `image_size` and the middle is taken: the usual recipe for ImageNet (torchvision's references). One seed gives
-    the same order and crops whatever the number of workers.
+    the same order and crops whatever the number of workers. A daemonic process may have none and reads alone:
+    Dask's are such unless DASK_DISTRIBUTED__WORKER__DAEMON is False in the environment.
 
     The fingerprint is a SHA-256 over the names and sizes of the files, not their pixels, since those of ImageNet
     are 150 GB to read before each run. It tells files that were added, removed, renamed or re-encoded.
@@ -170,9 +172,9 @@ class ImageStream:
 
     def _batches(self, files, labels: Tensor, order: Tensor, batch_size: int, seeds=None) -> Iterator[Batch]:
         images = _Images(files, self.location, self.image_size, seeds)
-        device = labels.device
+        device, daemon = labels.device, multiprocessing.current_process().daemon
         loader = DataLoader(
-            images, batch_size, sampler=order.tolist(), num_workers=self.workers,
+            images, batch_size, sampler=order.tolist(), num_workers=0 if daemon else self.workers,
             pin_memory=device.type == "cuda", generator=Generator(),  # it would draw from the global one
         )  # fmt: skip
         mean, std = torch.tensor([self.mean, self.std], device=device)[..., None, None] * 255  # C×1×1

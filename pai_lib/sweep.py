@@ -339,6 +339,8 @@ class _Dask:
             failure = {"reason": str(error), "where": "a worker"}
             data = {"fingerprint": _data(spec.dataset, spec.image_size).fingerprint}
             return Record(spec, {}, failure, data, run_provenance(torch.device("cpu"), spec.precision, now(), []))
+        except ImportError as error:
+            raise RuntimeError(f"A worker has not what it needs: {error}") from error
 
     def close(self) -> None:
         self.client.close()

@@ -162,7 +162,7 @@ def train(
     device = data.train_labels.device
     _keep_freed_memory()
     model.to(memory_format=torch.channels_last).train()  # faster convolutions on CPU and GPU alike
-    forward = torch.compile(model) if compile else model
+    forward = torch.compile(model, dynamic=False) if compile else model  # once more for a smaller last batch
     masked: list[tuple[nn.Parameter, Tensor]] = []
     if mask is not None:
         apply_mask(model, mask)

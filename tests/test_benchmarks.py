@@ -71,6 +71,15 @@ def test_training_benchmark(measured):
     assert rows["plain/bf16/4/0"]["target"] == ["≥", 1.8]
 
 
+def test_sweep_benchmark(measured):
+    result, table = measured("sweep")
+    assert len(table.splitlines()) == 6
+    assert result["listing"]["records"] == 20
+    assert result["overhead"]["runs"] == 3
+    spent = result["overhead"]["seconds a run"] + result["checkpoints"][-1]["seconds"] / 2
+    assert result["percent of a 30-second run"] == pytest.approx(100 * spent / 30)
+
+
 @pytest.mark.parametrize("option", [("--samples", "0"), ("--width", "1"), ("--only", "nothing")])
 def test_bad_options_are_refused(option, monkeypatch, capsys):
     monkeypatch.syspath_prepend(BENCHMARKS)

@@ -215,7 +215,7 @@ def test_a_sweep_with_a_failure_is_exit_code_one(capsys, campaign):
     words = ["sweep", str(campaign), "--device", "cpu", "--quiet"]
     assert call(capsys, *words) == (1, "4 runs: 0 done, 0 reused, 4 failed, 0 left.\n", "")
     assert call(capsys, *words) == (1, "4 runs: 0 done, 0 reused, 4 failed, 0 left.\n", "")
-    code, out, _ = call(capsys, *words, "--dry-run", "--retry-failed")
+    _, out, _ = call(capsys, *words, "--dry-run", "--retry-failed")
     assert out.splitlines()[-1] == "4 runs: 4 failed."
 
 

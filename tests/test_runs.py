@@ -457,7 +457,7 @@ def test_versions_without_importing():
 def test_a_compiled_run_says_so(record, monkeypatch):
     calls = []
 
-    def compile(model):
+    def compile(model, **options):
         calls.append(model)
         return model
 

@@ -252,6 +252,14 @@ def test_an_epoch_is_the_same_for_any_number_of_workers(stream):
     assert not torch.equal(again.inputs, other.inputs)
 
 
+def test_a_daemonic_process_reads_alone(root):
+    context = multiprocessing.get_context("fork")
+    process = context.Process(target=load_data("imagenet", root, 32).scoring_batch, daemon=True, args=(2,))
+    process.start()
+    process.join()
+    assert process.exitcode == 0
+
+
 def test_augmentation_differs_by_image_and_epoch_and_can_be_off(stream):
     draws = generator()
     first, second = next(stream.epoch(12, draws)), next(stream.epoch(12, draws))

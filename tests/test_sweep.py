@@ -19,6 +19,7 @@ from conftest import SPEC, files, quick, untimed
 
 from pai_lib import runs
 from pai_lib import sweep as engine
+from pai_lib.campaigns import read_campaign
 from pai_lib.checkpoints import epochs_done
 from pai_lib.records import RecordWarning, Store
 from pai_lib.sweep import sweep
@@ -32,9 +33,17 @@ def store(tmp_path):
     return Store(tmp_path / "results")
 
 
+def settled(record):
+    """Return what is the same in a record however often its run was interrupted, and whoever commits meanwhile."""
+    values = untimed(record)
+    dropped = ("resumed", "git", "dirty")
+    values["provenance"] = {name: value for name, value in values["provenance"].items() if name not in dropped}
+    return values
+
+
 @pytest.fixture(scope="module")
 def records():
-    return {spec: untimed(quick(spec)) for spec in SPECS}
+    return {spec: settled(quick(spec)) for spec in SPECS}
 
 
 def run(store, specs=SPECS, **options):
@@ -48,10 +57,7 @@ def assert_complete(store, records, specs=SPECS):
     """The store holds each run once, as if nothing had happened, and nothing else."""
     assert [store.path(spec).is_file() for spec in specs] == [True] * len(specs)
     assert len(store.records()) == len(specs)
-    for spec in specs:
-        values = untimed(store.load(spec))
-        values["provenance"].pop("resumed", None)
-        assert values == records[spec]
+    assert all(settled(store.load(spec)) == records[spec] for spec in specs)
     rest = [path for path in store.root.rglob("*") if path.suffix in (".tmp", ".safetensors")]
     assert rest == []
 
@@ -124,8 +130,7 @@ def test_whatever_a_run_raises_is_its_failure(store, records, monkeypatch, where
     reason = "OutOfMemoryError: out of memory tried to allocate"
     assert store.load(SPECS[0]).failure == {"reason": reason, "where": stage}
     assert run(store, retry_failed=True) == (1, 3, 0, 0)
-    for spec in SPECS[1:]:
-        assert untimed(store.load(spec)) == records[spec]
+    assert all(settled(store.load(spec)) == records[spec] for spec in SPECS[1:])
 
 
 def test_data_that_cannot_be_had_stop_it_before_it_starts(store, tmp_path, monkeypatch):
@@ -395,6 +400,8 @@ def noted_save(self, record):
 
 def noted_perform(spec, *args, **options):
     noted("began " + spec.id)
+    if spec.id == os.environ.get("DEADLY"):
+        os._exit(9)
     return perform(spec, *args, **options)
 
 os.fsync, records.Store.save, sweep.perform = slow, noted_save, noted_perform
@@ -406,17 +413,20 @@ if __name__ == "__main__":
 class Sweeper:
     """Starts ``pai sweep`` in processes of their own and notes what they do."""
 
-    def __init__(self, folder, specs):
-        self.folder, self.store = folder, Store(folder / "results")
+    def __init__(self, folder, specs=None):
+        self.folder, self.store, self.running = folder, Store(folder / "results"), []
+        self.campaign = folder / "campaign.yaml"
         (folder / "driver.py").write_text(DRIVER)
+        if specs is None:
+            self.campaign = Path(__file__).parents[1] / "campaigns" / "digits.yaml"
+            return
         names = "seed sparsity".split()
         pairs = [{"grid": {name: [getattr(spec, name)] for name in names}} for spec in specs]
         base = {name: value for name, value in specs[0].to_dict().items() if name not in names}
-        (folder / "campaign.yaml").write_text(yaml.safe_dump({"base": base, "also": pairs}))
-        self.running = []
+        self.campaign.write_text(yaml.safe_dump({"base": base, "also": pairs}))
 
     def start(self, *words, slow=0.0):
-        command = [sys.executable, self.folder / "driver.py", "sweep", self.folder / "campaign.yaml"]
+        command = [sys.executable, self.folder / "driver.py", "sweep", self.campaign]
         command += ["--results", self.store.root, "--device", "cpu", *words]
         environment = os.environ | {"NOTES": str(self.folder / "notes"), "SLOW": str(slow), "OMP_NUM_THREADS": "1"}
         options = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
@@ -518,9 +528,7 @@ def test_a_long_run_is_interrupted_and_goes_on_bit_for_bit(tmp_path):
     assert (code, line) == (0, "1 runs: 1 done, 0 reused, 0 failed, 0 left.")
     record = sweeper.store.load(spec)
     assert [piece["epoch"] for piece in record.provenance["resumed"]][-1] == epochs
-    values = untimed(record)
-    del values["provenance"]["resumed"]
-    assert values == untimed(quick(spec))
+    assert settled(record) == settled(quick(spec))
 
 
 # --- and on a Dask cluster
@@ -582,9 +590,23 @@ def test_a_local_cluster_is_interrupted_and_killed(tmp_path):
     until(lambda: not any(Path(f"/proc/{worker}").exists() for worker in orphans + workers))
     assert sweeper.finish()[:2] == (0, "2 runs: 2 done, 0 reused, 0 failed, 0 left.")
     for spec in specs:
-        values = untimed(store.load(spec))
-        assert values["provenance"].pop("resumed")
-        assert values == untimed(quick(spec))
+        record = store.load(spec)
+        assert record.provenance["resumed"]
+        assert settled(record) == settled(quick(spec))
+
+
+@pytest.mark.slow
+def test_a_run_that_kills_its_workers_is_a_failure(sweeper, monkeypatch):
+    pytest.importorskip("distributed")
+    monkeypatch.setenv("DEADLY", SPECS[1].id)  # the processes of a local cluster run the driver's own lines, too
+    monkeypatch.setenv("DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES", "1")
+    code, line, _ = sweeper.finish("--workers", "2")
+    assert (code, line) == (1, "4 runs: 3 done, 0 reused, 1 failed, 0 left.")
+    failure = sweeper.store.load(SPECS[1]).failure
+    assert failure["where"] == "a worker"
+    monkeypatch.delenv("DEADLY")
+    assert sweeper.finish("--retry-failed")[:2] == (0, "4 runs: 1 done, 3 reused, 0 failed, 0 left.")
+    assert sweeper.store.load(SPECS[1]).provenance["retried"][0]["reason"] == failure["reason"]
 
 
 def until(condition, seconds=60):
@@ -652,9 +674,7 @@ def test_a_worker_goes_on_where_a_killed_one_was(tmp_path, cluster):
     out, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
     assert out.splitlines()[-1] == "1 runs: 1 done, 0 reused, 0 failed, 0 left."
-    values = untimed(sweeper.store.load(LONG))
-    values["provenance"].pop("resumed", None)
-    assert values == untimed(quick(LONG))
+    assert settled(sweeper.store.load(LONG)) == settled(quick(LONG))
 
 
 @pytest.mark.slow
@@ -668,3 +688,88 @@ def test_a_scheduler_that_is_lost(sweeper, cluster, records):
     assert " 0 failed, " in out.splitlines()[-1]
     assert sweeper.finish()[0] == 0
     assert_complete(sweeper.store, records)
+
+
+# --- a hundred runs
+
+
+def assert_a_hundred(sweeper):
+    """Each run of the campaign is recorded, was saved once, and is what it would be undisturbed."""
+    specs = read_campaign(sweeper.campaign)
+    assert len(specs) >= 100
+    saved = sweeper.notes("saved")  # one may be missing, if the kill came between the saving and the note
+    assert len(set(saved)) == len(saved)
+    assert_complete(sweeper.store, {spec: settled(sweeper.store.load(spec)) for spec in specs}, specs)
+    for spec in specs[::10]:
+        assert settled(sweeper.store.load(spec)) == settled(quick(spec))
+
+
+def killed(process):
+    process.kill()
+    process.communicate()
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_killed_several_ways(tmp_path):
+    sweeper = Sweeper(tmp_path)
+
+    def saved(more):
+        count = len(sweeper.notes("saved")) + more
+        return lambda: len(sweeper.notes("saved")) >= count
+
+    for more in (7, 12):  # within a run, or between two
+        process = sweeper.start()
+        sweeper.wait_for(saved(more), process)
+        killed(process)
+    for _ in range(2):  # while it writes a record
+        process = sweeper.start(slow=5.0)
+        sweeper.wait_for(sweeper.temporary, process)
+        killed(process)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        process = sweeper.start()
+        sweeper.wait_for(saved(10), process)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=300)
+        assert process.returncode == 130
+        assert out.splitlines()[-1].startswith("105 runs: ")
+    process, other = sweeper.start(), sweeper.start()  # two at once, of which one is killed
+    sweeper.wait_for(saved(30), process)
+    killed(other)
+    out, _ = process.communicate(timeout=600)
+    assert process.returncode == 0
+    assert out.splitlines()[-1].endswith(" 0 failed, 0 left.")
+    assert_a_hundred(sweeper)
+
+
+@pytest.mark.slow
+def test_a_hundred_runs_on_a_cluster_killed_several_ways(tmp_path, cluster):
+    sweeper = Sweeper(tmp_path)
+    words = ("--scheduler", cluster.address)
+
+    def saved(more):
+        count = len(sweeper.notes("saved")) + more
+        return lambda: len(sweeper.notes("saved")) >= count
+
+    process = sweeper.start(*words)
+    sweeper.wait_for(saved(10), process)
+    cluster.workers.pop(0).kill()  # a worker within a run
+    cluster.workers.append(cluster.worker())
+    sweeper.wait_for(saved(20), process)
+    killed(process)  # the one that writes records
+    process = sweeper.start(*words, slow=5.0)
+    sweeper.wait_for(sweeper.temporary, process)
+    killed(process)  # while it writes one
+    process = sweeper.start(*words)
+    sweeper.wait_for(saved(20), process)
+    process.send_signal(signal.SIGINT)
+    process.communicate(timeout=300)
+    assert process.returncode == 130
+    process = sweeper.start(*words)
+    sweeper.wait_for(saved(10), process)
+    for worker in cluster.workers:  # all of them, and others come
+        worker.kill()
+    cluster.workers = [cluster.worker(), cluster.worker()]
+    out, err = process.communicate(timeout=600)
+    assert process.returncode == 0, err
+    assert out.splitlines()[-1].endswith(" 0 failed, 0 left.")
+    assert_a_hundred(sweeper)
