@@ -6,16 +6,20 @@ READY := .venv/.ready
 # Small networks gain nothing from threads and lose much when threads outnumber free cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test test-all lint notebooks picture bench clean
+.PHONY: book test test-all test-slow lint notebooks picture bench clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
 
 test: $(READY)  ## every test: library, doctests, and the stored outputs of the notebooks
 	$(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest --nbval-lax notebooks
+	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
 
 test-all: lint test book  ## what CI runs
+
+test-slow: $(READY)  ## sweeps that are killed, Dask workers that die, a full disk: a quarter of an hour
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
+	$(BIN)/python -m pytest -m slow
 
 lint: $(READY)  ## style, docstrings, formatting
 	$(BIN)/ruff check .

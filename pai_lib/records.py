@@ -106,7 +106,7 @@ class Store:
         probe = self.root / ".checkpoints" / "writable"
         try:
             write_whole(probe, b"")
-            probe.unlink()
+            probe.unlink(missing_ok=True)  # another process may be probing
         except OSError as error:
             reason = os.strerror(error.errno) if error.errno else error
             raise OSError(f"The results folder {self.root} is not writable: {reason}.") from error
