@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -52,19 +52,22 @@ class Dataset:
     location: str = ""  # where it was read from
 
     @classmethod
-    def from_arrays(cls, name, x_train, y_train, x_test, y_test, augment=True, image_size=None, location=""):
+    def from_arrays(
+        cls, name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray,
+        augment: bool = True, image_size: int | None = None, location: str | Path = "",
+    ) -> "Dataset":  # fmt: skip
         """Build a data set from NumPy arrays: uint8 images N×H×W×C, C 1 or 3, and integer labels 0, 1, … (N).
 
         `image_size` resizes to squares, bilinearly. Raises ValueError naming an array that is otherwise.
         """
         _check_arrays(x_train, y_train, x_test, y_test)
-        x_train, x_test = (_to_tensor(x, image_size) for x in (x_train, x_test))
-        y_train, y_test = (torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test))
-        tensors, classes = (x_train, y_train, x_test, y_test), int(y_train.max()) + 1
+        images = [_to_tensor(x, image_size) for x in (x_train, x_test)]
+        labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
+        tensors, classes = (images[0], labels[0], images[1], labels[1]), int(labels[0].max()) + 1
         digest = hashlib.sha256(str([tuple(tensor.shape) for tensor in tensors]).encode())
         for tensor in tensors:
-            digest.update(tensor.numpy())
-        return cls(name, *tensors, classes, *_mean_std(x_train), augment, digest.hexdigest(), str(location))
+            digest.update(tensor.numpy().data)
+        return cls(name, *tensors, classes, *_mean_std(images[0]), augment, digest.hexdigest(), str(location))
 
     def to(self, device: str | torch.device) -> "Dataset":
         """Return the data set with its tensors on `device`."""
@@ -74,7 +77,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        return tuple(self.train_images.shape[1:])
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
 
     @cached_property  # moved once: a copy in every step would make the host wait for a GPU
     def _scale(self) -> Tensor:
@@ -127,7 +131,7 @@ class Dataset:
         def batch(index: Tensor) -> Batch:
             images = self.train_images[index]  # B×C×H×W
             if augment:
-                images = _crop_and_flip(images, *offsets[:, index], flips[index])
+                images = _crop_and_flip(images, offsets[0, index], offsets[1, index], flips[index])
             return Batch(self.normalize(images), self.train_labels[index])
 
         return map(batch, order.to(device).split(batch_size))
@@ -219,7 +223,8 @@ def _load(name: str, root: Path, image_size: int | None, stamp: tuple) -> Datase
         if len(arrays) == 2:  # no official test set: take a stratified fifth, always the same
             (x, y), (train, test) = arrays, stratified_split(arrays[1], 0.8, seed=42)
             arrays = x[train], y[train], x[test], y[test]
-        return Dataset.from_arrays(Path(name).name, *arrays, augment, image_size, location)
+        sized = {"augment": bool(augment), "image_size": image_size, "location": location}
+        return Dataset.from_arrays(Path(name).name, *arrays, **sized)
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from error
 
@@ -301,7 +306,7 @@ def list_folder(folder: Path, held: tuple[str, ...] = ("test", "val")) -> tuple[
     return train.samples, test.samples
 
 
-def open_image(path: str | Path):
+def open_image(path: str | Path) -> Any:
     """Return an image file as PIL's RGB image; raises ValueError naming what cannot be read."""
     from PIL import Image
 
