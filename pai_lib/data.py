@@ -20,7 +20,6 @@ from tqdm import tqdm
 from .parameters import closest
 
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _LOADERS: dict[str, tuple[Callable, bool | None]] = {}  # name -> loader, augment; None: it makes a data set itself
 
 
@@ -61,7 +60,7 @@ class Dataset:
         `image_size` resizes to squares, bilinearly. Raises ValueError naming an array that is otherwise.
         """
         _check_arrays(x_train, y_train, x_test, y_test)
-        images = [_to_tensor(x, image_size) for x in (x_train, x_test)]
+        images = [to_tensor(x, image_size) for x in (x_train, x_test)]
         labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
         tensors, classes = (images[0], labels[0], images[1], labels[1]), int(labels[0].max()) + 1
         digest = hashlib.sha256(str([tuple(tensor.shape) for tensor in tensors]).encode())
@@ -256,7 +255,7 @@ def _check_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, 
         raise ValueError(f"y_train must hold classes 0, 1, … without a gap, and all of y_test: {lack}")
 
 
-def _to_tensor(images: np.ndarray, size: int | None) -> Tensor:
+def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     """Turn uint8 N×H×W×C into N×C×H×W; resize to squares of `size` if given, averaging where they shrink."""
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
     if size is None or tensor.shape[2:] == (size, size):
@@ -345,36 +344,3 @@ def dataset(*names: str, augment: bool | None = True) -> Callable:
         return loader
 
     return register
-
-
-@dataset("digits", "digits32", augment=False)
-def load_digits(name: str, root: Path) -> tuple:
-    """1,797 handwritten digits, 8×8 (Alpaydin & Kaynak 1998, UCI); `digits32` has 3 channels of 32×32."""
-    from sklearn import datasets
-
-    bunch = datasets.load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 0…16 -> 0…255, N×8×8×1
-    if name == "digits32":
-        images = _to_tensor(images, 32).permute(0, 2, 3, 1).numpy().repeat(3, axis=3)
-    return images, bunch.target, "scikit-learn"
-
-
-@dataset("cifar10", "cifar100")
-def load_cifar(name: str, root: Path) -> tuple:
-    """60,000 photographs, 32×32 (Krizhevsky 2009, Learning multiple layers of features from tiny images)."""
-    npz = root / f"{name}.npz"
-    if npz.is_file():
-        try:
-            with np.load(npz, allow_pickle=False) as arrays:
-                return *(arrays[key] for key in ARRAYS), npz
-        except Exception as error:  # a damaged archive raises one of many kinds
-            raise ValueError(f"{npz} must be .npz with arrays {', '.join(ARRAYS)}: {error}") from error
-    from torchvision import datasets
-
-    cifar = getattr(datasets, name.upper())
-    try:  # torchvision compares all files with their checksums: one that was cut short is fetched again
-        train, test = cifar(root, train=True, download=True), cifar(root, train=False)
-    except (OSError, RuntimeError) as error:
-        files = f"put {name}.npz with {', '.join(ARRAYS)} there, or {cifar.filename} from {cifar.url}"
-        raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error
-    return train.data, np.array(train.targets), test.data, np.array(test.targets), root / cifar.base_folder
