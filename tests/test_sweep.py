@@ -104,6 +104,18 @@ def test_whatever_a_run_raises_is_its_failure(store, records, monkeypatch, where
     assert all(settled(store.load(spec)) == records[spec] for spec in SPECS[1:])
 
 
+def test_a_failure_whose_record_is_gone_is_repeated_all_the_same(store, monkeypatch):
+    assert run(store, [replace(TINY, samples_per_class=200)]) == (0, 0, 1, 0)
+    plain = engine.Estimate.seconds
+
+    def removing(self, spec):  # asked for after the records have been read, and before the run begins
+        store.path(spec).unlink(missing_ok=True)
+        return plain(self, spec)
+
+    monkeypatch.setattr(engine.Estimate, "seconds", removing)
+    assert run(store, [replace(TINY, samples_per_class=200)], retry_failed=True) == (0, 0, 1, 0)
+
+
 def test_data_that_cannot_be_had_stop_it_before_it_starts(store, tmp_path, monkeypatch):
     monkeypatch.setenv("PAI_DATA", str(tmp_path))
     (tmp_path / "cifar10.npz").write_text("no archive")
