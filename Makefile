@@ -6,7 +6,9 @@ READY := .venv/.ready
 # Small networks gain nothing from threads and lose much when threads outnumber free cores.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: book test test-all test-slow lint notebooks picture bench clean
+INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: book test test-all test-browser test-slow lint links notebooks picture bench clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -15,32 +17,42 @@ test: $(READY)  ## every test: library, doctests, and the stored outputs of the 
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
 
-test-all: lint test book  ## what CI runs
+test-all: lint test book test-browser test-slow  ## what CI runs
 
-test-slow: $(READY)  ## sweeps that are killed, Dask workers that die, a full disk: a quarter of an hour
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[cluster]'
-	$(BIN)/python -m pytest -m slow
+test-browser: book  ## the built pages in Chromium (Debian's package chromium, or PAI_CHROMIUM=/path/to/it)
+	@test -n "$(PAI_CHROMIUM)" || command -v chromium || { echo "Chromium is needed: apt-get install chromium"; exit 1; }
+	$(INSTALL) -e '.[browser]'
+	$(BIN)/python -m pytest -m browser tests/browser
 
-lint: $(READY)  ## style, docstrings, formatting
+test-slow: $(READY)  ## sweeps that are killed, Dask workers that die: minutes
+	$(INSTALL) -e '.[cluster]'
+	$(BIN)/python -m pytest -m slow -n 2 tests/test_killed_sweeps.py
+
+lint: $(READY)  ## style, docstrings, formatting, types, workflows
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/check-jsonschema --builtin-schema vendor.github-workflows .github/workflows/*.yml
 
 notebooks: $(READY)  ## re-execute the notebook sources and refresh the outputs that tests compare
 	$(BIN)/pai notebooks
 
 bench: $(READY)  ## time and memory of the estimators beside their peers: a quarter of an hour
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	$(INSTALL) -e '.[bench]'
 	$(BIN)/python benchmarks/curvature.py --json _build/benchmarks/curvature.json
+
+links: $(READY)  ## open every link of the book: this alone needs the net
+	$(BIN)/jupyter-book build . --builder linkcheck -q
 
 picture: $(READY)  ## draw the README's figure from the committed records
 	$(BIN)/python -c "from pai_lib import Store, figures as f; f.use_style(); words, rows = f.protocols(Store().frame())[0]; \
 	f.accuracy_against_sparsity(rows, words)[0].savefig('book/_static/readme.png', bbox_inches='tight', dpi=130)"
 
 clean:  ## remove built pages and executed chapters; keeps .venv, data and results
-	rm -rf _build book/*.ipynb .pytest_cache .ruff_cache .hypothesis
+	rm -rf _build book/*.ipynb .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; v = sys.version_info; sys.exit(v < (3, 11) and f"Python 3.11 or later is needed, this is {v.major}.{v.minor}: make PYTHON=python3.12 ..." or 0)'
 	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[book,test]'
+	$(INSTALL) -e '.[book,test]'
 	@touch $@

@@ -1,5 +1,6 @@
 """Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
 
+from . import datasets  # noqa: F401 (it registers what it holds)
 from .criteria import CRITERIA, Criterion, criterion, score, score_many
 from .curvature import exact_diag, fisher_diag, ggn_diag, hessian_row_norm, hutchinson_diag
 from .data import Batch, Dataset, check_data, dataset_names, load_data

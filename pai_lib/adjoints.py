@@ -8,8 +8,9 @@ for a at x̄ and b at W̄ its own adjoint gives a ∗ W + x ∗ b at g, bᵀg at
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
-from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
@@ -21,7 +22,7 @@ class DirectAdjoints(TorchFunctionMode):
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Replace convolutions of batches and batch norms in evaluation mode; leave everything else."""
-        result = NotImplemented
+        result: Any = NotImplemented
         if function in (torch.conv1d, torch.conv2d, torch.conv3d):
             result = _convolve(*args, **(kwargs or {}))
         elif function is torch.batch_norm and not kwargs:
@@ -29,7 +30,7 @@ class DirectAdjoints(TorchFunctionMode):
         return function(*args, **(kwargs or {})) if result is NotImplemented else result
 
 
-def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Tensor:
+def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Any:
     axes = weight.ndim - 2
     if isinstance(padding, str) or input.ndim != weight.ndim:
         return NotImplemented
@@ -39,7 +40,7 @@ def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
     return out if bias is None else out + bias.view(-1, *(1,) * axes)
 
 
-def _normalise(x, weight, bias, mean, variance, training, momentum, epsilon, cudnn) -> Tensor:
+def _normalise(x, weight, bias, mean, variance, training, momentum, epsilon, cudnn) -> Any:
     if training:
         return NotImplemented
     scale = (variance + epsilon).rsqrt() if weight is None else (variance + epsilon).rsqrt() * weight

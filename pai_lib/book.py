@@ -73,7 +73,7 @@ class Job:
 
     values: Mapping[str, Any] = field(init=False)  # what replaces the notebook's defaults
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "values", self.chapter.values(self.profile, self.overrides))
 
 

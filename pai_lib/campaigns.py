@@ -25,7 +25,7 @@ from .spec import RunSpec
 class _Loader(yaml.SafeLoader):
     """YAML with 1e-3 as a number, and without a key that stands twice."""
 
-    def construct_mapping(self, node, deep=False):
+    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
         names = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
         if twice := [name for name, count in names.items() if count > 1]:
             raise ValueError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice.")
@@ -99,11 +99,11 @@ def _pairs(top: Any) -> Iterator[tuple[str, dict, dict]]:
 def _meaning(spec: RunSpec) -> RunSpec:
     """The spec with the criterion's own values spelled out, and one value where any means the same."""
     if spec.criterion == "dense":
-        unused = {"samples_per_class": 1, "group": 1, "probes": 1, "temperature": None, "rounds": None}
-        return replace(spec, scope="global", **unused)
+        unused: dict[str, Any] = dict.fromkeys(("samples_per_class", "group", "probes"), 1)
+        return replace(spec, scope="global", temperature=None, rounds=None, **unused)
     rule = get_criterion(spec.criterion, spec.variant)
     own = {"temperature": rule.default_temperature(spec.variant), "rounds": rule.rounds}
-    values = {name: value for name, value in own.items() if getattr(spec, name) is None}
+    values: dict[str, Any] = {name: value for name, value in own.items() if getattr(spec, name) is None}
     if not rule.uses_data:
         values |= {"samples_per_class": 1, "temperature": 1.0}
     exact = {"weight", "gradient", "hessian_gradient", "exact", "flow", "noise", "normal"}
@@ -186,7 +186,7 @@ def lasting(seconds: float) -> str:
 
 def show_plan(specs: list[RunSpec], store: Store, device: torch.device, retry_failed: bool = False) -> None:
     """Say of each run whether it has a record, and how long what is left would take. Data are not read for it."""
-    names, estimate, states = differing(specs), Estimate(store, device), Counter()
+    names, estimate, states = differing(specs), Estimate(store, device), Counter[str]()
     known, unknown = 0.0, 0
     for spec in specs:
         try:

@@ -33,6 +33,8 @@ from .derivatives import ByParameter, gradient, hessian_vector_product, synaptic
 from .models import resolve_parameters
 from .parameters import nearest
 
+Rule = Callable[..., Tensor]
+
 
 @dataclass(frozen=True)
 class Criterion:
@@ -43,7 +45,7 @@ class Criterion:
     name: str
     formula: str  # LaTeX
     source: str  # key in references.bib
-    function: Callable[..., Tensor]
+    function: Rule
     temperature: float = 1.0
     rounds: int = 1
     variants: tuple[str, ...] = ("cited",)
@@ -66,10 +68,12 @@ class Criterion:
 CRITERIA: dict[str, Criterion] = {}
 
 
-def criterion(key: str, label: str, name: str, formula: str, source: str, **options):
+def criterion(
+    key: str, label: str, name: str, formula: str, source: str, **options: Any
+) -> Callable[[Rule], Rule]:
     """Register the decorated function as a criterion."""
 
-    def register(function: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    def register(function: Rule) -> Rule:
         CRITERIA[key] = Criterion(key, label, name, formula, source, function, **options)
         return function
 
@@ -275,10 +279,10 @@ def score_many(
     chosen = [get_criterion(key, variant) for key in keys]
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     names = resolve_parameters(model, parameters)
-    common = {"parameters": names, "chunk": chunk}
-    known: dict[tuple[str, float], ByParameter] = {}
+    common: dict[str, Any] = {"parameters": names, "chunk": chunk}
+    known: dict[tuple[str, float], dict[str, Any]] = {}
 
-    def compute(need: str, at: dict) -> ByParameter:
+    def compute(need: str, at: dict) -> dict[str, Any]:
         match need:
             case "weight":
                 return {name: model.get_parameter(name).detach() for name in names}
@@ -305,7 +309,7 @@ def score_many(
                 return hessian_row_norm(model, batch, probes, group, generator=generator, **common, **at)
         raise ValueError(f"No quantity is called {need!r}.")
 
-    def quantity(need: str, at: dict) -> ByParameter:
+    def quantity(need: str, at: dict) -> dict[str, Any]:
         cached = (need, at["temperature"])
         if cached not in known:
             if remember is None or need in ("weight", "group", "noise", "normal"):  # not worth remembering

@@ -7,7 +7,8 @@ stored for more than one group of one layer.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from typing import Any, Literal, overload
 
 import torch
 import torch.nn.functional as F
@@ -89,7 +90,9 @@ def _packed(groups: list[slice], limit: int) -> list[list[slice]]:
     return [groups[i : i + per_pass] for i in range(0, len(groups), per_pass)]
 
 
-def _add_squares(problem: Problem, logits: Tensor, seeds: list[Tensor], groups: list[slice], total) -> None:
+def _add_squares(
+    problem: Problem, logits: Tensor, seeds: list[Tensor], groups: list[slice], total: list[Tensor]
+) -> None:
     """Add Σ over seeds and groups of squared group gradients, seeds being gradients at the logits."""
     uses = find_uses(logits, problem.theta)
     fastest = sample_fastest(logits, uses)
@@ -185,7 +188,10 @@ def exact_diag(
     return _ggn_diag(model, batch, "exact", temperature, parameters, None, chunk, check)
 
 
-def _ggn_diag(model, batch, mode, temperature, parameters, generator, chunk, check=None) -> ByParameter:
+def _ggn_diag(
+    model: nn.Module, batch: Batch, mode: str, temperature: float, parameters: str | Iterable[str],
+    generator: torch.Generator | None, chunk: int | None, check: Callable[[Tensor], None] | None = None,
+) -> ByParameter:  # fmt: skip
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     with problem_at(model, batch, temperature, parameters) as problem:
         total = [torch.zeros_like(leaf) for leaf in problem.leaves]
@@ -219,6 +225,22 @@ def _factor(logits: Tensor) -> list[Tensor]:
         scale = ((log_p[:, c] + log_q[:, c + 1] - log_q[:, c]) / 2).exp()
         columns.append(F.pad(-below, (c + 1, 0)).index_fill_(1, torch.tensor(c), 1.0) * scale[:, None])
     return columns
+
+
+@overload
+def hutchinson_diag(
+    model: nn.Module, batch: Batch, probes: int = ..., group: int | None = ..., *, temperature: float = ...,
+    parameters: str | Iterable[str] = ..., distribution: str = ..., generator: torch.Generator | None = ...,
+    chunk: int | None = ..., standard_error: Literal[False] = ...,
+) -> ByParameter: ...  # fmt: skip
+
+
+@overload
+def hutchinson_diag(
+    model: nn.Module, batch: Batch, probes: int = ..., group: int | None = ..., *, temperature: float = ...,
+    parameters: str | Iterable[str] = ..., distribution: str = ..., generator: torch.Generator | None = ...,
+    chunk: int | None = ..., standard_error: Literal[True],
+) -> tuple[ByParameter, ByParameter]: ...  # fmt: skip
 
 
 def hutchinson_diag(
@@ -271,7 +293,7 @@ def hutchinson_diag(
             return [_probe(leaf, distribution, generator) for leaf in problem.leaves]
 
         estimate = [torch.zeros_like(leaf) for leaf in problem.leaves]
-        variance = [torch.zeros_like(leaf) for leaf in problem.leaves] if standard_error else None
+        variance = [torch.zeros_like(leaf) for leaf in problem.leaves if standard_error]
         for part in _groups(problem, group):
             if standard_error:  # its spread is that of whole products
                 products = hessian_products(problem, part, draw, probes, chunk)
@@ -292,7 +314,7 @@ def hutchinson_diag(
 
 
 def hessian_row_norm(
-    model: nn.Module, batch: Batch, probes: int = 10, group: int | None = None, **options
+    model: nn.Module, batch: Batch, probes: int = 10, group: int | None = None, **options: Any
 ) -> ByParameter:
     """Norm of each row of the Hessian, √Σⱼ Hᵢⱼ², estimated: what Hutchinson's noise is as large as.
 
@@ -325,12 +347,13 @@ def hessian_row_norm(
     return {name: torch.hypot(h, (probes - 1) ** 0.5 * error[name]) for name, h in estimate.items()}
 
 
-def _mean_and_squares(draws: Iterable[list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+def _mean_and_squares(draws: Iterable[tuple[Tensor, ...] | list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and sum of squared deviations in one pass (Welford, 1962), which does not cancel."""
-    mean = deviations = None
+    mean: list[Tensor] = []
+    deviations: list[Tensor] = []
     for count, draw in enumerate(draws, start=1):
-        if mean is None:
-            mean, deviations = draw, [torch.zeros_like(d) for d in draw]
+        if count == 1:
+            mean, deviations = list(draw), [torch.zeros_like(d) for d in draw]
             continue
         delta = torch._foreach_sub(draw, mean)
         torch._foreach_add_(mean, delta, alpha=1 / count)

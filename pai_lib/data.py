@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -20,7 +20,6 @@ from tqdm import tqdm
 from .parameters import closest
 
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 _LOADERS: dict[str, tuple[Callable, bool | None]] = {}  # name -> loader, augment; None: it makes a data set itself
 
 
@@ -52,19 +51,22 @@ class Dataset:
     location: str = ""  # where it was read from
 
     @classmethod
-    def from_arrays(cls, name, x_train, y_train, x_test, y_test, augment=True, image_size=None, location=""):
+    def from_arrays(
+        cls, name: str, x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, y_test: np.ndarray,
+        augment: bool = True, image_size: int | None = None, location: str | Path = "",
+    ) -> "Dataset":  # fmt: skip
         """Build a data set from NumPy arrays: uint8 images N×H×W×C, C 1 or 3, and integer labels 0, 1, … (N).
 
         `image_size` resizes to squares, bilinearly. Raises ValueError naming an array that is otherwise.
         """
         _check_arrays(x_train, y_train, x_test, y_test)
-        x_train, x_test = (_to_tensor(x, image_size) for x in (x_train, x_test))
-        y_train, y_test = (torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test))
-        tensors, classes = (x_train, y_train, x_test, y_test), int(y_train.max()) + 1
+        images = [to_tensor(x, image_size) for x in (x_train, x_test)]
+        labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
+        tensors, classes = (images[0], labels[0], images[1], labels[1]), int(labels[0].max()) + 1
         digest = hashlib.sha256(str([tuple(tensor.shape) for tensor in tensors]).encode())
         for tensor in tensors:
-            digest.update(tensor.numpy())
-        return cls(name, *tensors, classes, *_mean_std(x_train), augment, digest.hexdigest(), str(location))
+            digest.update(tensor.numpy().data)
+        return cls(name, *tensors, classes, *_mean_std(images[0]), augment, digest.hexdigest(), str(location))
 
     def to(self, device: str | torch.device) -> "Dataset":
         """Return the data set with its tensors on `device`."""
@@ -74,7 +76,8 @@ class Dataset:
     @property
     def image_shape(self) -> tuple[int, int, int]:
         """Channels, height and width."""
-        return tuple(self.train_images.shape[1:])
+        channels, height, width = self.train_images.shape[1:]
+        return channels, height, width
 
     @cached_property  # moved once: a copy in every step would make the host wait for a GPU
     def _scale(self) -> Tensor:
@@ -127,7 +130,7 @@ class Dataset:
         def batch(index: Tensor) -> Batch:
             images = self.train_images[index]  # B×C×H×W
             if augment:
-                images = _crop_and_flip(images, *offsets[:, index], flips[index])
+                images = _crop_and_flip(images, offsets[0, index], offsets[1, index], flips[index])
             return Batch(self.normalize(images), self.train_labels[index])
 
         return map(batch, order.to(device).split(batch_size))
@@ -219,7 +222,8 @@ def _load(name: str, root: Path, image_size: int | None, stamp: tuple) -> Datase
         if len(arrays) == 2:  # no official test set: take a stratified fifth, always the same
             (x, y), (train, test) = arrays, stratified_split(arrays[1], 0.8, seed=42)
             arrays = x[train], y[train], x[test], y[test]
-        return Dataset.from_arrays(Path(name).name, *arrays, augment, image_size, location)
+        sized = {"augment": bool(augment), "image_size": image_size, "location": location}
+        return Dataset.from_arrays(Path(name).name, *arrays, **sized)
     except ValueError as error:
         raise ValueError(f"{location}: {error}") from error
 
@@ -251,7 +255,7 @@ def _check_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, 
         raise ValueError(f"y_train must hold classes 0, 1, … without a gap, and all of y_test: {lack}")
 
 
-def _to_tensor(images: np.ndarray, size: int | None) -> Tensor:
+def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     """Turn uint8 N×H×W×C into N×C×H×W; resize to squares of `size` if given, averaging where they shrink."""
     tensor = torch.from_numpy(images).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
     if size is None or tensor.shape[2:] == (size, size):
@@ -301,7 +305,7 @@ def list_folder(folder: Path, held: tuple[str, ...] = ("test", "val")) -> tuple[
     return train.samples, test.samples
 
 
-def open_image(path: str | Path):
+def open_image(path: str | Path) -> Any:
     """Return an image file as PIL's RGB image; raises ValueError naming what cannot be read."""
     from PIL import Image
 
@@ -340,36 +344,3 @@ def dataset(*names: str, augment: bool | None = True) -> Callable:
         return loader
 
     return register
-
-
-@dataset("digits", "digits32", augment=False)
-def load_digits(name: str, root: Path) -> tuple:
-    """1,797 handwritten digits, 8×8 (Alpaydin & Kaynak 1998, UCI); `digits32` has 3 channels of 32×32."""
-    from sklearn import datasets
-
-    bunch = datasets.load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 0…16 -> 0…255, N×8×8×1
-    if name == "digits32":
-        images = _to_tensor(images, 32).permute(0, 2, 3, 1).numpy().repeat(3, axis=3)
-    return images, bunch.target, "scikit-learn"
-
-
-@dataset("cifar10", "cifar100")
-def load_cifar(name: str, root: Path) -> tuple:
-    """60,000 photographs, 32×32 (Krizhevsky 2009, Learning multiple layers of features from tiny images)."""
-    npz = root / f"{name}.npz"
-    if npz.is_file():
-        try:
-            with np.load(npz, allow_pickle=False) as arrays:
-                return *(arrays[key] for key in ARRAYS), npz
-        except Exception as error:  # a damaged archive raises one of many kinds
-            raise ValueError(f"{npz} must be .npz with arrays {', '.join(ARRAYS)}: {error}") from error
-    from torchvision import datasets
-
-    cifar = getattr(datasets, name.upper())
-    try:  # torchvision compares all files with their checksums: one that was cut short is fetched again
-        train, test = cifar(root, train=True, download=True), cifar(root, train=False)
-    except (OSError, RuntimeError) as error:
-        files = f"put {name}.npz with {', '.join(ARRAYS)} there, or {cifar.filename} from {cifar.url}"
-        raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error
-    return train.data, np.array(train.targets), test.data, np.array(test.targets), root / cifar.base_folder

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -93,7 +94,7 @@ class Problem:
     def loss_gradient(self, part: slice, share: float, create_graph: bool = False) -> tuple[Tensor, ...]:
         """Gradient of ``share`` times the mean loss of a slice of the samples."""
         loss = self.loss(part) * share
-        grads = (None,) * len(self.leaves)
+        grads: Any = (None,) * len(self.leaves)
         if loss.requires_grad:
             grads = torch.autograd.grad(loss, self.leaves, create_graph=create_graph, allow_unused=True)
         for name, grad in zip(self.theta, grads, strict=True):
@@ -139,7 +140,9 @@ def evaluation_mode(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def problem_at(model, batch, temperature, parameters) -> Iterator[Problem]:
+def problem_at(
+    model: nn.Module, batch: Batch, temperature: float, parameters: str | Iterable[str]
+) -> Iterator[Problem]:
     """Set up the loss of a model on a batch, and leave the model as it was."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature}: it must be positive and finite.")
@@ -188,12 +191,15 @@ def summed_gradient(problem: Problem, part: slice, chunk: int | None) -> list[Te
 TWICE = 3  # times the memory of a gradient that the graph of a gradient holds for each sample
 
 
-def hessian_products(problem: Problem, part: slice, draw: Callable[[], list[Tensor]], count: int, chunk):
+def hessian_products(
+    problem: Problem, part: slice, draw: Callable[[], list[Tensor]], count: int, chunk: int | None
+) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
     """Yield (v, Hv) for ``count`` vectors; the graph of the gradient is built once when it fits in one chunk."""
     pieces = chunks(problem, chunk, part.start, part.stop, TWICE)
     curved = None
     for i in range(count):
-        vectors, total = draw(), None
+        vectors = draw()
+        total: list[Tensor] = []
         for piece in pieces:
             if curved is None or len(pieces) > 1:
                 with DirectAdjoints():
@@ -205,7 +211,7 @@ def hessian_products(problem: Problem, part: slice, draw: Callable[[], list[Tens
                 list(curved.values()), problem.leaves, [vectors[k] for k in curved],
                 retain_graph=len(pieces) == 1 and i + 1 < count, materialize_grads=True,
             )  # fmt: skip
-            total = product if total is None else torch._foreach_add(total, product)
+            total = list(torch._foreach_add(total, product) if total else product)
         yield vectors, total
 
 

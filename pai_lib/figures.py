@@ -8,6 +8,7 @@ from __future__ import annotations
 import base64
 import io
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import matplotlib.pyplot as plt
 import numpy as np
@@ -76,9 +77,9 @@ def family(key: str) -> str:
     return next(name for name in _FAMILIES if name in needs)
 
 
-def criterion_styles() -> dict[str, dict[str, str]]:
+def criterion_styles() -> dict[str, dict[str, Any]]:
     """Colour and marker of every criterion, of new ones too: colour by family, marker by place in it."""
-    styles: dict[str, dict[str, str]] = {"dense": {"color": "black", "marker": "_"}}
+    styles: dict[str, dict[str, Any]] = {"dense": {"color": "black", "marker": "_"}}
     seen: dict[str, int] = {}
     for key in CRITERIA:
         place = seen[family(key)] = seen.get(family(key), -1) + 1

@@ -7,7 +7,7 @@ per-sample gradients need no hooks. A use that is not understood is an error, ne
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -59,7 +59,7 @@ def operation(node: Node) -> str:
     return node.name().rsplit("::", 1)[-1].split("Backward")[0]
 
 
-def _nodes(root: Node | None) -> list[Node]:
+def _nodes(root: Node | None) -> list[Any]:  # of Node, which does not declare what an operation saved
     """All nodes below ``root``, each after everything it depends on."""
     order: list[Node] = []
     seen: set[Node] = set()
@@ -86,7 +86,7 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
         ValueError: if a parameter was not used, was used more than once, or in a way whose per-sample
             gradient is not known here; and if batch norm mixed the samples.
     """
-    consumers: dict[Node, list[tuple[Node, int]]] = {}
+    consumers: dict[Node | None, list[tuple[Node, int]]] = {}
     leaves: dict[int, Node] = {}
     for node in _nodes(logits.grad_fn):
         if operation(node) in _BATCH_NORMS and node._saved_training:
@@ -121,7 +121,7 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
     return found
 
 
-def _understand(node: Node, position: int, parameter: Tensor, transposed: bool) -> Use | None:
+def _understand(node: Any, position: int, parameter: Tensor, transposed: bool) -> Use | None:
     name, edge = operation(node), GradientEdge(node, 0)
     match name, position, parameter.ndim:
         case "Convolution", 1, _ if not node._saved_transposed:
@@ -146,7 +146,7 @@ def _understand(node: Node, position: int, parameter: Tensor, transposed: bool) 
     return None
 
 
-def _plain_bias(node: Node, parameter: Tensor) -> bool:
+def _plain_bias(node: Any, parameter: Tensor) -> bool:
     factor = node._saved_beta if operation(node) == "Addmm" else node._saved_alpha
     return factor == 1 and node._input_metadata[0].shape[-1] == len(parameter)
 
@@ -240,6 +240,7 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], fastest: 
         product = gradient if use.inputs is None else gradient * use.inputs
         per_sample = by_sample(product).sum(1)  # n × channels
         return torch.stack([per_sample[group].sum(0) for group in groups]).square_().sum(0)
+    assert use.inputs is not None  # only a bias has none
     if len(groups) == n == gradient.shape[0]:
         return gradient.square().T @ use.inputs.square()
     g, a = by_sample(gradient), by_sample(use.inputs)  # n × positions × out, n × positions × in
@@ -254,6 +255,7 @@ FEW_POSITIONS = 32  # up to so many of a convolution's output, one matrix produc
 
 def _convolution_squares(use: Use, gradient: Tensor, groups: list[slice]) -> Tensor:
     stride, padding, dilation, channel_groups = use.options
+    assert use.inputs is not None
     total = torch.zeros_like(use.parameter)
     if gradient.ndim == 4 and channel_groups == 1 and gradient[0, 0].numel() <= FEW_POSITIONS:
         columns = F.unfold(use.inputs, total.shape[2:], dilation, padding, stride)  # n × in·kernel × positions

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
+from typing import Any
 from unittest.mock import patch
 
 import torch
@@ -130,7 +131,7 @@ def prune(
     scope: str = "global",
     rounds: int | None = None,
     variant: str = "cited",
-    **options,
+    **options: Any,
 ) -> ByParameter:
     """Score and mask in the criterion's own number of rounds: what most callers want.
 
@@ -179,6 +180,7 @@ def prune(
         with torch.no_grad():
             for name, original in originals.items():
                 model.get_parameter(name).copy_(original)
+    raise AssertionError("the last round returns")
 
 
 def check_mask(model: nn.Module, mask: ByParameter) -> None:
@@ -285,12 +287,12 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     return left / whole
 
 
-def _bounded(flow: Tensor, *_, **__) -> Tensor:
+def _bounded(flow: Tensor, *_: Any, **__: Any) -> Tensor:
     """Flow over its largest entry, so that products do not overflow."""
     return flow / flow.detach().amax().clamp(min=1)
 
 
-_FLOW = {
+_FLOW: dict[str, Any] = {
     "layer_norm": _bounded,
     "softmax": lambda scores, *_, **__: 1 + _bounded(scores),  # uniform, and more where query and key meet
     "scaled_dot_product_attention": lambda query, key, value, *_, **__: (1 + _bounded(query @ key.mT)) @ value,
@@ -300,7 +302,7 @@ _FLOW = {
 class _EveryPath(TorchFunctionMode):
     """Operations that stop flow, although a path leads through them, let it pass."""
 
-    def __torch_function__(self, func, types, args=(), kwargs=None):
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name, kwargs = getattr(func, "__name__", ""), kwargs or {}
         kind, dimensions = name[:-2], name[-2:]
         if kind == "adaptive_max_pool" and dimensions in ("1d", "2d", "3d"):

@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from .parameters import nearest
 
-_BUILDERS: dict[str, tuple[Callable[..., nn.Module], int]] = {}
+Builder = Callable[..., nn.Module]
+_BUILDERS: dict[str, tuple[Builder, int]] = {}
 
 PRUNABLE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
 """Module types whose weight tensors are prunable."""
 
 
-def architecture(name: str, default_width: int):
+def architecture(name: str, default_width: int) -> Callable[[Builder], Builder]:
     """Register a builder ``(num_classes, in_channels, width) -> Module`` under ``name``."""
 
-    def register(builder: Callable[..., nn.Module]):
+    def register(builder: Builder) -> Builder:
         _BUILDERS[name] = (builder, default_width)
         return builder
 
@@ -94,15 +95,15 @@ def prunable(model: nn.Module) -> list[str]:
         if isinstance(module, nn.Linear):
             linear.append(names[-1])
     head = (linear or names)[-1:]
-    own = dict(model.named_parameters(remove_duplicate=False))
+    named = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
-        if name not in own:
+        if name not in named:
             raise ValueError(
                 f"The weight {name!r} is computed from other parameters (a parametrization such as weight norm, "
                 "or a mask of torch.nn.utils.prune): make it permanent first."
             )
     listed = {name for name, _ in model.named_parameters()}  # the first name of each
-    body = [name for name in names if name in listed and not any(own[name] is own[last] for last in head)]
+    body = [name for name in names if name in listed and not any(named[name] is named[last] for last in head)]
     if not body:
         raise ValueError(
             f"{type(model).__name__} has no prunable weight: it needs a convolution or linear layer "

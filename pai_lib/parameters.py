@@ -167,7 +167,7 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         except ValueError:
             raise ValueError(f"{line}: the default of {name} must be a literal") from None
         default = checked({name: default}, {name: annotation}, line)[name]
-        rest = source.splitlines()[node.end_lineno - 1].encode()[node.end_col_offset :]  # ast counts bytes
+        rest = source.splitlines()[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :]  # ast counts bytes
         declared[name] = Parameter(name, annotation, default, rest.decode().partition("#")[2].strip())
     return declared
 

@@ -187,7 +187,10 @@ def _part(whole: Dataset, fraction: float, device: torch.device) -> Dataset:
 class _Work:
     """A run under way: what is known of it so far is also in its checkpoint, from which another can go on."""
 
-    def __init__(self, spec, whole, device, progress, stop=None, shared=None):
+    def __init__(
+        self, spec: RunSpec, whole: Dataset, device: torch.device, progress: bool,
+        stop: Callable[[], bool] | None = None, shared: Shared | None = None,
+    ) -> None:  # fmt: skip
         self.spec, self.whole, self.device = spec, whole, device
         self.progress, self.stop, self.shared = progress, stop, shared or Shared()
         self.data = _part(whole, spec.train_fraction, device)
@@ -235,7 +238,7 @@ class _Work:
         self.result["parameters"] = sum(p.numel() for p in self.model.parameters())
         here = run_provenance(self.device, self.spec.precision, now(), [])
         resumed = self.saved.setdefault("resumed", [])
-        if self.checkpoint.training:  # another process began, and maybe another version
+        if checkpoint is not None and self.checkpoint.training:  # another process began, and maybe another version
             resumed.append({**self.saved["here"], "epoch": epochs_done(checkpoint), "when": here["started"]})
         self.saved["here"] = {name: here[name] for name in ("git", "torch", "device", "threads")}
         self.saved.setdefault("started", here["started"])
@@ -264,9 +267,9 @@ class _Work:
             self.result[name] = round(self.result.get(name, 0.0) + spent, 3)
 
     def train(self, mask: ByParameter | None, seed: int) -> dict:
-        options = {name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)}
+        options: dict[str, Any] = {name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)}
         options["compile"] = compiled()
-        control = {"progress": self.progress, "checkpoint": self.checkpoint, "stop": self.stop}
+        control: dict[str, Any] = {"progress": self.progress, "checkpoint": self.checkpoint, "stop": self.stop}
         return train(self.model, self.data, mask, seed=seed, **options, **control)
 
     def prepare(self) -> None:
@@ -313,7 +316,7 @@ class _Work:
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model
-        options = {
+        options: dict[str, Any] = {
             "group": spec.group,
             "probes": spec.probes,
             "temperature": spec.temperature,
@@ -324,7 +327,7 @@ class _Work:
         if spec.control == "invert":
             scores = score(model, self.batch, spec.criterion, **options)
             return make_mask(invert_scores(scores), spec.sparsity, spec.scope)
-        rule = {"scope": spec.scope, "rounds": spec.rounds}
+        rule: dict[str, Any] = {"scope": spec.scope, "rounds": spec.rounds}
         mask = prune(model, self.batch, spec.criterion, spec.sparsity, **rule, **options)
         if spec.control == "shuffle":
             return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
@@ -339,7 +342,7 @@ def _located(where: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        error.where = getattr(error, "where", where)
+        vars(error)["where"] = getattr(error, "where", where)
         raise
 
 

@@ -68,7 +68,7 @@ class RunSpec:
     label_smoothing: float = _option(0.0, "part of each training label that is spread over all classes")
     image_size: int | None = _option(None, "resize to squares of so many pixels; none is the data set's own")
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         _check_types(self)
         if self.dataset not in dataset_names() and not (self.dataset and find_folder(self.dataset)):
             raise ValueError(f"Unknown dataset {self.dataset!r}: {nearest(self.dataset, dataset_names())}")
@@ -153,7 +153,7 @@ class RunSpec:
 
 
 def _check_types(spec: RunSpec) -> None:
-    wanted = {"str": str, "int": int, "float": (int, float), "tuple[float, ...]": (tuple, list)}
+    wanted: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[float, ...]": (tuple, list)}
     for each in fields(spec):
         kind, _, optional = each.type.partition(" | ")
         value = getattr(spec, each.name)

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -70,7 +71,7 @@ def fetch(url: str, path: Path, size: int, sha256: str) -> None:
             part.rename(path)
 
 
-def _download(url: str, file, size: int) -> None:
+def _download(url: str, file: BinaryIO, size: int) -> None:
     """Append what the file lacks."""
     done = os.fstat(file.fileno()).st_size
     if done >= size:
@@ -163,14 +164,16 @@ class ImageStream:
         """Iterate once over the shuffled training images, see `Dataset.epoch`."""
         order = shuffled(len(self.train_labels), batch_size, generator)
         seeds = torch.randint(2**62, (len(self.train_labels),), generator=generator)
-        seeds = seeds if (self.augment if augment is None else augment) else None
-        return self._batches(self.train_files, self.train_labels, order, batch_size, seeds)
+        augment = self.augment if augment is None else augment
+        return self._batches(self.train_files, self.train_labels, order, batch_size, seeds if augment else None)
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
         return self._batches(self.test_files, self.test_labels, torch.arange(len(self.test_labels)), batch_size)
 
-    def _batches(self, files, labels: Tensor, order: Tensor, batch_size: int, seeds=None) -> Iterator[Batch]:
+    def _batches(
+        self, files: np.ndarray, labels: Tensor, order: Tensor, batch_size: int, seeds: Tensor | None = None
+    ) -> Iterator[Batch]:
         images = _Images(files, self.location, self.image_size, seeds)
         device, daemon = labels.device, multiprocessing.current_process().daemon
         loader = DataLoader(
@@ -217,4 +220,4 @@ def load_imagenet(name: str, root: Path, image_size: int | None) -> ImageStream:
     for path in (*files[0], *files[1]):
         digest.update(path + f"\0{os.path.getsize(os.path.join(os.fsencode(folder), path))}\n".encode())
     arguments = (name, files[0], labels[0], files[1], labels[1], int(labels[0].max()) + 1, digest.hexdigest())
-    return ImageStream(*arguments, str(folder), **({"image_size": image_size} if image_size else {}))
+    return ImageStream(*arguments, str(folder), image_size=image_size or ImageStream.image_size)

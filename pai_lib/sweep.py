@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError, Future
 from functools import lru_cache, partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -88,12 +89,14 @@ def sweep(
 class _Sweep:
     """What is left, what is under way, and what has been counted."""
 
-    def __init__(self, specs, store, engine, budget, retry_failed, quiet):
+    def __init__(
+        self, specs: list[RunSpec], store: Store, engine: Any, budget: float | None, retry: bool, quiet: bool
+    ) -> None:
         self.store, self.engine, self.quiet = store, engine, quiet
         self.end = time.monotonic() + (float("inf") if budget is None else budget)
         self.prints = {(s.dataset, s.image_size): _data(s.dataset, s.image_size).fingerprint for s in specs}
         self.estimate = Estimate(store, engine.device)
-        self.names, self.total, self.counts = differing(specs), len(specs), Counter()
+        self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
         self.left: deque[RunSpec] = deque()
         self.failed: dict[RunSpec, Record] = {}  # to be repeated
         self.running: dict[Future, tuple[RunSpec, FileLock]] = {}
@@ -101,7 +104,7 @@ class _Sweep:
         self.busy = 0  # so many in a row of those left are locked by other processes
         for spec in specs:
             known = self.find(spec)
-            if known is None or (known.failure and retry_failed):
+            if known is None or (known.failure and retry):
                 self.left.append(spec)
                 self.failed |= {spec: known} if known else {}
             else:
@@ -148,7 +151,7 @@ class _Sweep:
             return True
         self.left.popleft()
         known = self.find(spec)
-        if known == self.failed.get(spec):
+        if known is None or known == self.failed.get(spec):
             self.store.tidy(spec)
             future = self.engine.submit(spec, self.store.checkpoint(spec), self.end - time.monotonic())
             self.running[future] = spec, lock
@@ -168,7 +171,7 @@ class _Sweep:
             if record.data["fingerprint"] != self.prints[spec.dataset, spec.image_size]:
                 raise ValueError(f"A worker's data set {spec.dataset!r} is not the one that is here.")
             if before := self.failed.get(spec):  # what failed stays visible
-                failure = {**before.failure, "finished": before.provenance.get("finished")}
+                failure = {**(before.failure or {}), "finished": before.provenance.get("finished")}
                 record.provenance["retried"] = [*before.provenance.get("retried", []), failure]
             self.store.save(record)
             self.store.checkpoint(spec).unlink(missing_ok=True)
@@ -181,7 +184,8 @@ class _Sweep:
 
     def tell(self, record: Record) -> None:
         seconds = [self.estimate.seconds(spec) for spec in self.left]
-        left = None not in seconds and sum(seconds) / max(1, self.engine.slots())
+        known = [each for each in seconds if each is not None]
+        left = len(known) == len(seconds) and sum(known) / max(1, self.engine.slots())
         found = (
             f"failed in {record.failure['where']}: {record.failure['reason']}"
             if record.failure
@@ -318,7 +322,7 @@ class _Dask:
     def slots(self) -> int:
         return len(self.client.nthreads())
 
-    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float):
+    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Any:
         arguments = (spec, self.on, checkpoint.resolve(), seconds, self.event.name)
         return self.client.submit(_on_worker, *arguments, pure=False)
 
@@ -332,7 +336,7 @@ class _Dask:
             self.dask.wait(futures, timeout=0.5, return_when="FIRST_COMPLETED")
         return [future for future in futures if future.done()]
 
-    def result(self, future, spec: RunSpec) -> Record | None:
+    def result(self, future: Any, spec: RunSpec) -> Record | None:
         try:
             return future.result()
         except self.dask.KilledWorker as error:  # after three workers it is the run that kills them

@@ -11,6 +11,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -168,9 +169,9 @@ def train(
         apply_mask(model, mask)
         for name, kept in mask.items():  # in the gradients' dtype and layout: one fast product for all
             masked.append((parameter := model.get_parameter(name), torch.empty_like(parameter).copy_(kept)))
-    options = {"lr": lr, "weight_decay": weight_decay, "fused": device.type == "cuda"}
+    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": device.type == "cuda"}
     if optimizer == "adamw":
-        descent = torch.optim.AdamW(model.parameters(), betas=(momentum, 0.999), **options)
+        descent: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), betas=(momentum, 0.999), **options)
     else:
         descent = torch.optim.SGD(model.parameters(), momentum=momentum, **options)
     order = random_stream(seed, "order")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .spec import RunSpec
 
@@ -155,13 +155,13 @@ def stepped_down(p: Mapping[str, float]) -> dict[str, float]:
     {'a': 0.03, 'c': 0.06, 'b': 0.06}
     """
     adjusted, highest = {}, 0.0
-    for rank, key in enumerate(sorted(p, key=p.get)):
+    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
         highest = max(highest, min(1.0, (len(p) - rank) * p[key]))
         adjusted[key] = highest
     return adjusted
 
 
-def _by_seed(frame: pd.DataFrame, wanted: Mapping[str, object]) -> pd.Series:
+def _by_seed(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     """Mean accuracy over the wanted criteria, for each seed that has them all."""
     rows = frame[frame["temperature"].isna() & frame["rounds"].isna() & frame["test_accuracy"].notna()]
     for name, value in {**PLAIN, "warmup": 98, **wanted}.items():

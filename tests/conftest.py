@@ -1,7 +1,9 @@
 """Shared by the tests: settings, a module made of a function, and oracles written without the library."""
 
 import os
+from dataclasses import replace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
@@ -131,3 +133,31 @@ def files(folder):
     """Return the files in a folder, without locks and checkpoints."""
     found = [path.relative_to(folder) for path in folder.rglob("*") if path.is_file()]
     return sorted(str(path) for path in found if path.parts[0] != ".checkpoints")
+
+
+# --- four of them, for sweeps
+
+TINY = replace(SPEC, width=2, train_fraction=0.1, warmup=1)
+SPECS = [replace(TINY, seed=seed, sparsity=sparsity) for seed in range(2) for sparsity in (0.5, 0.9)]
+
+
+def settled(record):
+    """Return what is the same in a record however often its run was interrupted, and whoever commits meanwhile."""
+    values = untimed(record)
+    dropped = ("resumed", "git", "dirty")
+    values["provenance"] = {name: value for name, value in values["provenance"].items() if name not in dropped}
+    return values
+
+
+@pytest.fixture(scope="module")
+def records():
+    return {spec: settled(quick(spec)) for spec in SPECS}
+
+
+def assert_complete(store, records, specs=SPECS):
+    """The store holds each run once, as if nothing had happened, and nothing else."""
+    assert [store.path(spec).is_file() for spec in specs] == [True] * len(specs)
+    assert len(store.records()) == len(specs)
+    assert all(settled(store.load(spec)) == records[spec] for spec in specs)
+    rest = [path for path in store.root.rglob("*") if path.suffix in (".tmp", ".safetensors")]
+    assert rest == []
