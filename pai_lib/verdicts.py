@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from .spec import RunSpec
 
@@ -138,6 +138,52 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
         numbers = (mean, float(interval.low), float(interval.high), adjusted[key])
         verdicts[key] = Verdict(found.contrast, word, found.differences, *numbers)
     return list(verdicts.values())
+
+
+class Paired(NamedTuple):
+    """Mean of paired differences, the half width of its 95 % t interval, and the number of pairs."""
+
+    mean: float
+    half: float  # infinite for fewer than two pairs
+    n: int
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "–"
+        spread = f"\u00a0±\u00a0{self.half:.1f}" if self.n > 1 else " (one pair)"
+        return f"{self.mean:+.1f}{spread}".replace("-", "−")
+
+    @property
+    def told(self) -> str:
+        """How the mean compares with zero: better than, worse than, or not told apart from it by the interval."""
+        if not abs(self.mean) > self.half:
+            return "not told apart from"
+        return "better than" if self.mean > 0 else "worse than"
+
+
+def paired(a: pd.Series, b: pd.Series | float = 0.0) -> Paired:
+    """Compare two series of accuracies that are indexed by seed, over the seeds that both have; uncorrected."""
+    from scipy import stats
+
+    differences = (a - b).dropna()
+    n = len(differences)
+    half = stats.t.ppf(0.975, n - 1) * differences.std() / math.sqrt(n) if n > 1 else math.inf
+    return Paired(float(differences.mean()), float(half), n)
+
+
+def told_apart(differences: Mapping[str, pd.Series]) -> dict[str, list[str]]:
+    """Sort comparisons by paired t tests at 5 %, corrected for their number (Holm, 1979).
+
+    Args:
+        differences: name to the differences by seed; one with fewer than two pairs is left out.
+    """
+    from scipy import stats
+
+    tested = {key: d.dropna() for key, d in differences.items() if d.count() > 1}
+    p = stepped_down({key: float(stats.ttest_1samp(d, 0).pvalue) for key, d in tested.items()})
+    better = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() > 0]
+    worse = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() < 0]
+    return {"better": better, "worse": worse, "not told apart": [k for k in tested if k not in better + worse]}
 
 
 def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
