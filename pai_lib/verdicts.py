@@ -125,7 +125,7 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
         raise ValueError(f"The records differ in {', '.join(mixed)}: judge those of one protocol at a time.")
     tested, verdicts = {}, {}
     for contrast in CONTRASTS:
-        differences = 100 * (_by_seed(frame, contrast.treated) - _by_seed(frame, contrast.baseline)).dropna()
+        differences = 100 * (by_seed(frame, contrast.treated) - by_seed(frame, contrast.baseline)).dropna()
         verdicts[contrast.key] = Verdict(contrast, "not tested yet", differences.to_dict())
         if len(differences) >= SEEDS:
             bound = -MARGIN if contrast.match else 0.0
@@ -207,8 +207,8 @@ def stepped_down(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _by_seed(frame: pd.DataFrame, wanted: Mapping[str, object]) -> pd.Series:
-    """Mean accuracy over the wanted criteria, for each seed that has them all."""
+def by_seed(frame: pd.DataFrame, wanted: Mapping[str, object]) -> pd.Series:
+    """Mean accuracy over the wanted criteria of plain runs, for each seed that has them all."""
     rows = frame[frame["temperature"].isna() & frame["rounds"].isna() & frame["test_accuracy"].notna()]
     for name, value in {**PLAIN, "warmup": 98, **wanted}.items():
         rows = rows[rows[name].isin(value if isinstance(value, tuple) else (value,))]
