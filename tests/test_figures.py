@@ -71,6 +71,9 @@ def test_paired_differences_tell_mean_interval_and_number():
     half = 4.302652729911275 / np.sqrt(3)  # Student's 0.975 quantile with two degrees of freedom
     assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; one +1.0 (one pair), n = 1.")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["SNIP (n = 3)", "one (n = 1)"]
+    assert figure.axes[0].get_xlabel() == "gain (percentage points)"
+    far, _ = figures.paired_differences({"SNIP": values - 40, "one": values[:1]}, looks, "gain")
+    assert far.axes[0].get_xlabel() == "gain (percentage points, logarithmic beyond ±5)"
 
 
 def test_accuracy_figure_tells_its_numbers(frame):
