@@ -20,7 +20,7 @@ from .criteria import CRITERIA
 from .derivatives import ByParameter
 from .masks import jaccard, layer_density
 from .runs import criterion_label
-from .verdicts import PLAIN, PROTOCOL
+from .verdicts import PLAIN, PROTOCOL, paired
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of criteria, named
 # after the quantity that the family rests on, in order of precedence.
@@ -121,6 +121,38 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
     return figure, alt
 
 
+def paired_differences(
+    differences: Mapping[str, pd.Series], looks: Mapping[str, Mapping[str, str]], what: str
+) -> tuple[Figure, str]:
+    """One row a comparison: a dot for the difference of each seed, a bar for their mean and its 95 % t interval.
+
+    Args:
+        differences: label to differences in percentage points, by seed.
+        looks: label to colour and marker.
+        what: the differences in words, for the axis and the alt text.
+    """
+    figure, axes = plt.subplots(figsize=(6.4, 1.0 + 0.34 * len(differences)))
+    axes.axvline(0, color=INK, lw=1)
+    said, labels = [], []
+    for y, (label, values) in enumerate(differences.items()):
+        values, found = values.dropna(), paired(values)
+        axes.plot(values, [y] * found.n, ls="none", ms=5, alpha=0.5, **looks[label])
+        half = found.half if found.n > 1 else 0
+        axes.errorbar(found.mean, y, xerr=half, fmt="|", ms=14, mew=2, capsize=4, color=looks[label]["color"])
+        labels.append(f"{label} (n = {found.n})")
+        said.append(f"{label} {found}, n = {found.n}")
+    axes.set_yticks(range(len(labels)), labels)
+    beyond = ""
+    if max(values.abs().max() for values in differences.values()) > 20:  # a network that learns nothing
+        axes.set_xscale("symlog", linthresh=5, linscale=1.5)  # must not squeeze the others together
+        axes.xaxis.set_major_locator(plt.FixedLocator([-80, -40, -20, -10, -5, -2.5, 0, 2.5, 5, 10, 20, 40, 80]))
+        axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
+        axes.xaxis.set_minor_locator(plt.NullLocator())
+        beyond = ", logarithmic beyond ±5"
+    axes.set(xlabel=f"{what} (percentage points{beyond})", ylim=(len(labels) - 0.4, -0.6))
+    return figure, f"{what[0].upper()}{what[1:]} in percentage points, mean and 95 % interval: {'; '.join(said)}."
+
+
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of the test accuracy, by criterion and sparsity."""
     groups = frame.dropna(subset="test_accuracy").groupby(["criterion", "sparsity"])["test_accuracy"]
@@ -171,15 +203,13 @@ def _in_words(how: pd.Series) -> str:
 
 
 def best_and_worst(frame: pd.DataFrame) -> str:
-    """One clause a sparsity: which criterion has the highest mean accuracy, and which the lowest."""
+    """One clause a sparsity: the criteria with the highest and lowest mean accuracy, of how many, and n."""
     means, clauses = summarize(frame), []
     for sparsity, rows in means[means["sparsity"] > 0].groupby("sparsity"):
-        rows = rows.sort_values("mean", ascending=False)
-        (best, high), (worst, low) = (rows.iloc[i][["criterion", "mean"]] for i in (0, -1))
-        clauses.append(
-            f"at sparsity {sparsity:g}, {criterion_label(best)} gives {100 * high:.1f} % and "
-            f"{criterion_label(worst)} {100 * low:.1f} %"
-        )
+        ends = rows.sort_values("mean", ascending=False).iloc[[0, -1]].itertuples()
+        high, low = (f"{criterion_label(r.criterion)} {100 * r.mean:.1f} %" for r in ends)
+        n = f"{rows['n'].min()} to {rows['n'].max()}" if rows["n"].nunique() > 1 else rows["n"].min()
+        clauses.append(f"at sparsity {sparsity:g}, of {len(rows)} criteria (n = {n}) from {high} down to {low}")
     return "; ".join(clauses)
 
 

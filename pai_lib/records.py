@@ -188,9 +188,19 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
         row["dataset"] = short[record.spec.dataset]
         row["collapsed"] = len(record.result.get("collapsed", []))
         row["train_images"] = record.data.get("train")
+        row["device"] = record.provenance.get("device")
         row["failure"] = record.failure["reason"] if record.failure else None
         rows.append(row)
-    columns = ["id", *asdict(RunSpec()), "test_accuracy", "test_loss", "collapsed", "train_images", "failure"]
+    columns = [
+        "id",
+        *asdict(RunSpec()),
+        "test_accuracy",
+        "test_loss",
+        "collapsed",
+        "train_images",
+        "device",
+        "failure",
+    ]
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from .spec import RunSpec
 
@@ -125,7 +125,7 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
         raise ValueError(f"The records differ in {', '.join(mixed)}: judge those of one protocol at a time.")
     tested, verdicts = {}, {}
     for contrast in CONTRASTS:
-        differences = 100 * (_by_seed(frame, contrast.treated) - _by_seed(frame, contrast.baseline)).dropna()
+        differences = 100 * (by_seed(frame, contrast.treated) - by_seed(frame, contrast.baseline)).dropna()
         verdicts[contrast.key] = Verdict(contrast, "not tested yet", differences.to_dict())
         if len(differences) >= SEEDS:
             bound = -MARGIN if contrast.match else 0.0
@@ -138,6 +138,52 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
         numbers = (mean, float(interval.low), float(interval.high), adjusted[key])
         verdicts[key] = Verdict(found.contrast, word, found.differences, *numbers)
     return list(verdicts.values())
+
+
+class Paired(NamedTuple):
+    """Mean of paired differences, the half width of its 95 % t interval, and the number of pairs."""
+
+    mean: float
+    half: float  # infinite for fewer than two pairs
+    n: int
+
+    def __str__(self) -> str:
+        if not self.n:
+            return "–"
+        spread = f"\u00a0±\u00a0{self.half:.1f}" if self.n > 1 else " (one pair)"
+        return f"{self.mean:+.1f}{spread}".replace("-", "−")
+
+    @property
+    def told(self) -> str:
+        """How the mean compares with zero: better than, worse than, or not told apart from it by the interval."""
+        if not abs(self.mean) > self.half:
+            return "not told apart from"
+        return "better than" if self.mean > 0 else "worse than"
+
+
+def paired(a: pd.Series, b: pd.Series | float = 0.0) -> Paired:
+    """Compare two series of accuracies that are indexed by seed, over the seeds that both have; uncorrected."""
+    from scipy import stats
+
+    differences = (a - b).dropna()
+    n = len(differences)
+    half = stats.t.ppf(0.975, n - 1) * differences.std() / math.sqrt(n) if n > 1 else math.inf
+    return Paired(float(differences.mean()), float(half), n)
+
+
+def told_apart(differences: Mapping[str, pd.Series]) -> dict[str, list[str]]:
+    """Sort comparisons by paired t tests at 5 %, corrected for their number (Holm, 1979).
+
+    Args:
+        differences: name to the differences by seed; one with fewer than two pairs is left out.
+    """
+    from scipy import stats
+
+    tested = {key: d.dropna() for key, d in differences.items() if d.count() > 1}
+    p = stepped_down({key: float(stats.ttest_1samp(d, 0).pvalue) for key, d in tested.items()})
+    better = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() > 0]
+    worse = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() < 0]
+    return {"better": better, "worse": worse, "not told apart": [k for k in tested if k not in better + worse]}
 
 
 def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
@@ -161,8 +207,8 @@ def stepped_down(p: Mapping[str, float]) -> dict[str, float]:
     return adjusted
 
 
-def _by_seed(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
-    """Mean accuracy over the wanted criteria, for each seed that has them all."""
+def by_seed(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
+    """Mean accuracy over the wanted criteria of plain runs, for each seed that has them all."""
     rows = frame[frame["temperature"].isna() & frame["rounds"].isna() & frame["test_accuracy"].notna()]
     for name, value in {**PLAIN, "warmup": 98, **wanted}.items():
         rows = rows[rows[name].isin(value if isinstance(value, tuple) else (value,))]

@@ -59,7 +59,21 @@ def test_table_and_sentence(frame):
     assert list(table.index) == ["Dense", "Random", "SNIP"]
     assert table.loc["SNIP", "sparsity 0.9"] == "72.00 ± 1.00"
     assert table.loc["Dense", "sparsity 0"] == "90.00"
-    assert figures.best_and_worst(frame).startswith("at sparsity 0.9, SNIP gives 72.0 % and Random 50.0 %; ")
+    told = "at sparsity 0.9, of 2 criteria (n = 3) from SNIP 72.0 % down to Random 50.0 %; "
+    assert figures.best_and_worst(frame).startswith(told)
+    assert "(n = 2 to 3) from SNIP 72.0 %" in figures.best_and_worst(frame.drop(index=len(frame) - 6))
+
+
+def test_paired_differences_tell_mean_interval_and_number():
+    values = pd.Series([1.0, 2.0, 3.0, np.nan])
+    looks = {"SNIP": {"color": "black", "marker": "s"}, "one": {"color": "black", "marker": "o"}}
+    figure, alt = figures.paired_differences({"SNIP": values, "one": values[:1]}, looks, "gain")
+    half = 4.302652729911275 / np.sqrt(3)  # Student's 0.975 quantile with two degrees of freedom
+    assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; one +1.0 (one pair), n = 1.")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["SNIP (n = 3)", "one (n = 1)"]
+    assert figure.axes[0].get_xlabel() == "gain (percentage points)"
+    far, _ = figures.paired_differences({"SNIP": values - 40, "one": values[:1]}, looks, "gain")
+    assert far.axes[0].get_xlabel() == "gain (percentage points, logarithmic beyond ±5)"
 
 
 def test_accuracy_figure_tells_its_numbers(frame):

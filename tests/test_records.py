@@ -21,7 +21,9 @@ from pai_lib.spec import RunSpec
 
 ROOT = Path(__file__).parents[1]
 RESULT = {"curves": {"loss": [2.25, 1 / 3]}, "collapsed": ["a"], "test_accuracy": 0.7, "test_loss": 1e-7}
-RECORD = Record(SPEC, RESULT, None, {"fingerprint": "f" * 64, "train": 287, "test": 360}, {"git": "ä"})
+RECORD = Record(
+    SPEC, RESULT, None, {"fingerprint": "f" * 64, "train": 287, "test": 360}, {"git": "ä", "device": "CPU"}
+)
 
 
 @pytest.fixture
@@ -208,6 +210,7 @@ def test_the_frame_has_a_row_a_record(store, record):
     assert row["test_accuracy"] == record.result["test_accuracy"]
     assert row["collapsed"] == len(record.result["collapsed"])
     assert row["train_images"] == 287
+    assert row["device"] == "CPU"
     assert pd.isna(row["failure"])
     assert frame.loc[failed.spec.id, "failure"] == "NaN"
     assert math.isnan(frame.loc[failed.spec.id, "test_accuracy"])
@@ -215,7 +218,16 @@ def test_the_frame_has_a_row_a_record(store, record):
 
 
 def test_the_frame_has_its_columns_whatever_was_recorded(store, record):
-    columns = ["id", *SPEC.to_dict(), "test_accuracy", "test_loss", "collapsed", "train_images", "failure"]
+    columns = [
+        "id",
+        *SPEC.to_dict(),
+        "test_accuracy",
+        "test_loss",
+        "collapsed",
+        "train_images",
+        "device",
+        "failure",
+    ]
     assert list(store.frame().columns) == columns
     assert store.frame().empty
     store.save(replace(record, failure={"reason": "NaN", "where": "epoch 1"}, result={}))

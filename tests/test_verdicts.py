@@ -11,7 +11,7 @@ from scipy import stats
 
 from pai_lib.records import records_frame
 from pai_lib.spec import RunSpec
-from pai_lib.verdicts import CONTRASTS, MARGIN, SEEDS, judge, one_protocol, stepped_down
+from pai_lib.verdicts import CONTRASTS, MARGIN, SEEDS, judge, one_protocol, paired, stepped_down, told_apart
 
 
 def frame_of(accuracy, seeds=range(SEEDS)):
@@ -122,3 +122,27 @@ def test_the_protocol_with_the_most_records():
     few = frame.iloc[:3].assign(epochs=3)
     assert one_protocol(pd.concat([few, frame], ignore_index=True))["epochs"].unique().tolist() == [160]
     assert one_protocol(frame.iloc[:0]).empty
+
+
+def test_pairs_are_compared_by_the_t_interval_over_common_seeds():
+    a, b = pd.Series([60.0, 61.5, 62.0, 70.0], [0, 1, 2, 5]), pd.Series([58.0, 58.5, 61.0, 50.0], [0, 1, 2, 7])
+    interval = stats.ttest_1samp([2.0, 3.0, 1.0], 0).confidence_interval(0.95)
+    found = paired(a, b)
+    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(interval))
+    assert (found.n, found.told, str(found)) == (3, "not told apart from", "+2.0\u00a0±\u00a02.5")
+    assert paired(a - 0.1 * b, 0.0).told == "better than"
+    assert paired(b, b + 1).told == "worse than"
+
+
+def test_one_pair_or_none_tells_nothing():
+    one, none = paired(pd.Series([3.0]), pd.Series([1.0])), paired(pd.Series([3.0], [0]), pd.Series([1.0], [1]))
+    assert (one.told, str(one)) == ("not told apart from", "+2.0 (one pair)")
+    assert (none.told, none.n, str(none)) == ("not told apart from", 0, "–")
+
+
+def test_many_comparisons_are_corrected_for_their_number():
+    clear, barely = pd.Series([1.0, 1.1, 0.9, 1.0]), pd.Series([1.0, 2.0, 0.5, 2.0])  # the second: p = 0.03 alone
+    groups = told_apart({"clear": clear, "barely": barely, "worse": -clear, "one": clear[:1]})
+    assert groups == {"better": ["clear", "barely"], "worse": ["worse"], "not told apart": []}
+    noise = {str(i): pd.Series([1.0, -1.0, 0.5]) for i in range(3)}
+    assert told_apart({"barely": barely, **noise})["not told apart"] == ["barely", *noise]
