@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import builtins
 import json
 import os
-import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,8 +22,8 @@ def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
     []
     """
     path = os.environ.get(PROGRESS_FILE)
-    if not path:  # a terminal, or a notebook in which it is run by hand
-        yield from tqdm(items, unit=unit, leave=False, disable=None if "ipykernel" not in sys.modules else False)
+    if not path:  # by hand, where a notebook shows a bar, and a terminal
+        yield from tqdm(items, unit=unit, leave=False, disable=False if hasattr(builtins, "get_ipython") else None)
         return
     start = time.perf_counter()
     for done, item in enumerate(items):
