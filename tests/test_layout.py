@@ -94,7 +94,7 @@ def test_the_library_is_small():
     counts = {path.stem: code_lines(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
     assert sum(counts[name] for name in CORE) <= 800, counts
     assert sum(counts[name] for name in DERIVATIVES) <= 500, counts
-    assert sum(counts.values()) <= 4000, counts
+    assert sum(counts.values()) <= 4350, counts
 
 
 def test_what_is_offered_exists():
