@@ -45,7 +45,7 @@ def test_wrong_chapters_are_one_line_and_exit_code_two(root, monkeypatch, capsys
 def test_list_names_every_parameter(root, monkeypatch, capsys):
     monkeypatch.chdir(root)
     assert cli.main(["book", "--list"]) == 0
-    assert re.search(r"seed: int = 1 +random seed\n", capsys.readouterr().out)
+    assert re.search(r"seed: int = 1 +random seed ", capsys.readouterr().out)
 
 
 @pytest.mark.parametrize(
