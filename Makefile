@@ -48,7 +48,7 @@ picture: $(READY)  ## draw the README's figure from the committed records
 	$(BIN)/python -c "from pai_lib import Store, figures as f; f.use_style(); words, rows = f.protocols(Store().frame())[0]; \
 	f.accuracy_against_sparsity(rows, words)[0].savefig('book/_static/readme.png', bbox_inches='tight', dpi=130)"
 
-clean:  ## remove built pages and executed chapters; keeps .venv, data and results
+clean:  ## remove built pages and executed chapters; keeps .venv, data, results and your runs
 	rm -rf _build book/*.ipynb .mypy_cache .pytest_cache .ruff_cache .hypothesis
 
 $(READY): pyproject.toml constraints.txt

@@ -1,6 +1,8 @@
 """Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
 
 from . import datasets  # noqa: F401 (it registers what it holds)
+from .checkpoints import load_mask, save_mask
+from .choices import check_parameters
 from .criteria import CRITERIA, Criterion, criterion, score, score_many
 from .curvature import exact_diag, fisher_diag, ggn_diag, hessian_row_norm, hutchinson_diag
 from .data import Batch, Dataset, check_data, dataset_names, load_data
@@ -23,7 +25,6 @@ from .masks import (
     to_torch_prune,
 )
 from .models import build_model, model_names, prunable
-from .parameters import check_parameters
 from .records import Record, Store, records_frame
 from .runs import run
 from .spec import RunSpec
@@ -63,6 +64,7 @@ __all__ = [
     "jaccard",
     "layer_density",
     "load_data",
+    "load_mask",
     "make_mask",
     "model_names",
     "prunable",
@@ -71,6 +73,7 @@ __all__ = [
     "rank_correlation",
     "records_frame",
     "run",
+    "save_mask",
     "score",
     "score_many",
     "shared_fraction",

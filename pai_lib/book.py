@@ -1,14 +1,10 @@
 """The book: execute chapters with papermill, say how each was made, build the pages with Jupyter Book.
 
-A chapter is a notebook plus parameters (``notebooks/chapters.yaml``). Executed chapters are written to
-``book/<chapter>.ipynb`` with a key over everything that made them, so that only stale ones run again.
 Jupyter packages are imported where they are used: ``import pai_lib`` works without them.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
 import json
 import os
 import re
@@ -16,165 +12,35 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import yaml
 from tqdm.auto import tqdm
 
-from pai_lib.execution import ChapterError, own_kernel, run_notebook
-from pai_lib.parameters import checked, nearest, notebook_parameters, parse_overrides, text_of
-from pai_lib.provenance import page_section, version
+from .chapters import (
+    RUNS,
+    Job,
+    chapter_key,
+    check_run_name,
+    code_digest,
+    is_fresh,
+    load_chapters,
+    pick,
+    run_files,
+    run_name,
+    stale_jobs,
+    with_notebooks,
+)
+from .choices import check_values, located
+from .execution import ChapterError, Watch, own_kernel, run_notebook
+from .parameters import notebook_parameters, parse_overrides, text_of
+from .provenance import how_to_get, page_section
 
-PROFILES = ("smoke", "paper")
 CHAPTERS_READY = "PAI_CHAPTERS_READY"  # set by build_book: the Sphinx extension need not look again
 STORED_TAG = "nbval-check-output"  # only cells with this tag keep their output in the committed notebooks
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-3`` is a number, as everywhere else."""
-
-
-_FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
-
-
-# --- chapters and their keys
-
-
-@dataclass(frozen=True)
-class Chapter:
-    """One page of the book: a notebook and the parameters it runs with."""
-
-    name: str
-    notebook: Path
-    parameters: Mapping[str, Any]
-    paper: Mapping[str, Any]
-    records: tuple[str, ...]
-    title: str | None = None  # heads the page; None is the notebook's own title
-
-    def values(self, profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the values that replace the notebook's defaults, checked against its declarations."""
-        given = {**self.parameters, **(self.paper if profile == "paper" else {}), **overrides}
-        declared = notebook_parameters(self.notebook)
-        return checked(given, {name: p.annotation for name, p in declared.items()}, f"chapter {self.name}")
-
-
-@dataclass(frozen=True)
-class Job:
-    """One execution of a chapter: with which profile and which values from the command line, checked at once."""
-
-    chapter: Chapter
-    profile: str
-    overrides: Mapping[str, Any]
-
-    values: Mapping[str, Any] = field(init=False)  # what replaces the notebook's defaults
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "values", self.chapter.values(self.profile, self.overrides))
-
-
-def find_root(start: Path | None = None) -> Path:
-    """Return the folder at or above `start` (by default the current one) that holds the book."""
-    start = Path(start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
-        if (folder / "notebooks" / "chapters.yaml").is_file():
-            return folder
-    raise FileNotFoundError(f"no notebooks/chapters.yaml in {start} or above: run this inside the repository")
-
-
-def load_chapters(root: Path) -> dict[str, Chapter]:
-    """Return the chapters of ``notebooks/chapters.yaml`` in their order."""
-    text = (root / "notebooks" / "chapters.yaml").read_text("utf-8")
-    try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"chapters.yaml is not YAML: {' '.join(str(error).split())}") from None
-    if not isinstance(content, dict) or not isinstance(content.get("chapters"), dict):
-        raise ValueError("chapters.yaml: it must hold a mapping 'chapters:'")
-    return {name: _chapter(root, str(name), entry or {}) for name, entry in content["chapters"].items()}
-
-
-def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
-    """Return one checked entry of chapters.yaml."""
-    known = {"notebook": str, "title": str, "parameters": dict, "paper": dict, "records": list}
-    if not isinstance(entry, dict):
-        raise ValueError(f"chapters.yaml: {name} must be a mapping with 'notebook:', not {entry!r}")
-    for key in sorted(set(entry) - set(known)):
-        raise ValueError(f"chapters.yaml: {name} has an unknown key {key!r}; {nearest(key, known)}")
-    for key, kind in known.items():
-        if entry.get(key) is not None and not isinstance(entry[key], kind):
-            raise ValueError(f"chapters.yaml: {name}: {key} must be a {kind.__name__}, not {entry[key]!r}")
-    if not re.fullmatch(r"\w[\w-]*", name):
-        raise ValueError(f"chapters.yaml: chapter name {name!r} must be letters, digits, '_' and '-'")
-    notebook = root / "notebooks" / f"{entry.get('notebook', name)}.ipynb"
-    if not notebook.is_file():
-        raise FileNotFoundError(f"chapters.yaml: {name} needs notebooks/{notebook.name}, which is missing")
-    records = tuple(entry.get("records", ["**/*.json"]))
-    parameters, paper = entry.get("parameters") or {}, entry.get("paper") or {}
-    return Chapter(name, notebook, parameters, paper, records, entry.get("title"))
-
-
-def _pick(things: Mapping[str, Any], names: Iterable[str], what: str) -> list[Any]:
-    """Return the named things in their own order; without names, all of them."""
-    names = set(names) or set(things)
-    for name in sorted(names - set(things)):
-        raise ValueError(f"no {what} is named {name!r}; {nearest(name, things)}")
-    return [thing for name, thing in things.items() if name in names]
-
-
-def _digest(*parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()
-
-
-def _load(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text(encoding="utf-8"))
-
-
-def code_digest(chapter: Chapter) -> str:
-    """Return a digest of what is executed: the notebook's cells, the library, and what they run on."""
-    cells = _load(chapter.notebook)["cells"]
-    sources = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags")) for c in cells]
-    package = Path(__file__).parent
-    library = {str(p.relative_to(package)): p.read_text("utf-8") for p in sorted(package.rglob("*.py"))}
-    return _digest(sources, library, sys.version_info[:2], version("torch"))
-
-
-def chapter_key(root: Path, job: Job, code: str | None = None) -> str:
-    """Return the digest of everything that an executed chapter depends on, the records it shows included."""
-    found = sorted({path for glob in job.chapter.records for path in (root / "results").glob(glob)})
-    records = [(str(path.relative_to(root)), path.read_text("utf-8")) for path in found]
-    return _digest(
-        job.chapter.name, job.chapter.title, job.profile, job.values, code or code_digest(job.chapter), records
-    )
-
-
-def stored(root: Path, chapter: Chapter) -> dict[str, Any]:
-    """Return what an executed chapter says about how it was made; empty if there is none."""
-    try:
-        return dict(_load(root / "book" / f"{chapter.name}.ipynb")["metadata"]["pai"])
-    except (OSError, ValueError, KeyError):
-        return {}
-
-
-def is_fresh(root: Path, job: Job) -> bool:
-    """Tell whether the executed chapter is what this job would make again."""
-    return stored(root, job.chapter).get("key") == chapter_key(root, job)
-
-
-def stale_jobs(root: Path, chapters: Iterable[Chapter]) -> list[Job]:
-    """Return jobs, of profile smoke, for chapters missing or stale by the settings they were made with."""
-    jobs = []
-    for chapter in chapters:
-        made, fresh = stored(root, chapter), False
-        with contextlib.suppress(ValueError, KeyError):  # a parameter it was made with may be gone
-            fresh = is_fresh(root, Job(chapter, made["profile"], made["overrides"]))
-        if not fresh:
-            jobs.append(Job(chapter, "smoke", {}))
-    return jobs
 
 
 # --- execution
@@ -184,24 +50,27 @@ def _replace(path: Path, nb: Any) -> None:
     """Write a notebook so that `path` holds the whole of it or what it held before."""
     import nbformat
 
+    path.parent.mkdir(exist_ok=True)
     part = path.with_name(f".{path.name}.part")
     nbformat.write(nb, part)
     os.replace(part, path)
 
 
-def execute(root: Path, job: Job) -> None:
+def execute(root: Path, job: Job, watch: Watch) -> None:
     """Execute a chapter and, if every cell succeeded, put it in its place in ``book/``."""
     import nbformat
 
-    code, name = code_digest(job.chapter), job.chapter.name
-    nb, seconds = run_notebook(root, job.chapter.notebook, job.values, name)
-    dress(nb, name, job.chapter.title)
+    code = code_digest(job.chapter)
+    nb, seconds = run_notebook(root, job.chapter.notebook, job.values, job.page, watch)
+    dress(nb, job.page, job.title)
     nb.cells.append(nbformat.v4.new_markdown_cell(provenance(root, job, seconds)))
     # the code as it was before the run; the records as they are after it, since it may have written some
     nb.metadata.pai = {"key": chapter_key(root, job, code), "profile": job.profile}
     nb.metadata.pai.update(overrides=dict(job.overrides), seconds=round(seconds, 1))
-    _replace(root / "book" / f"{name}.ipynb", nb)
-    tqdm.write(f"executed {name} in {seconds:.1f} s")
+    if job.run is not None:
+        nb.metadata.pai.chapter = job.chapter.name
+    _replace(root / "book" / f"{job.page}.ipynb", nb)
+    tqdm.write(f"executed {job.page} in {seconds:.1f} s")
 
 
 def execute_all(root: Path, jobs: list[Job]) -> None:
@@ -210,11 +79,12 @@ def execute_all(root: Path, jobs: list[Job]) -> None:
     At the paper's size they take turns: each then wants the whole GPU.
     """
     failures, paper = [], any(job.profile == "paper" for job in jobs)
-    with own_kernel(), ThreadPoolExecutor(1 if paper else min(2, os.cpu_count() or 1)) as pool:
-        running = [pool.submit(execute, root, job) for job in jobs]
+    workers = 1 if paper else min(2, os.cpu_count() or 1)
+    with own_kernel(), Watch(len(jobs)) as watch, ThreadPoolExecutor(workers) as pool:
+        running = [pool.submit(execute, root, job, watch) for job in jobs]
         try:
-            hidden = None if jobs else True
-            for done in tqdm(as_completed(running), total=len(jobs), unit="chapter", disable=hidden):
+            for done in as_completed(running):
+                watch.bar.update()
                 if isinstance(done.exception(), ChapterError):
                     failures.append(str(done.exception()))
                 else:
@@ -225,11 +95,24 @@ def execute_all(root: Path, jobs: list[Job]) -> None:
         raise ChapterError("; ".join(failures))
 
 
-def dress(nb: Any, name: str, title: str | None = None) -> None:
-    """Prepare an executed notebook for MyST-NB: title, folded parameters, figures with alt text and captions."""
+# --- pages
+
+_REFERENCE = r"(\{{(?:numref|eq|ref)\}}`(?:[^`<>]*<)?|\]\(#)({})(?=>?`|\))"  # to a label, in MyST
+_DEFINITION = re.compile(
+    r"(?<=\$\$ \()[\w-]+(?=\))|(?<=:name: )[\w-]+$|(?<=:label: )[\w-]+$|(?<=^\()[\w-]+(?=\)=$)", re.MULTILINE
+)
+
+
+def dress(nb: Any, page: str, title: str | None = None) -> None:
+    """Prepare an executed notebook for MyST-NB: title, folded parameters, figures with alt text and captions.
+
+    Labels are global, and several pages may come from one notebook. So each page has figures of its own name; a
+    run of yours all labels, and its links to chapters begin at the project's root.
+    """
+    name, run = page.replace("/", "-"), page.startswith(f"{RUNS}/")
     if title is not None:
         nb.cells[0].source = re.sub(r"\A# .*", lambda _: f"# {title}", nb.cells[0].source)
-    labels = {}
+    labels = set()
     for number, cell in enumerate(nb.cells, 1):
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
@@ -242,27 +125,64 @@ def dress(nb: Any, name: str, title: str | None = None) -> None:
         ]
         figures = [info for out in shown for info in out.metadata.values() if "alt" in dict(info)]
         if figures and len(shown) > 1:  # MyST-NB takes alt text and caption from the cell, for all it shows
-            raise ChapterError(f"{name}, cell {number}: a figure with alt text must be alone in its cell")
+            raise ChapterError(f"{page}, cell {number}: a figure with alt text must be alone in its cell")
         for info in figures:
             figure = {key: info[key] for key in ("caption", "name") if key in info}
-            if "name" in figure:  # labels are global, and several chapters may come from one notebook
-                labels[info["name"]] = figure["name"] = f"{name}-{info['name']}"
+            if "name" in figure:
+                labels.add(info["name"])
+                figure["name"] = f"{name}-{info['name']}"
             cell.metadata.setdefault("mystnb", {}).update(image={"alt": info["alt"]}, figure=figure)
-    pattern = rf"(?<=[`<#])({'|'.join(map(re.escape, labels)) or '(?!)'})(?=[`>)])"
-    for cell in nb.cells:
-        if cell.cell_type == "markdown":
-            cell.source = re.sub(pattern, lambda match: labels[match[1]], cell.source)
+    texts = [(cell, "source") for cell in nb.cells if cell.cell_type == "markdown"]
+    outputs = [out.data for cell in nb.cells for out in cell.get("outputs", []) if "data" in out]
+    texts += [(data, key) for data in outputs for key in data if key.endswith("text/markdown")]
+    drawn = [cell.metadata.get("mystnb", {}).get("figure", {}) for cell in nb.cells]
+    texts += [(figure, "caption") for figure in drawn if "caption" in figure]
+    if run:
+        labels.update(label for holder, key in texts for label in _DEFINITION.findall(holder[key]))
+    reference = re.compile(_REFERENCE.format("|".join(map(re.escape, sorted(labels))) or "(?!)"))
+    for holder, key in texts:
+        holder[key] = reference.sub(rf"\g<1>{name}-\2", holder[key])
+        if run:
+            holder[key] = _DEFINITION.sub(lambda label: f"{name}-{label[0]}", holder[key])
+            holder[key] = re.sub(r"(\{doc\}`(?:[^`<>]*<)?)(?=\w)", r"\1/book/", holder[key])
 
 
 def provenance(root: Path, job: Job, seconds: float) -> str:
-    """Return the section that says how a chapter was made and how to make it again."""
+    """Return the section that says how a page was made and how to make it again."""
     again = f"pai book --profile {job.profile} --chapter {job.chapter.name}"
     again += "".join(f" -p {shlex.quote(f'{name}={text_of(v)}')}" for name, v in job.overrides.items())
+    if job.run not in (None, run_name(job.chapter, job.profile, job.overrides)):
+        again += f" --name {job.run}"
     title = f"Profile {job.profile}, {seconds:.1f} s"
     return page_section(root, job.chapter.notebook, job.values, again, title)
 
 
 # --- commands
+
+
+def asked_jobs(
+    root: Path, profile: str, names: Iterable[str], pairs: Iterable[str] = (), run: str | None = None
+) -> list[Job]:
+    """Return what a command asks for, checked in all its names, types and values.
+
+    Values of the command line, a `run` name, and notebooks that no chapter is named after make runs beside the
+    chapters; everything else makes chapters.
+    """
+    chapters, names = load_chapters(root), list(names)
+    chosen = pick(with_notebooks(root, chapters), names, "chapter") if names else list(chapters.values())
+    if run is not None and len(chosen) > 1:
+        raise ValueError(f"--name {check_run_name(run)} needs one --chapter NAME: it names one page")
+    jobs = []
+    for chapter in chosen:
+        declared = notebook_parameters(chapter.notebook)
+        overrides = located(parse_overrides(pairs, declared))
+        beside = overrides or run or chapter.alone
+        name = (check_run_name(run) if run else run_name(chapter, profile, overrides)) if beside else None
+        job = Job(chapter, profile, overrides, name)
+        every = {name: p.default for name, p in declared.items()} | dict(job.values)
+        check_values(every, f"chapter {chapter.name}")
+        jobs.append(job)
+    return jobs
 
 
 def build_book(
@@ -271,22 +191,24 @@ def build_book(
     names: Iterable[str] = (),
     pairs: Iterable[str] = (),
     html: bool = True,
+    run: str | None = None,
 ) -> Path:
-    """Execute the stale chapters and build the pages; return the front page.
+    """Execute the stale chapters and build the pages; return the page that was asked for, or the front page.
 
-    With `names`, these chapters get `profile` and the overrides `pairs`; of the others, those that are
-    missing or stale are executed as smoke before the pages are built.
+    With `names`, these chapters get `profile`; with overrides `pairs` or a name of their `run` they are left
+    alone, and a run of theirs is made beside them. Of the others, those that are missing or stale are executed
+    before the pages are built.
     """
-    chapters = load_chapters(root)
-    chosen = _pick(chapters, names, "chapter")
-    jobs = [Job(c, profile, parse_overrides(pairs, notebook_parameters(c.notebook))) for c in chosen]
-    jobs = [job for job in jobs if not is_fresh(root, job)]
-    if html:
-        jobs += stale_jobs(root, [chapter for chapter in chapters.values() if chapter not in chosen])
+    names = list(names)
+    asked = asked_jobs(root, profile, names, pairs, run)
+    jobs = [job for job in asked if not is_fresh(root, job)]
+    if html or not names:
+        jobs += stale_jobs(root, load_chapters(root), but=[job.page for job in asked])
     execute_all(root, jobs)
     if html:
         run_jupyter_book(root, clean=bool(jobs))
-    return root / "_build" / "html" / "index.html"
+    page = asked[0].page if len(asked) == 1 else "../index"
+    return (root / "_build" / "html" / "book" / f"{page}.html").resolve()
 
 
 def run_jupyter_book(root: Path, clean: bool) -> None:
@@ -299,9 +221,19 @@ def run_jupyter_book(root: Path, clean: bool) -> None:
         raise ChapterError("the book did not build: its warnings are above")
 
 
-def chapters_digest(root: Path) -> str:
-    """Return a digest of all executed chapters: other pages quote their numbers."""
-    return _digest([path.read_text("utf-8") for path in sorted((root / "book").glob("*.ipynb"))])
+def contents(root: Path, toc: Path, built: Path) -> Path:
+    """Return the table of contents to build with: `toc`, or one in `built` that has your runs besides."""
+    runs = [{"file": f"book/{RUNS}/{path.stem}"} for path in run_files(root)]
+    if not runs:
+        return toc
+    content = yaml.safe_load(toc.read_text("utf-8"))
+    if "chapters" in content:  # a book without parts
+        content["parts"] = [{"chapters": content.pop("chapters")}]
+    content["parts"] = [*content.get("parts", []), {"caption": "Your runs", "chapters": runs}]
+    built.mkdir(parents=True, exist_ok=True)
+    path = built / "toc_with_your_runs.yml"
+    path.write_text(yaml.safe_dump(content, sort_keys=False), "utf-8")
+    return path
 
 
 def _one_stdout(outputs: list[Any]) -> list[Any]:
@@ -316,13 +248,16 @@ def _one_stdout(outputs: list[Any]) -> list[Any]:
 def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:
     """Execute notebook sources in place and keep only the outputs that tests compare."""
     paths = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
-    for path in tqdm(_pick(paths, names, "notebook"), unit="notebook", disable=None):
-        before = _load(path)["cells"]
-        with own_kernel():
-            nb, seconds = run_notebook(root, path, {}, path.stem)
+    for path in tqdm(pick(paths, names, "notebook"), unit="notebook", disable=None):
+        before = json.loads(path.read_text("utf-8"))["cells"]
+        with own_kernel(), Watch(0) as watch:
+            nb, seconds = run_notebook(root, path, {}, path.stem, watch)
         nb.metadata.language_info = {"name": "python"}  # the kernel adds its version, which differs
         for number, (cell, old) in enumerate(zip(nb.cells, before, strict=True)):
             cell.id = old.get("id", f"cell-{number}")
+            cell.source = re.sub(
+                r'(?<=missing = ")pai_lib is missing: .*(?=")', lambda _: how_to_get(root), cell.source
+            )
             compared = STORED_TAG in cell.metadata.get("tags", [])
             if not cell.metadata.get("tags"):
                 cell.metadata.pop("tags", None)  # papermill adds an empty list

@@ -1,4 +1,4 @@
-"""Files that are whole or not there, and the checkpoint of an unfinished run: one safetensors file."""
+"""Files that are whole or not there: masks, and the checkpoint of an unfinished run, in safetensors."""
 
 from __future__ import annotations
 
@@ -36,6 +36,51 @@ def write_whole(path: Path, content: bytes) -> None:
         if isinstance(error, OSError):
             raise OSError(error.errno, f"{error.strerror or error}: not written", str(path)) from error
         raise
+
+
+def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -> None:
+    """Write a mask to one safetensors file, whole or not at all.
+
+    Args:
+        mask: ``{parameter name: bool tensor}``, True = kept.
+        path: of the file; its folder is made if need be.
+        **about: what to say of it, such as ``criterion="snip", sparsity=0.9``: kept as text in the file's header,
+            where ``safetensors.safe_open(path, "pt").metadata()`` finds it.
+
+    Raises:
+        ValueError: for what is no mask.
+        OSError: for a path that cannot be written.
+
+    >>> save_mask({"fc.weight": torch.tensor([[True, False]])}, getfixture("tmp_path") / "mask.safetensors")
+    >>> load_mask(getfixture("tmp_path") / "mask.safetensors")
+    {'fc.weight': tensor([[ True, False]])}
+    """
+    _check_bools(mask, "This mask")
+    plain = {name: kept.detach().cpu().contiguous().clone() for name, kept in mask.items()}
+    write_whole(Path(path), save(plain, {name: str(value) for name, value in about.items()}))
+
+
+def load_mask(path: str | Path) -> dict[str, Tensor]:
+    """Read the mask that `save_mask` wrote, on the CPU; whether it fits a model is checked where it is used.
+
+    Raises ValueError for a file that holds no mask, OSError for one that cannot be read.
+    """
+    try:
+        with safe_open(path, "pt") as file:
+            mask = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}.") from None
+    _check_bools(mask, f"{path}: what it holds")
+    return mask
+
+
+def _check_bools(mask: dict[str, Tensor], what: str) -> None:
+    for name, kept in mask.items():
+        if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
+            found = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+            raise ValueError(f"{what} is no mask: {name!r} must be a bool tensor, not {found}.")
+    if not mask:
+        raise ValueError(f"{what} is no mask: there is no tensor in it.")
 
 
 class Checkpoint:

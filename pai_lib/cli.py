@@ -13,14 +13,15 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from functools import partial
-from pathlib import Path
 from typing import Any, NoReturn
 
 from pai_lib import book
 from pai_lib.campaigns import read_campaign, show_plan
+from pai_lib.chapters import PROFILES, find_root
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import check_data, dataset_names, load_data
-from pai_lib.parameters import closest, notebook_parameters, text_of
+from pai_lib.listing import list_chapters
+from pai_lib.parameters import closest
 from pai_lib.records import Store
 from pai_lib.runs import criterion_label, resolve_device, run
 from pai_lib.spec import RunSpec
@@ -30,42 +31,36 @@ from pai_lib.sweep import sweep
 def add_book(commands: argparse._SubParsersAction) -> None:
     """Add ``pai book``."""
     parser = commands.add_parser("book", help="execute stale chapters and build the book")
-    parser.add_argument("--profile", choices=book.PROFILES, default="smoke", help="smoke: seconds on a CPU")
-    parser.add_argument("--chapter", action="append", default=[], metavar="NAME", help="only this one")
+    parser.add_argument("--profile", choices=PROFILES, default="smoke", help="smoke: seconds on a CPU")
+    parser.add_argument("--chapter", action="append", default=[], metavar="NAME",
+                        help="only this one: a chapter, or a notebook")  # fmt: skip
     parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE",
-                        help="a parameter of the chosen chapter, for example -p sparsity=0.95")  # fmt: skip
-    parser.add_argument("--list", action="store_true", help="list chapters and their parameters")
+                        help="a run with this value beside the chapter, for example -p sparsity=0.95")  # fmt: skip
+    parser.add_argument("--name", metavar="NAME", help="of the run (default: after chapter and values)")
+    parser.add_argument("--list", action="store_true", help="list chapters, their parameters, and your runs")
     parser.add_argument("--no-build", action="store_true", help="execute only, build no pages")
     parser.set_defaults(call=run_book)
 
 
 def run_book(args: argparse.Namespace) -> None:
     """Execute and build, or list the chapters."""
-    root = book.find_root()
+    root = find_root()
     if args.list:
-        return list_chapters(root)
-    if args.pairs and not args.chapter:
-        raise ValueError(f"-p {args.pairs[0]} needs --chapter NAME: parameters belong to a notebook")
-    page = book.build_book(root, args.profile, args.chapter, args.pairs, html=not args.no_build)
+        return list_chapters(root, args.chapter)
+    for given in args.pairs[:1] + ["--name"] * (args.name is not None):
+        if not args.chapter:
+            given = given if given == "--name" else f"-p {given}"
+            raise ValueError(f"{given} needs --chapter NAME: parameters belong to a notebook")
+    page = book.build_book(root, args.profile, args.chapter, args.pairs, not args.no_build, args.name)
     if not args.no_build:
         print(f"The book is ready. Open {page.as_uri()}")
-
-
-def list_chapters(root: Path) -> None:
-    """Print each chapter, its notebook, and the notebook's parameters."""
-    for chapter in book.load_chapters(root).values():
-        print(f"{chapter.name}  (notebooks/{chapter.notebook.name})")
-        values = chapter.values("smoke", {})
-        for name, parameter in notebook_parameters(chapter.notebook).items():
-            line = f"{name}: {parameter.annotation} = {text_of(values.get(name, parameter.default))}"
-            print(f"    {line:<36}  {parameter.help}")
 
 
 def add_notebooks(commands: argparse._SubParsersAction) -> None:
     """Add ``pai notebooks``."""
     parser = commands.add_parser("notebooks", help="re-execute notebook sources, keep the compared outputs")
     parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks to update (default: all)")
-    parser.set_defaults(call=lambda args: book.update_notebooks(book.find_root(), args.names))
+    parser.set_defaults(call=lambda args: book.update_notebooks(find_root(), args.names))
 
 
 def add_run(commands: argparse._SubParsersAction) -> None:

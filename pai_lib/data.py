@@ -19,6 +19,8 @@ from tqdm import tqdm
 
 from .parameters import closest
 
+ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
 _LOADERS: dict[str, tuple[Callable, bool | None]] = {}  # name -> loader, augment; None: it makes a data set itself
 
@@ -170,10 +172,10 @@ def _root(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
 
 
-def find_folder(name: str | Path, root: str | Path | None = None) -> Path | None:
-    """Return the folder that `load_data` would read for an unregistered name, or None if there is none."""
-    folders = (Path(name).expanduser().resolve(), _root(root) / name)
-    return next((folder for folder in folders if folder.is_dir()), None)
+def find_own(name: str | Path, root: str | Path | None = None) -> Path | None:
+    """Return the folder or .npz file that `load_data` would read for an unregistered name, or None."""
+    paths = (Path(name).expanduser().resolve(), _root(root) / name, _root(root) / f"{name}.npz")
+    return next((path for path in paths if path.is_dir() or (path.suffix == ".npz" and path.is_file())), None)
 
 
 def load_data(name: str | Path, root: str | Path | None = None, image_size: int | None = None) -> Dataset:
@@ -183,8 +185,8 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
     (default: $PAI_DATA, else ~/.cache/pai_lib) as `<name>.npz` with the arrays of `Dataset.from_arrays`, then
     as torchvision's own files, and are then downloaded there. `tiny-imagenet-200` is read as distributed, tested
     on its `val/`, and downloaded if it is not in `root`. `imagenet` is streamed from `root`: see `ImageStream`.
-    Any other name is a folder, itself or in `root`. It holds `train/` and `test/` (or `val/`) with the class
-    folders, or only class folders, of which a fixed stratified fifth becomes the test set.
+    Any other name is data of your own, itself or in `root`: `<name>.npz` with those arrays, or a folder. It holds
+    `train/` and `test/` (or `val/`) with class folders, or only these, a fixed fifth of which is then for tests.
 
     `image_size` resizes to squares, bilinearly; images of differing sizes need it. Raises ValueError for an
     unknown name or unusable contents, FileNotFoundError for what is neither there nor can be downloaded.
@@ -197,11 +199,11 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
         if augment is None:
             return loader(name, root, image_size)
         return _load(name, root, image_size, _stamp(root / f"{name}.npz") + _stamp(root / name))
-    if folder := find_folder(name, root):
-        return _load(str(folder), folder, image_size, _stamp(folder))
+    if own := find_own(name, root):
+        return _load(str(own), own, image_size, _stamp(own))
     close = closest(name, _LOADERS)
     hint = f" (did you mean {close!r}?)" if close else ""
-    known = f"{', '.join(_LOADERS)}, or a folder of class folders, itself or in {root}"
+    known = f"{', '.join(_LOADERS)}, or a folder of class folders or .npz file, itself or in {root}"
     raise ValueError(f"unknown dataset '{name}'{hint}: it must be one of {known}")
 
 
@@ -216,7 +218,8 @@ def check_data(name: str | Path, root: str | Path | None = None) -> str:
 
 @lru_cache(maxsize=4)  # a sweep reads its data once; nobody may change its tensors in place
 def _load(name: str, root: Path, image_size: int | None, stamp: tuple) -> Dataset:
-    loader, augment = _LOADERS.get(name, (partial(read_folder, image_size=image_size), True))
+    read = read_arrays if root.is_file() else partial(read_folder, image_size=image_size)
+    loader, augment = _LOADERS.get(name, (read, True))
     *arrays, location = loader(name, root)
     try:
         if len(arrays) == 2:  # no official test set: take a stratified fifth, always the same
@@ -344,3 +347,12 @@ def dataset(*names: str, augment: bool | None = True) -> Callable:
         return loader
 
     return register
+
+
+def read_arrays(name: str, path: Path) -> tuple:
+    """Read an .npz file: a loader, see `dataset`."""
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            return *(arrays[key] for key in ARRAYS), path
+    except Exception as error:  # a damaged archive raises one of many kinds
+        raise ValueError(f"{path} must be .npz with arrays {', '.join(ARRAYS)}: {error}") from error

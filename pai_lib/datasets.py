@@ -6,9 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import dataset, to_tensor
-
-ARRAYS = ("x_train", "y_train", "x_test", "y_test")
+from .data import ARRAYS, dataset, read_arrays, to_tensor
 
 
 @dataset("digits", "digits32", augment=False)
@@ -26,13 +24,8 @@ def load_digits(name: str, root: Path) -> tuple:
 @dataset("cifar10", "cifar100")
 def load_cifar(name: str, root: Path) -> tuple:
     """60,000 photographs, 32×32 (Krizhevsky 2009, Learning multiple layers of features from tiny images)."""
-    npz = root / f"{name}.npz"
-    if npz.is_file():
-        try:
-            with np.load(npz, allow_pickle=False) as arrays:
-                return *(arrays[key] for key in ARRAYS), npz
-        except Exception as error:  # a damaged archive raises one of many kinds
-            raise ValueError(f"{npz} must be .npz with arrays {', '.join(ARRAYS)}: {error}") from error
+    if (npz := root / f"{name}.npz").is_file():
+        return read_arrays(name, npz)
     from torchvision import datasets
 
     cifar = getattr(datasets, name.upper())

@@ -1,4 +1,4 @@
-"""Executing one notebook with papermill, in a kernel that is this interpreter."""
+"""Executing one notebook with papermill, in a kernel that is this interpreter, and telling how far it is."""
 
 from __future__ import annotations
 
@@ -7,10 +7,16 @@ import json
 import logging
 import os
 import tempfile
+import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from tqdm import tqdm
+
+from .campaigns import lasting
+from .progress import PROGRESS_FILE
 
 
 class ChapterError(RuntimeError):
@@ -41,18 +47,99 @@ def own_kernel() -> Iterator[None]:
                 os.environ["JUPYTER_PATH"] = before
 
 
-def run_notebook(root: Path, source: Path, values: Mapping[str, Any], label: str) -> tuple[Any, float]:
+class Watch:
+    """Tells of each notebook under way its cell and, where that does runs, the run and the time left.
+
+    It is a bar over all notebooks, or lines where no terminal shows a bar, at least `interval` seconds apart.
+    """
+
+    def __init__(self, total: int, interval: float = 10.0):
+        self.bar = tqdm(total=total, unit="chapter", disable=None if total else True)
+        self.interval, self.cells, self.files = interval, {}, {}
+        self.said: dict[str, tuple[str, float]] = {}  # of each notebook the last line, and when
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._look, daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_) -> None:
+        self._ended.set()
+        self._thread.join()
+        self.bar.close()
+
+    @contextlib.contextmanager
+    def of(self, label: str, file: Path) -> Iterator[Callable[[int, int], None]]:
+        """Watch one notebook, whose kernel writes `file`; yields what to call with its cell and their number."""
+        self.said[label], self.files[label] = ("", time.monotonic()), file
+        try:
+            yield lambda cell, of: self.cells.update({label: (cell, of)})
+        finally:
+            for known in (self.files, self.cells, self.said):
+                known.pop(label, None)
+            file.unlink(missing_ok=True)
+
+    def text(self, label: str) -> str:
+        """Return how far a notebook is."""
+        text = label + " · cell {} of {}".format(*self.cells.get(label, (0, 0)))
+        with contextlib.suppress(OSError, ValueError, KeyError):  # there is no file while nothing is counted
+            run = json.loads(self.files[label].read_text("utf-8"))
+            text += f" · {run['unit']} {run['number']} of {run['of']}"
+            text += f", about {lasting(run['left'])} left" if run["left"] is not None else ""
+        return text
+
+    def _look(self) -> None:
+        while not self._ended.wait(min(1.0, self.interval)):
+            texts = {label: self.text(label) for label in list(self.cells)}
+            if not self.bar.disable:
+                self.bar.set_postfix_str(" | ".join(texts.values()))
+                continue
+            for label, text in texts.items():
+                before, when = self.said.get(label, (text, 0.0))
+                if text != before and time.monotonic() - when >= self.interval:
+                    self.said[label] = text, time.monotonic()
+                    print(text, flush=True)
+
+
+def _engine() -> str:
+    """Teach papermill to say which cell it begins, and to give kernels an environment; return its name."""
+    from papermill.clientwrap import PapermillNotebookClient
+    from papermill.engines import Engine, papermill_engines
+
+    class Telling(Engine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, tell, environment, **_):
+            begin = nb_man.cell_start
+
+            def cell_start(cell, cell_index, **options):
+                tell(cell_index + 1, len(nb_man.nb.cells))
+                begin(cell, cell_index, **options)
+
+            nb_man.cell_start = cell_start
+            client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120)
+            client.execute(env={**os.environ, **environment})
+
+    papermill_engines.register("pai", Telling)
+    return "pai"
+
+
+def run_notebook(
+    root: Path, source: Path, values: Mapping[str, Any], label: str, watch: Watch
+) -> tuple[Any, float]:
     """Execute a notebook within ``own_kernel``; return it and its seconds. A failed one is in _build/failed."""
     import papermill
 
     attempt = root / "_build" / "failed" / f"{label}.ipynb"
     attempt.parent.mkdir(parents=True, exist_ok=True)
     logging.getLogger("papermill").setLevel(logging.ERROR)  # it takes `x: str | None` for unknown: we checked
-    options = {"kernel_name": "python3", "language": "python", "cwd": str(source.parent)}
-    bar = {"desc": label, "leave": False, "disable": None}  # None: silent where no terminal shows it
+    options = {"kernel_name": "python3", "language": "python", "cwd": str(source.parent), "progress_bar": False}
+    file = attempt.with_suffix(".progress")
     start = time.perf_counter()
     try:
-        nb = papermill.execute_notebook(source, attempt, dict(values), progress_bar=bar, **options)
+        with watch.of(label, file) as tell:
+            options |= {"engine_name": _engine(), "tell": tell, "environment": {PROGRESS_FILE: str(file)}}
+            nb = papermill.execute_notebook(source, attempt, dict(values), **options)
     except papermill.PapermillExecutionError as error:
         line = next((text for text in error.source.splitlines() if text.strip()), "")
         what = f"cell {error.cell_index + 1} ({line!r}): {error.ename}: {error.evalue}"

@@ -165,7 +165,7 @@ def curved_operation(logits: Tensor) -> str | None:
                 return name  # the divisor depends on a weight
         elif name in _PRODUCTS:
             left, right = _PRODUCTS[name]
-            if parts[left] & parts[right]:
+            if len(parts) > 1 and parts[left] & parts[right]:  # not a product with a number
                 return name
         elif name not in _PIECEWISE_LINEAR:
             return name

@@ -20,7 +20,7 @@ from typing import Any
 
 import yaml
 
-_INJECTED = "# Parameters"  # first line of the cell that papermill injects
+INJECTED = "# Parameters"  # first line of the cell that papermill injects
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
 
 
@@ -51,7 +51,7 @@ def nearest(name: object, known: Iterable[str], limit: int = 20) -> str:
     return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
 
 
-def _kind(annotation: str) -> Any:
+def kind_of(annotation: str) -> Any:
     """Return the type that an annotation names: bool, int, float, str, list of these, or a union."""
     try:
         kind = eval(annotation, {"__builtins__": {}}, _TYPES)
@@ -117,7 +117,7 @@ def checked(values: Mapping[str, Any], annotations: Mapping[str, str], where: st
         if name not in annotations:
             raise ValueError(f"{where}: no parameter is named {name!r}; {nearest(name, annotations)}")
         try:
-            result[name] = _fit(value, _kind(annotations[name]))
+            result[name] = _fit(value, kind_of(annotations[name]))
         except TypeError:
             given = f"{value!r} ({type(value).__name__})"
             raise ValueError(f"{where}: {name} must be {annotations[name]}, not {given}") from None
@@ -139,7 +139,7 @@ def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> 
             raise ValueError(f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}")
         annotation = declared[name].annotation
         try:
-            values[name] = _read(text, _kind(annotation))
+            values[name] = _read(text, kind_of(annotation))
         except ValueError:
             example = text_of(declared[name].default)
             raise ValueError(f"-p {pair}: {name} must be {annotation}, for example {name}={example}") from None
@@ -170,26 +170,3 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         rest = source.splitlines()[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :]  # ast counts bytes
         declared[name] = Parameter(name, annotation, default, rest.decode().partition("#")[2].strip())
     return declared
-
-
-def check_parameters(namespace: Mapping[str, Any]) -> None:
-    """Check a notebook's parameters from inside: call it as ``pai.check_parameters(globals())``.
-
-    Papermill only warns about a name that the notebook does not have, and injects values of any type.
-    What was declared and injected is read from the history of executed cells, ``In``: globals also hold
-    whatever a reader made in JupyterLab before running the cell again.
-    """
-    annotations, injected = {}, []
-    for source in namespace.get("In", []):
-        with contextlib.suppress(SyntaxError):
-            nodes = ast.parse(source).body
-            for node in nodes:
-                if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-                    with contextlib.suppress(ValueError):  # an annotation of the reader's own
-                        _kind(annotation := ast.unparse(node.annotation))
-                        annotations[node.target.id] = annotation
-            if source.startswith(_INJECTED):  # the latest one counts: it may have been corrected
-                targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
-                injected = [target.id for target in targets if isinstance(target, ast.Name)]
-    names = [name for name in (*annotations, *injected) if name in namespace]
-    checked({name: namespace[name] for name in names}, annotations, "parameters")

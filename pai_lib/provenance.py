@@ -5,14 +5,17 @@ from __future__ import annotations
 import datetime
 import importlib.metadata
 import platform
+import re
 import shlex
 import subprocess
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import torch
+import yaml
 
 from .parameters import notebook_parameters, text_of
 from .training import compiled
@@ -82,6 +85,35 @@ def run_provenance(device: torch.device, precision: str, started: str, resumed: 
     }
 
 
+def repository(root: Path) -> tuple[str, str]:
+    """Address and branch of the repository, from ``_config.yml``; the address is empty where it has none."""
+    path = root / "_config.yml"
+    settings = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    found = settings.get("repository") or {}
+    return (found.get("url") or "").rstrip("/").removesuffix(".git"), found.get("branch") or "main"
+
+
+def how_to_get(root: Path) -> str:
+    """Return the sentence of a notebook that does not find this library."""
+    url, _ = repository(root)
+    if not url:
+        how = "clone the repository, run  pip install -e '.[book]'  in its folder, restart the kernel."
+    else:
+        how = f"run  !git clone --depth 1 {url} pai && pip install './pai[book]'  and  %cd pai  above."
+    return f"pai_lib is missing: {how}"
+
+
+def notebook_links(root: Path, source: str) -> str:
+    """Return links to a notebook: to download it and, where the repository is on GitHub, to run it elsewhere."""
+    url, branch = repository(root)
+    links = f"{{download}}`{source} </{source}>`"
+    if project := re.fullmatch(r"https://github\.com/([^/]+/[^/]+)", url):
+        colab = f"https://colab.research.google.com/github/{project[1]}/blob/{branch}/{source}"
+        binder = f"https://mybinder.org/v2/gh/{project[1]}/{quote(branch, safe='')}?urlpath=lab/tree/{source}"
+        links += f"; run it on [Colab]({colab}) or [Binder]({binder})"
+    return links
+
+
 def page_section(
     root: Path,
     notebook: Path,
@@ -121,7 +153,7 @@ def page_section(
 - Device: {device_name("cpu" if cpu else "cuda")}
 - Versions: Python {platform.python_version()}, {versions}
 - Revision: {revision}{" with local changes" if changed else ""}
-- Notebook: {{download}}`{source} </{source}>`
+- Notebook: {notebook_links(root, source)}
 
 To run it again, or with other values, give `-p name=value`:
 

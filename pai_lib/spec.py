@@ -9,14 +9,21 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .criteria import CRITERIA, get_criterion
-from .data import dataset_names, find_folder
-from .masks import check_scope, check_sparsity
+from .data import dataset_names, find_own
+from .masks import SCOPES, check_sparsity
 from .models import model_names
 from .parameters import nearest
 from .training import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 CONTROLS = ("none", "shuffle", "reinit", "invert")
 WHEN = ("init", "trained")
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Return the names that are known for a field of `RunSpec`; none for a field that is not a name."""
+    known = {"dataset": dataset_names(), "model": model_names(), "criterion": CRITERIA, "scope": SCOPES}
+    known |= {"control": CONTROLS, "precision": PRECISIONS, "when": WHEN}
+    return tuple({**known, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(name, ()))
 
 
 def _option(default: Any, about: str) -> Any:
@@ -35,7 +42,9 @@ class RunSpec:
     '0c6754f1fed4'
     """
 
-    dataset: str = _option("cifar10", "a registered data set, or a folder of class folders")
+    dataset: str = _option(
+        "cifar10", "a registered data set, or your own: a folder of class folders or an .npz file"
+    )
     model: str = _option("resnet18", "architecture")
     width: int | None = _option(None, "channels of the first stage; none is the architecture's own")
     criterion: str = _option("hts", "pruning criterion, or dense with sparsity 0")
@@ -70,12 +79,12 @@ class RunSpec:
 
     def __post_init__(self) -> None:
         _check_types(self)
-        if self.dataset not in dataset_names() and not (self.dataset and find_folder(self.dataset)):
-            raise ValueError(f"Unknown dataset {self.dataset!r}: {nearest(self.dataset, dataset_names())}")
-        if self.model not in model_names():
-            raise ValueError(f"Unknown model {self.model!r}: {nearest(self.model, model_names())}")
+        names = "dataset model scope control precision when optimizer schedule".split()
+        own = self.dataset and self.dataset not in dataset_names() and find_own(self.dataset)
+        for name in names[1:] if own else names:
+            if (value := getattr(self, name)) not in choices(name):
+                raise ValueError(f"Unknown {name} {value!r}: {nearest(value, choices(name))}")
         check_sparsity(self.sparsity)
-        check_scope(self.scope)
         if (self.criterion == "dense") != (self.sparsity == 0):
             raise ValueError(
                 f"criterion={self.criterion!r} with sparsity={self.sparsity}: the dense network is "
@@ -92,10 +101,6 @@ class RunSpec:
             )
         if self.control == "invert" and self.rounds not in (None, 1):
             raise ValueError(f"rounds={self.rounds} with control='invert': inverted scores are ranked once.")
-        choices = {"control": CONTROLS, "precision": PRECISIONS, "when": WHEN}
-        for name, known in {**choices, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"Unknown {name} {getattr(self, name)!r}: {nearest(getattr(self, name), known)}")
         for name in "width samples_per_class group probes rounds epochs batch_size image_size".split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")

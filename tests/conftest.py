@@ -107,6 +107,14 @@ def assert_equal_diagonals(found, expected, relative=1e-10):
     assert (found - expected).abs().max() <= relative * expected.abs().max()
 
 
+@pytest.fixture
+def root(tmp_path):
+    """Return a project with one notebook and one chapter made from it."""
+    from project import make_project
+
+    return make_project(tmp_path)
+
+
 # --- runs of a second and less
 
 SPEC = RunSpec(

@@ -12,8 +12,9 @@ from safetensors.torch import save_file
 from torch import nn
 
 from pai_lib import runs
-from pai_lib.checkpoints import Checkpoint, CheckpointWarning, epochs_done
+from pai_lib.checkpoints import Checkpoint, CheckpointWarning, epochs_done, load_mask, save_mask
 from pai_lib.data import load_data
+from pai_lib.masks import apply_mask, make_mask
 from pai_lib.models import build_model, prunable
 from pai_lib.training import TrainingStoppedError, train, warm_up
 
@@ -222,3 +223,76 @@ def test_the_checkpoint_of_another_run_is_not_used(tmp_path, monkeypatch, other)
         record = perform(spec, path)
     assert "resumed" not in record.provenance
     assert len(record.result["curves"]["loss"]) == LONG.epochs
+
+
+# --- masks
+
+
+def test_a_mask_comes_back_as_it_was(tmp_path):
+    mask = make_mask({"a": torch.arange(6.0).view(2, 3), "b": torch.arange(4.0)}, 0.5)  # parts of one storage
+    path = tmp_path / "new" / "mask.safetensors"
+    save_mask(mask, str(path), criterion="snip", sparsity=0.5)
+    again = load_mask(path)
+    assert list(again) == list(mask)
+    assert all(torch.equal(again[name], mask[name]) and again[name].dtype == torch.bool for name in mask)
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"criterion": "snip", "sparsity": "0.5"}
+    assert [each.name for each in path.parent.iterdir()] == ["mask.safetensors"]
+    save_mask({"a": mask["a"].T}, path)  # it replaces, and a transposed tensor is written as it reads
+    assert torch.equal(load_mask(path)["a"], mask["a"].T)
+
+
+def test_a_loaded_mask_fits_its_model_only(tmp_path):
+    model = network()
+    save_mask(mask_of(model), tmp_path / "mask")
+    mask = load_mask(tmp_path / "mask")
+    apply_mask(model, mask)
+    assert all(not model.get_parameter(name)[~kept].any() for name, kept in mask.items())
+    with pytest.raises(ValueError, match=r"The mask has '0\.weight', which the model has not"):
+        apply_mask(nn.Linear(2, 2), mask)
+    with pytest.raises(
+        ValueError, match=r"'0.weight' must be a bool tensor of shape \(3, 1, 3, 3\), not torch.bool"
+    ):
+        apply_mask(nn.Sequential(nn.Conv2d(1, 3, 3)), {"0.weight": mask["0.weight"]})
+
+
+@pytest.mark.parametrize(
+    ("mask", "sentence"),
+    [
+        ({"a": torch.ones(2)}, "This mask is no mask: 'a' must be a bool tensor, not torch.float32"),
+        ({"a": [True]}, "This mask is no mask: 'a' must be a bool tensor, not list"),
+        ({}, "This mask is no mask: there is no tensor in it"),
+    ],
+)
+def test_what_is_no_mask_is_not_written(tmp_path, mask, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        save_mask(mask, tmp_path / "mask")
+    assert not list(tmp_path.iterdir())
+
+
+def test_what_is_no_mask_is_not_read(tmp_path):
+    path = tmp_path / "mask"
+    with pytest.raises(FileNotFoundError):
+        load_mask(path)
+    for content in (b"", b"not safetensors at all", b"\xff" * 100):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match="mask is not a safetensors file"):
+            load_mask(path)
+    save_file({"w": torch.ones(2)}, path)
+    with pytest.raises(ValueError, match=r"mask: what it holds is no mask: 'w' must be a bool tensor, not"):
+        load_mask(path)
+
+
+def test_a_mask_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
+    path = tmp_path / "mask"
+    save_mask({"a": torch.tensor([True])}, path)
+    before = path.read_bytes()
+
+    def fail(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(OSError, match="No space left"):
+        save_mask({"a": torch.tensor([False])}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

@@ -22,6 +22,7 @@ from sklearn.model_selection import train_test_split
 from torchvision import datasets
 from torchvision.transforms import functional as TF
 
+from pai_lib import RunSpec
 from pai_lib import data as D
 from pai_lib.data import Batch, Dataset, check_data, dataset_names, load_data
 
@@ -387,6 +388,24 @@ def test_npz_below_pai_data(tmp_path, monkeypatch):
     assert data.location == str(tmp_path / "cifar10.npz")
     assert (data.name, data.num_classes, data.augment) == ("cifar10", 10, True)
     assert load_data("cifar10", image_size=4).train_images.shape == (60, 3, 4, 4)
+
+
+def test_npz_of_ones_own(tmp_path, monkeypatch):
+    four = arrays()
+    np.savez(tmp_path / "mine.npz", **four)
+    monkeypatch.setenv("PAI_DATA", str(tmp_path))
+    data = load_data("mine")
+    np.testing.assert_array_equal(data.train_images, four["x_train"].transpose(0, 3, 1, 2))
+    assert (data.location, data.num_classes, data.augment) == (str(tmp_path / "mine.npz"), 4, True)
+    assert load_data(tmp_path / "mine.npz").fingerprint == data.fingerprint
+    assert RunSpec(dataset="mine").dataset == "mine"
+    np.savez(tmp_path / "mine.npz", **arrays(seed=1))
+    assert load_data("mine").fingerprint != data.fingerprint  # it is read again
+    (tmp_path / "mine.npz").write_bytes(b"no archive")
+    with pytest.raises(ValueError, match=r"mine\.npz must be \.npz with arrays x_train"):
+        load_data("mine")
+    with pytest.raises(ValueError, match="Unknown dataset 'mime'"):
+        RunSpec(dataset="mime")
 
 
 def test_fingerprint_does_not_depend_on_where_it_was(tmp_path):

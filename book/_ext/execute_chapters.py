@@ -1,7 +1,8 @@
 """Sphinx extension: execute missing or stale chapters before the pages are read.
 
-With it, plain ``jupyter-book build .`` makes the whole book in a fresh clone. It also drops Sphinx's cache
-when an executed chapter has changed: pages that quote its numbers would otherwise keep the old ones.
+With it, plain ``jupyter-book build .`` makes the whole book in a fresh clone. Your runs of chapters get a part of
+the table of contents. It also drops Sphinx's cache when an executed chapter has changed: pages that quote its
+numbers would otherwise keep the old ones.
 """
 
 import os
@@ -18,28 +19,33 @@ STAMP = "chapters.sha256"  # in Sphinx's cache folder: the chapters it was made 
 def execute(app: Sphinx, config: Config) -> None:
     """Execute what is missing or stale, then forget what Sphinx remembers of older chapters."""
     try:
-        from pai_lib import book
+        from pai_lib import book, chapters
     except ImportError as error:
         raise ExtensionError(f"{error}: install the project first, pip install -e '.[book]'") from error
     root = Path(app.srcdir)
     if book.CHAPTERS_READY not in os.environ:
         try:
-            book.execute_all(root, book.stale_jobs(root, book.load_chapters(root).values()))
+            book.execute_all(root, chapters.stale_jobs(root, chapters.load_chapters(root)))
         except (book.ChapterError, ValueError, OSError) as error:
             raise ExtensionError(str(error)) from error
+    if config["html_theme_options"].get("repository_url"):  # without an address there is nothing to link to
+        config["html_theme_options"] |= {"use_repository_button": True, "use_issues_button": True}
+    toc = root / config["external_toc_path"]
+    config["external_toc_path"] = book.contents(root, toc, Path(app.outdir).parent).as_posix()
     stamp = Path(app.doctreedir) / STAMP
-    if not stamp.is_file() or stamp.read_text() != book.chapters_digest(root):
+    if not stamp.is_file() or stamp.read_text() != chapters.chapters_digest(root):
         shutil.rmtree(app.doctreedir, ignore_errors=True)
         Path(app.doctreedir).mkdir(parents=True)
         shutil.rmtree(Path(app.outdir).parent / "jupyter_execute", ignore_errors=True)  # quoted numbers
+        shutil.rmtree(Path(app.outdir) / "book" / chapters.RUNS, ignore_errors=True)  # pages of runs that are gone
 
 
 def remember(app: Sphinx, exception: Exception | None) -> None:
     """Note which chapters the pages were built from."""
-    from pai_lib import book
+    from pai_lib import chapters
 
     if exception is None:
-        (Path(app.doctreedir) / STAMP).write_text(book.chapters_digest(Path(app.srcdir)))
+        (Path(app.doctreedir) / STAMP).write_text(chapters.chapters_digest(Path(app.srcdir)))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
