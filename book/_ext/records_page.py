@@ -19,8 +19,9 @@ FOLDER = "records-data"  # in the built book's _static
 
 # Columns of the page's table, in order: name in `full_frame`, heading.
 COLUMNS = {
-    "id": "record", "dataset": "data set", "model": "model", "criterion": "criterion", "sparsity": "sparsity",
-    "seed": "seed", "test_accuracy": "accuracy (%)", "warmup": "warm-up", "collapsed": "collapsed layers",
+    "id": "record", "criterion": "criterion", "sparsity": "sparsity", "seed": "seed",
+    "test_accuracy": "accuracy (%)", "dataset": "data set", "model": "model", "warmup": "warm-up",
+    "collapsed": "collapsed layers",
     "control": "control", "variant": "variant", "when": "pruned at", "scope": "scope",
     "temperature": "temperature", "rounds": "rounds", "width": "width", "epochs": "epochs",
     "train_images": "training images", "lr": "learning rate", "git": "revision", "device": "device",

@@ -146,7 +146,7 @@
 
   function redraw() {
     const focused = byId("plot").contains(document.activeElement);
-    byId("plot").replaceChildren(draw(shownPoints(), Math.max(260, byId("plot").clientWidth), mark));
+    byId("plot").replaceChildren(draw(shownPoints(), Math.max(260, byId("plot").clientWidth - 2), mark));
     const marks = [...byId("plot").querySelectorAll("[data-point]")];
     const last = marks.find((element) => element.dataset.point === told);
     (last ?? marks[0])?.setAttribute("tabindex", 0);
