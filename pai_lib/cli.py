@@ -18,11 +18,12 @@ from typing import Any, NoReturn
 from pai_lib import book
 from pai_lib.campaigns import read_campaign, show_plan
 from pai_lib.chapters import PROFILES, find_root
+from pai_lib.checkpoints import write_whole
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import check_data, dataset_names, load_data
 from pai_lib.listing import list_chapters
 from pai_lib.parameters import closest
-from pai_lib.records import Store
+from pai_lib.records import Store, records_csv
 from pai_lib.runs import criterion_label, resolve_device, run
 from pai_lib.spec import RunSpec
 from pai_lib.sweep import sweep
@@ -149,6 +150,27 @@ def run_campaign(args: argparse.Namespace) -> int:
     return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
 
 
+def add_export(commands: argparse._SubParsersAction) -> None:
+    """Add ``pai export``."""
+    parser = commands.add_parser("export", help="write all records as one CSV file")
+    parser.add_argument("file", type=Path, metavar="FILE.csv", help="one row a record, failed runs too")
+    parser.add_argument("--results", default="results", metavar="DIR", help="records (default: results)")
+    parser.add_argument("--overwrite", action="store_true", help="replace FILE.csv if it is there")
+    parser.set_defaults(call=run_export)
+
+
+def run_export(args: argparse.Namespace) -> None:
+    """Write the records' CSV, whole or not at all."""
+    if args.file.exists() and not args.overwrite:
+        raise ValueError(f"{args.file} is there already: give another name, or --overwrite to replace it")
+    records = Store(args.results).records()
+    if not records:
+        raise ValueError(f"{args.results} holds no records: give the folder of the records with --results DIR")
+    write_whole(args.file, records_csv(records))
+    failed = sum(record.failure is not None for record in records)
+    print(f"{args.file}: {len(records)} records, {failed} of failed runs")
+
+
 def add_data(commands: argparse._SubParsersAction) -> None:
     """Add ``pai data``."""
     parser = commands.add_parser("data", help="fetch or check a data set")
@@ -183,7 +205,7 @@ def list_criteria(args: argparse.Namespace) -> None:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
 
 
-SUBCOMMANDS = (add_book, add_notebooks, add_run, add_sweep, add_data, add_criteria)
+SUBCOMMANDS = (add_book, add_notebooks, add_run, add_sweep, add_export, add_data, add_criteria)
 
 
 class Parser(argparse.ArgumentParser):

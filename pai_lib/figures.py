@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import base64
 import io
+import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -37,6 +39,7 @@ _FAMILIES = {
 }
 _MARKERS = "osD^vPX*"
 INK = "#333333"
+FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as SVG too
 
 
 def use_style() -> None:
@@ -60,6 +63,8 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
     """
     from IPython.display import display
 
+    if folder := os.environ.get(FIGURES):
+        save(figure, Path(folder) / f"{name or 'figure'}.svg")
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", bbox_inches="tight", facecolor="white")
     plt.close(figure)
@@ -69,6 +74,17 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
         raw=True,
         metadata={"image/png": {key: value for key, value in said.items() if value is not None}},
     )
+
+
+def save(figure: Figure, path: str | Path) -> Path:
+    """Write a figure to a file of the kind that its name ends with: ``.svg``, ``.pdf``, ``.png``.
+
+    Where ``$PAI_FIGURES`` names a folder, ``show`` saves every figure there, as ``<name>.svg``.
+    """
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, bbox_inches="tight", facecolor="white")
+    return path
 
 
 def family(key: str) -> str:

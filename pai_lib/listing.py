@@ -16,8 +16,10 @@ INLINE = 5  # so many names stand beside a parameter; more of them below all
 
 
 def _wrapped(text: str, indent: int, first: str = "") -> str:
-    options = {"width": WIDTH, "break_long_words": False, "break_on_hyphens": False}
-    return textwrap.fill(text, initial_indent=first or " " * indent, subsequent_indent=" " * indent, **options)
+    return textwrap.fill(
+        text, WIDTH, initial_indent=first or " " * indent, subsequent_indent=" " * indent,
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def list_parameter(parameter: Parameter, value: object) -> str:
@@ -36,7 +38,7 @@ def list_chapters(root: Path, names: Iterable[str] = ()) -> None:
     chapters, names = load_chapters(root), list(names)
     known = with_notebooks(root, chapters)
     chosen = pick(known, names, "chapter") if names else list(chapters.values())
-    shown = set()
+    shown: set[str] = set()
     for notebook in dict.fromkeys(chapter.notebook for chapter in chosen):
         print(f"notebooks/{notebook.name}: {heading(notebook)}")
         made = [chapter for chapter in chosen if chapter.notebook == notebook]
@@ -47,7 +49,8 @@ def list_chapters(root: Path, names: Iterable[str] = ()) -> None:
         given = made[0].values("smoke", {}) if len(made) == 1 else {}
         for name, parameter in notebook_parameters(notebook).items():
             print(list_parameter(parameter, given.get(name, parameter.default)))
-            shown |= {field_of(name)} - {None}
+            if field := field_of(name):
+                shown.add(field)
         print()
     for field in sorted(field for field in shown if len(choices(field)) > INLINE):
         print(_wrapped(f"{field}: {allowed(field)}", 2, " ").lstrip())
@@ -64,7 +67,7 @@ def _list_runs(root: Path, known: dict, names: set[str]) -> None:
             lines.append(_wrapped(str(error), 4, "  "))
             continue
         if job.chapter.name in names:
-            lines.append(_wrapped(f"{path.stem}{state}: {job.title.replace('`', '')}", 4, "  "))
+            lines.append(_wrapped(f"{path.stem}{state}: {(job.title or '').replace('`', '')}", 4, "  "))
     if lines:
         print("\nYour runs, pages of the book until you delete their files in " + f"book/{RUNS}/:")
         print("\n".join(lines))

@@ -204,6 +204,28 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
 
 
+MADE_BY = "git dirty pai_lib torch device threads started finished".split()
+
+
+def full_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """``records_frame``, where a run failed, its test images, the data's fingerprint, and what made the record."""
+    records = list(records)
+    frame = records_frame(records)
+    frame["failure_where"] = [record.failure and record.failure.get("where") for record in records]
+    frame["test_images"] = [record.data.get("test") for record in records]
+    frame["fingerprint"] = [record.data.get("fingerprint") for record in records]
+    for name in MADE_BY:
+        frame[name] = [record.provenance.get(name) for record in records]
+    return frame
+
+
+def records_csv(records: Iterable[Record]) -> bytes:
+    """``full_frame`` as CSV in UTF-8: numbers to the last digit, nothing for ``None``, a list as ``0.5,0.75``."""
+    frame = full_frame(records).convert_dtypes()  # whole numbers stay whole beside None
+    frame["lr_drops"] = [",".join(f"{drop:g}" for drop in drops) for drops in frame["lr_drops"]]
+    return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
 def default_results() -> Path:
     """Where the committed records are: ``results/`` of the source tree, else of the current folder."""
     tree = Path(__file__).resolve().parent.parent / "results"

@@ -114,6 +114,24 @@ def test_scatter_reports_the_variance_explained():
     assert alt.endswith("net, first: R² 1.000; net, second: R² 0.000.")
 
 
+def test_shown_figures_are_saved_where_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("IPython.display.display", lambda *args, **options: None)
+    kept = {"w": torch.tensor([True, False])}
+
+    def show(name):
+        figures.show(*figures.mask_overlap({"snip": kept, "fts": kept}), name=name)
+
+    show("before")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("PAI_FIGURES", str(tmp_path / "new" / "folder"))
+    show("overlap")
+    (path,) = (tmp_path / "new" / "folder").iterdir()
+    assert path.name == "overlap.svg"
+    assert path.read_text("utf-8").startswith("<?xml")
+    figure, _ = figures.mask_overlap({"snip": kept, "fts": kept})
+    assert figures.save(figure, tmp_path / "overlap.pdf").read_bytes().startswith(b"%PDF")
+
+
 def test_shown_figures_carry_alt_text_and_caption(monkeypatch):
     shown = []
     monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))

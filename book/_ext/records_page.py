@@ -1,0 +1,163 @@
+"""Sphinx extension: the data of the page "The records", made from ``results/`` whenever the book is built.
+
+Before the pages are read it writes to ``_static/records-data/`` of the built book: ``data.js`` (what the page's
+scripts draw; a script, since a page opened from disk may not fetch JSON), ``records.csv``, and a copy of each
+record. The scripts and their style are loaded on that page alone.
+"""
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+
+import pandas as pd
+from sphinx.application import Sphinx
+from sphinx.environment import BuildEnvironment
+
+PAGE = "book/records"
+FOLDER = "records-data"  # in the built book's _static
+
+# Columns of the page's table, in order: name in `full_frame`, heading.
+COLUMNS = {
+    "id": "record", "criterion": "criterion", "sparsity": "sparsity", "seed": "seed",
+    "test_accuracy": "accuracy (%)", "dataset": "data set", "model": "model", "warmup": "warm-up",
+    "collapsed": "collapsed layers",
+    "control": "control", "variant": "variant", "when": "pruned at", "scope": "scope",
+    "temperature": "temperature", "rounds": "rounds", "width": "width", "epochs": "epochs",
+    "train_images": "training images", "lr": "learning rate", "git": "revision", "device": "device",
+    "failure": "failure",
+}  # fmt: skip
+# Of a protocol's fields, those that its words always name.
+SAID = "dataset model width train_images epochs batch_size lr precision samples_per_class group".split()
+
+
+def page_data(root: Path) -> tuple[dict, list]:
+    """Return what the page shows, in plain JSON types, and the records.
+
+    Args:
+        root: the folder of records; it may be empty or absent.
+    """
+    from pai_lib import figures
+    from pai_lib.records import RecordWarning, Store, full_frame
+    from pai_lib.runs import criterion_label
+
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", RecordWarning)
+        records = Store(root).records()
+    unreadable = [str(warning.message).replace(f"{root}/", "") for warning in caught]
+    frame = full_frame(records)
+    table = frame[list(COLUMNS)].convert_dtypes().astype(object)
+    styles = figures.criterion_styles()
+    data = {
+        "columns": [{"key": key, "label": label} for key, label in COLUMNS.items()],
+        "rows": table.where(table.notna(), None).values.tolist(),
+        "criteria": [
+            {"key": key, "label": criterion_label(key), "color": s["color"], "marker": outline(s["marker"])}
+            for key, s in styles.items()
+        ],
+        "groups": groups(frame),
+        "unreadable": unreadable,
+    }
+    return data, records
+
+
+def groups(frame: pd.DataFrame) -> list[dict]:
+    """Return one entry a protocol and warm-up, with the numbers that ``figures.summarize`` gives for it."""
+    from pai_lib import figures
+    from pai_lib.verdicts import PROTOCOL
+
+    found = [rows for _, rows in figures.protocols(frame)]
+    kinds = {tuple(rows.iloc[0][PROTOCOL].map(str)): rows.iloc[0] for rows in found}
+    names = dict(zip(kinds, in_words(list(kinds.values())), strict=True))
+    entries = []
+    for rows in found:
+        how = rows.iloc[0]
+        seeds = rows.dropna(subset="test_accuracy").groupby(["criterion", "sparsity"])["seed"].apply(sorted)
+        summary = figures.summarize(rows)[["criterion", "sparsity", "mean", "sd", "n"]]
+        points = [
+            {
+                "criterion": cell.criterion, "sparsity": float(cell.sparsity), "mean": float(cell.mean),
+                "sd": None if pd.isna(cell.sd) else float(cell.sd), "n": int(cell.n),
+                "seeds": [int(seed) for seed in seeds[cell.criterion, cell.sparsity]],
+            }
+            for cell in summary.itertuples(index=False)
+        ]  # fmt: skip
+        entries.append({
+            "dataset": how["dataset"], "model": how["model"], "warmup": int(how["warmup"]),
+            "protocol": names[tuple(how[PROTOCOL].map(str))], "points": points,
+            "failed": int(rows["test_accuracy"].isna().sum()), "rows": [int(row) for row in rows.index],
+        })  # fmt: skip
+    return entries
+
+
+def in_words(kinds: list[pd.Series]) -> list[str]:
+    """Return a protocol's words for each: no two of one model and data set have the same."""
+    from pai_lib.verdicts import PROTOCOL
+
+    words = []
+    for how in kinds:
+        alike = [other for other in kinds if (other["dataset"], other["model"]) == (how["dataset"], how["model"])]
+        varied = [name for name in PROTOCOL if name not in SAID and len({str(other[name]) for other in alike}) > 1]
+        text = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
+        images = "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images, "
+        text += (
+            f", {images}{how['epochs']} epochs at batch {how['batch_size']}, learning rate {how['lr']:g}, "
+            f"{how['precision']}; scores from {how['samples_per_class']} images a class at "
+            f"group size {how['group']}"
+        )
+        words.append(text + "".join(f", {name.replace('_', ' ')} {how[name]}" for name in varied))
+    return words
+
+
+def outline(marker: str) -> str:
+    """Return a matplotlib marker of size 1 as the path of an SVG, whose y axis points down."""
+    from matplotlib.markers import MarkerStyle
+
+    style, letters = MarkerStyle(marker), {1: "M", 2: "L", 3: "Q", 4: "C", 79: "Z"}
+    path = style.get_path().transformed(style.get_transform().scale(1, -1))
+    return "".join(
+        letters[code] + ("" if code == 79 else " ".join(f"{value:.4g}" for value in points))
+        for points, code in path.iter_segments()
+    )
+
+
+def write_data(app: Sphinx) -> None:
+    """Write what the page needs, in place of what an earlier build wrote."""
+    from pai_lib.records import Store, records_csv
+
+    if app.builder.format != "html" or not (Path(app.srcdir) / f"{PAGE}.md").is_file():
+        return
+    store = Store(Path(app.srcdir) / "results")
+    folder = Path(app.outdir) / "_static" / FOLDER
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    data, records = page_data(store.root)
+    script = f"window.RECORDS = {json.dumps(data, separators=(',', ':'), allow_nan=False)};\n"
+    (folder / "data.js").write_text(script, "utf-8")
+    (folder / "records.csv").write_bytes(records_csv(records))
+    for record in records:
+        path = store.path(record.spec)
+        copy = folder / path.relative_to(store.root)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+
+
+def outdated(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
+    """Name the page as out of date, always: the address of its data ends with a checksum of them."""
+    return [PAGE] if PAGE in env.found_docs else []
+
+
+def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
+    """Load the scripts on this page only, after the page and in this order."""
+    if pagename == PAGE:
+        app.add_css_file("records/records.css")
+        for name in (f"{FOLDER}/data.js", "records/drawing.js", "records/figure.js", "records/table.js"):
+            app.add_js_file(name, loading_method="defer")
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx."""
+    app.connect("builder-inited", write_data)
+    app.connect("env-get-outdated", outdated)
+    app.connect("html-page-context", add_scripts)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

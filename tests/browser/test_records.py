@@ -1,0 +1,348 @@
+"""The page "The records" in a browser, over file:// as a reader without a server opens it."""
+
+import io
+import os
+import shutil
+import subprocess
+import sys
+import xml.etree.ElementTree as ElementTree
+from pathlib import Path
+
+import pandas as pd
+import pytest
+from synthetic_records import write_records
+
+from pai_lib import CRITERIA
+from pai_lib.records import Store
+
+playwright = pytest.importorskip("playwright.sync_api")
+pytest.importorskip("jupyter_book")
+
+pytestmark = pytest.mark.browser
+REPO = Path(__file__).parents[2]
+CHROMIUM = os.environ.get("PAI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
+FLAGS = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+SEEDS = 5
+POINT = '#records-plot [data-point="{}"]'
+
+
+def build(root, seeds):
+    """Build a book of a front page, the page of records and one more; return the page of records."""
+    for folder in ("_ext", "_static"):
+        shutil.copytree(REPO / "book" / folder, root / "book" / folder)
+    shutil.copy(REPO / "_config.yml", root)
+    for name in ("records.md", "references.bib"):
+        shutil.copy(REPO / "book" / name, root / "book")
+    (root / "book" / "intro.md").write_text("# Front\n")
+    (root / "book" / "rerun.md").write_text("# Running it again\n\n{cite}`wang2020`\n\n```{bibliography}\n```\n")
+    toc = "format: jb-book\nroot: book/intro\nchapters:\n- file: book/records\n- file: book/rerun\n"
+    (root / "_toc.yml").write_text(toc)
+    (root / "notebooks").mkdir()
+    (root / "notebooks" / "chapters.yaml").write_text("chapters: {}\n")
+    if seeds:
+        write_records(root / "results", seeds)
+    command = [Path(sys.executable).with_name("jupyter-book"), "build", ".", "-W", "-n", "--keep-going", "-q"]
+    environ = {**os.environ, "PYTHONPATH": str(REPO)}
+    done = subprocess.run(command, cwd=root, env=environ, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return root / "_build" / "html" / "book" / "records.html"
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """Return the page of a book of about a thousand records."""
+    return build(tmp_path_factory.mktemp("book"), SEEDS)
+
+
+@pytest.fixture(scope="module")
+def frame(built):
+    return Store(built.parents[3] / "results").frame()
+
+
+@pytest.fixture(scope="module")
+def browser():
+    if CHROMIUM is None:
+        pytest.skip("no chromium found; $PAI_CHROMIUM may name one")
+    with playwright.sync_playwright() as started:
+        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        yield browser
+        browser.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """``visit(path, width, mode)`` opens a page; what it complains of is in ``page.said``."""
+    contexts = []
+
+    def opened(path, width=1280, mode="light", **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=mode, accept_downloads=True, **options
+        )
+        context.set_default_timeout(120_000)  # milliseconds: the machine may be busy
+        contexts.append(context)
+        page = context.new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(path.as_uri(), wait_until="domcontentloaded")  # by then the page's own scripts have run
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture
+def page(visit, built):
+    return visit(built)
+
+
+def text(page, name):
+    return page.locator(f"#records-{name}").inner_text()
+
+
+def drawn(page):
+    """Return the points of the figure, as ``criterion sparsity``."""
+    return page.eval_on_selector_all("#records-plot [data-point]", "all => all.map(e => e.dataset.point)")
+
+
+def column(page, name):
+    """Return a column of the table's page, by its heading."""
+    headings = page.locator("#records-runs thead th").all_inner_texts()
+    place = headings.index(name) + 1
+    return page.locator(f"#records-runs tbody td:nth-child({place})").all_inner_texts()
+
+
+# --- the page
+
+
+def test_nothing_from_elsewhere_and_no_error_of_its_own(visit, built):
+    page, other = visit(built), visit(built.with_name("rerun.html"))
+    for each in (page, other):
+        each.wait_for_load_state("load")
+    page.locator("#records-runs tbody tr").first.wait_for()
+    assert set(page.said) <= set(other.said)  # the theme complains on every page
+    assert all(url.startswith("file://") for url in page.asked)
+    assert any("records-data/data.js" in url for url in page.asked)
+    assert not any("/records/" in url or "records-data" in url for url in other.asked)
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+@pytest.mark.parametrize("width", [375, 1280])
+def test_it_fits_and_is_accessible(visit, built, width, mode):
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    page = visit(built, width, mode)
+    page.locator("#records-search").fill("synflow 0.99 seed=4")  # few rows, a failed one: axe looks at every cell
+    page.locator("details summary").click()
+    assert page.evaluate("document.documentElement.dataset.theme") == mode
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    assert page.locator("#records-plot svg").bounding_box()["width"] <= width
+    found = axe.Axe().run(page, context=".bd-article", options={"preload": False}).response
+    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
+    assert len(found["passes"]) > 10
+
+
+def test_without_javascript_it_says_where_the_records_are(visit, built):
+    page = visit(built, java_script_enabled=False)
+    assert "need JavaScript" in text(page, "missing")
+    assert not page.locator("#records-figure, #records-table").first.is_visible()
+    link = page.locator("#records-missing a").get_attribute("href")
+    assert (built.parent / link).read_bytes().count(b"\n") > 1000
+
+
+def test_with_it_the_sentence_is_gone(page):
+    assert not page.locator("#records-missing").is_visible()
+
+
+def test_without_records_it_says_so(visit, tmp_path):
+    page = visit(build(tmp_path, seeds=0))
+    assert "There is no record of a pruned network yet" in text(page, "nothing")
+    assert not page.locator("#records-plot").is_visible()
+    assert text(page, "count") == "0 of 0 runs, 0 of them failed."
+    assert page.locator("#records-next").is_disabled()
+
+
+# --- the figure
+
+
+def test_other_choices_draw_other_points(page, frame):
+    everything = drawn(page)
+    assert len(everything) == 1 + 5 * len(CRITERIA)
+    assert "dense 0" in everything
+    page.select_option("#records-model", "vgg19")
+    assert sorted(drawn(page)) == ["fts 0.9", "fts 0.98", "snip 0.9", "snip 0.98"]
+    assert "There is no dense network with these settings" in text(page, "drawn")
+    assert "vgg19 on cifar10; width 16, 10,000 training images, 12 epochs" in text(page, "runs-drawn")
+    page.select_option("#records-dataset", "cifar100")
+    assert "resnet18 on cifar100; its own width" in text(page, "runs-drawn")
+    page.select_option("#records-dataset", "cifar10")
+    page.select_option("#records-model", "resnet18")
+    page.get_by_label("with (98 updates)").focus()
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate("document.activeElement.value") == "0"  # the focus stays on what was chosen
+    assert "dense 0" not in drawn(page)
+    assert "warm-up: without" in text(page, "runs-drawn")
+    options = page.locator("#records-protocol option").all_inner_texts()
+    assert len(options) == len(set(options)) == 3
+    page.select_option("#records-protocol", next(option for option in options if "learning rate 0.03" in option))
+    assert len(drawn(page)) == 4
+
+
+def test_criteria_are_chosen(page):
+    page.locator("#records-none").click()
+    assert drawn(page) == []
+    assert text(page, "drawn").startswith("0 curves of 0 runs.")
+    page.get_by_label("SNIP", exact=True).check()
+    page.get_by_label("FTS", exact=True).check()
+    assert len(drawn(page)) == 10
+    assert text(page, "drawn").startswith("2 curves of 50 runs.")
+    page.get_by_label("SNIP", exact=True).uncheck()
+    assert {point.split()[0] for point in drawn(page)} == {"fts"}
+    page.locator("#records-all").click()
+    assert len(drawn(page)) > 80
+
+
+def in_words(frame, label, criterion, sparsity):
+    """Return what the page should say of a point, from pandas."""
+    rows = frame[(frame["criterion"] == criterion) & (frame["sparsity"] == sparsity)]
+    rows = rows.query(
+        "model == 'resnet18' and dataset == 'cifar10' and warmup == 98 and lr == 0.1 and when == 'init'"
+    )
+    rows = rows.query("control == 'none' and scope == 'global' and variant == 'cited' and temperature.isna()")
+    found = 100 * rows[rows["lr_drops"] == (0.5, 0.75)]["test_accuracy"].dropna()
+    return said(label, sparsity, found.mean(), found.std(), len(found))
+
+
+def said(label, sparsity, mean, deviation, n):
+    return f"{label}, sparsity {sparsity:g}: mean {mean:.2f} %, standard deviation {deviation:.2f}, n = {n} "
+
+
+def test_a_point_tells_its_numbers_to_pointer_and_keys(page, frame):
+    page.locator("#records-none").click()
+    for label in ("SNIP", "SynFlow", "Dense"):
+        page.get_by_label(label, exact=True).check()
+    assert "Point at a mark" in text(page, "point")
+    mark = page.locator(POINT.format("snip 0.95")).locator("path").last
+    mark.scroll_into_view_if_needed()
+    box = mark.bounding_box()
+    page.mouse.move(box["x"] + box["width"] / 2, box["y"] + box["height"] / 2)
+    assert text(page, "point") == in_words(frame, "SNIP", "snip", 0.95) + "(seeds 0, 1, 2, 3, 4)"
+    page.locator("#records-none").focus()
+    page.keyboard.press("Tab")  # into the figure: one stop, at the point told last
+    focused = "document.activeElement.getAttribute('aria-label')"
+    assert page.evaluate(focused) == text(page, "point")
+    page.keyboard.press("ArrowRight")
+    assert page.evaluate(focused).startswith(in_words(frame, "SNIP", "snip", 0.98))
+    page.keyboard.press("ArrowRight")
+    page.keyboard.press("ArrowRight")  # there is no other
+    assert page.evaluate(focused).startswith(in_words(frame, "SNIP", "snip", 0.99))
+    while "SynFlow" not in page.evaluate(focused):
+        before = page.evaluate(focused)
+        page.keyboard.press("ArrowUp" if frame_mean(frame, "synflow") > frame_mean(frame, "snip") else "ArrowDown")
+        assert page.evaluate(focused) != before
+    assert (
+        page.evaluate(focused) == in_words(frame, "SynFlow", "synflow", 0.99) + "(seeds 0, 1)"
+    )  # the others failed
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.id") == "records-svg"
+
+
+def frame_mean(frame, criterion):
+    plain = frame.query("model == 'resnet18' and dataset == 'cifar10' and warmup == 98 and lr == 0.1")
+    return plain[(plain["criterion"] == criterion) & (plain["sparsity"] == 0.99)]["test_accuracy"].mean()
+
+
+def test_downloads_hold_what_is_shown(page, frame):
+    page.locator("#records-none").click()
+    page.get_by_label("SNIP", exact=True).check()
+    page.get_by_label("Dense", exact=True).check()
+    with page.expect_download() as begun:
+        page.locator("#records-shown").click()
+    assert begun.value.suggested_filename == "resnet18-cifar10-warmup-98.csv"
+    rows = pd.read_csv(io.BytesIO(Path(begun.value.path()).read_bytes()))
+    assert list(rows["criterion"]) == ["dense"] + 5 * ["snip"]
+    for row in rows.iloc[1:].itertuples():
+        numbers = said("SNIP", row.sparsity, 100 * row.mean, 100 * row.sd, row.n)
+        assert numbers == in_words(frame, "SNIP", "snip", row.sparsity)
+    assert set(rows["seeds"]) == {"0 1 2 3 4"}
+    with page.expect_download() as begun:
+        page.locator("#records-svg").click()
+    figure = ElementTree.fromstring(Path(begun.value.path()).read_text("utf-8"))
+    assert figure.tag == "{http://www.w3.org/2000/svg}svg"
+    words = " ".join(figure.itertext())
+    assert "SNIP (n = 5)" in words
+    assert "learning rate 0.1" in words
+    assert "FTS" not in words
+
+
+def test_criteria_look_as_in_the_other_figures(page):
+    from matplotlib.colors import to_hex
+
+    from pai_lib.figures import criterion_styles
+
+    for key, style in criterion_styles().items():
+        mark = page.locator(f'#records-plot [data-point^="{key} "]').first
+        shown = mark.locator("line" if key == "dense" else "path").first.get_attribute("stroke")
+        assert to_hex(shown) == to_hex(style["color"]), key
+
+
+# --- the table
+
+
+def test_sorting_by_click_and_by_keys(page, frame):
+    head = page.locator("#records-runs th", has_text="accuracy")
+    assert head.get_attribute("aria-sort") is None
+    head.locator("button").click()
+    assert head.get_attribute("aria-sort") == "ascending"
+    lowest = frame["test_accuracy"].dropna().sort_values()
+    assert column(page, "accuracy (%)") == [f"{100 * value:.2f}" for value in lowest[:50]]
+    head.locator("button").focus()
+    page.keyboard.press("Enter")
+    assert head.get_attribute("aria-sort") == "descending"
+    assert column(page, "accuracy (%)") == [f"{100 * value:.2f}" for value in lowest[::-1][:50]]
+    page.locator("#records-runs th button", has_text="seed").click()
+    assert page.locator("[aria-sort]").count() == 1
+    assert set(column(page, "seed")) == {"0"}
+
+
+def test_searching_and_paging(page, frame):
+    count = len(frame)
+    failed = int(frame["failure"].notna().sum())
+    assert failed > 0
+    assert text(page, "count") == f"{count} of {count} runs, {failed} of them failed; rows 1 to 50 are below."
+    page.locator("#records-next").click()
+    assert "; rows 51 to 100 are below." in text(page, "count")
+    page.locator("#records-search").fill("SNIP seed=3 0.98")
+    wanted = frame.query("criterion == 'snip' and seed == 3 and sparsity == 0.98")
+    assert text(page, "count").startswith(f"{len(wanted)} of {count} runs, 0 of them failed; rows 1 to ")
+    assert sorted(column(page, "record")) == sorted(wanted["id"])
+    page.locator("#records-search").fill("failed")
+    assert column(page, "accuracy (%)") == failed * ["failed"]
+    assert all("not a number" in reason for reason in column(page, "failure"))
+    page.locator("#records-search").fill("control=shuffle")
+    assert set(column(page, "control")) == {"shuffle"}
+    page.locator("#records-search").fill("nothing has this")
+    assert text(page, "count") == f"0 of {count} runs, 0 of them failed."
+
+
+def test_the_table_can_follow_the_figure(page, frame):
+    page.locator("#records-none").click()
+    page.get_by_label("FTS", exact=True).check()
+    page.locator("#records-follow").check()
+    assert text(page, "count").startswith(f"25 of {len(frame)} runs, 0 of them failed; rows 1 to 25")
+    assert set(column(page, "criterion")) == {"FTS"}
+    page.get_by_label("without").check()
+    assert set(column(page, "warm-up")) == {"0"}
+
+
+def test_a_record_is_a_click_away(page, built):
+    link = page.locator("#records-runs tbody a").first
+    name, path = link.inner_text(), (built.parent / link.get_attribute("href")).resolve()
+    source = built.parents[3] / "results" / path.parent.parent.name / path.parent.name / f"{name}.json"
+    assert path.read_bytes() == source.read_bytes()
+    link.click()
+    assert name in page.locator("body").inner_text()
