@@ -21,6 +21,9 @@ from sphinx.config import Config
 MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]}}
 UNUSED = ("thebe", "design-tabs")  # live cells and tabs: no page has them
 DESCRIPTION = 200  # characters
+PLAIN_CODE = re.compile(
+    r'<span class="[npw]">([^<]*)</span>'
+)  # names, brackets, spaces: in the colour of all code
 
 
 def choose(app: Sphinx, config: Config) -> None:
@@ -44,7 +47,8 @@ def complete(
     if "body" in context:
         files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
         picture = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"/]+)")')
-        context["body"] = picture.sub(lambda match: _deferred(files.get(match[1])), context["body"])
+        body = picture.sub(lambda match: _deferred(files.get(match[1])), context["body"])
+        context["body"] = PLAIN_CODE.sub(r"\1", body)
 
 
 def _deferred(file: Path | None) -> str:

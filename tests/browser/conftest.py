@@ -13,6 +13,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
+PATIENCE = 120_000  # milliseconds: a machine may be busy
 BROWSERS = "chromium chromium-browser google-chrome".split()
 QUIET = (
     "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
@@ -59,5 +60,7 @@ def browser():
 def page(browser):
     """Return a tab 1280 pixels wide and 800 high, with nothing cached or stored."""
     context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-    yield context.new_page()
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    yield tab
     context.close()

@@ -9,7 +9,7 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit
 import pytest
 import yaml
 
-from .conftest import HTML, ROOT
+from .conftest import HTML, PATIENCE, ROOT
 
 pytestmark = pytest.mark.browser
 
@@ -73,7 +73,7 @@ def visits(site, browser):
         seen = Visit()
         context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
         page = context.new_page()
-        page.set_default_timeout(120_000)
+        page.set_default_timeout(PATIENCE)
         page.on("console", lambda said: said.type == "error" and seen.complaints.append(said.text))
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         page.on("request", lambda request: seen.requests.append(request.url))
@@ -169,7 +169,7 @@ def test_no_link_is_broken(site):
 def test_the_first_screen_has_question_verdicts_and_figure(site, page):
     page.goto(f"{site}book/intro.html")
     settle(page)
-    question, badges = page.locator("h1"), page.locator(".front .verdict-badge")
+    question, badges = page.locator(".bd-article h1"), page.locator(".front .verdict-badge")
     assert "?" in question.inner_text()
     assert badges.count() == 5
     figure = page.locator(".front figure svg")
@@ -236,7 +236,7 @@ def test_a_page_introduces_itself(site, page):
         "meta[property^='og:']", "all => all.map(e => [e.attributes.property.value, e.content])"
     )
     said = dict(said)
-    assert said["og:title"] == page.locator("h1").first.evaluate("e => e.firstChild.textContent")
+    assert said["og:title"] == page.locator(".bd-article h1").evaluate("e => e.firstChild.textContent")
     assert len(said["og:description"]) > 40
     icon = page.locator("link[rel='icon']").get_attribute("href")
     assert (HTML / "book" / icon).resolve().is_file()
