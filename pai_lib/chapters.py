@@ -82,7 +82,7 @@ class Job:
 
     values: Mapping[str, Any] = field(init=False)  # what replaces the notebook's defaults
 
-    def __post_init__(self):
+    def __post_init__(self) -> None:
         object.__setattr__(self, "values", self.chapter.values(self.profile, self.overrides))
         order = [name for name in notebook_parameters(self.chapter.notebook) if name in self.overrides]
         object.__setattr__(self, "overrides", {name: self.overrides[name] for name in order})

@@ -81,7 +81,8 @@ def allowed(parameter: str) -> str:
     if names := choices(field):
         return ", ".join(names) + (", or data of your own" if field == "dataset" else "")
     try:
-        RunSpec(**{field: (-1,) if FIELDS[field].type.startswith("tuple") else -1})
+        values: dict[str, Any] = {field: (-1,) if FIELDS[field].type.startswith("tuple") else -1}
+        RunSpec(**values)
     except ValueError as error:  # it says what would be right
         return re.sub(r"^it must (not )?be ", r"\1", str(error).partition(": ")[2]).rstrip(".")
     return ""

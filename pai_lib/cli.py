@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Sequence
 from dataclasses import Field, fields
 from functools import partial
+from pathlib import Path
 from typing import Any, NoReturn
 
 from pai_lib import book

@@ -55,7 +55,9 @@ class Watch:
 
     def __init__(self, total: int, interval: float = 10.0):
         self.bar = tqdm(total=total, unit="chapter", disable=None if total else True)
-        self.interval, self.cells, self.files = interval, {}, {}
+        self.interval = interval
+        self.cells: dict[str, Any] = {}
+        self.files: dict[str, Any] = {}
         self.said: dict[str, tuple[str, float]] = {}  # of each notebook the last line, and when
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
@@ -64,7 +66,7 @@ class Watch:
         self._thread.start()
         return self
 
-    def __exit__(self, *_) -> None:
+    def __exit__(self, *_: object) -> None:
         self._ended.set()
         self._thread.join()
         self.bar.close()
@@ -109,10 +111,12 @@ def _engine() -> str:
 
     class Telling(Engine):
         @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, tell, environment, **_):
+        def execute_managed_notebook(  # type: ignore[no-untyped-def]
+            cls, nb_man, kernel_name, tell, environment, **_
+        ) -> None:
             begin = nb_man.cell_start
 
-            def cell_start(cell, cell_index, **options):
+            def cell_start(cell: Any, cell_index: int, **options: Any) -> None:
                 tell(cell_index + 1, len(nb_man.nb.cells))
                 begin(cell, cell_index, **options)
 

@@ -1,17 +1,21 @@
 """Figures say what the numbers say; a criterion looks the same everywhere and unlike any other."""
 
 import base64
+import io
+from xml.etree import ElementTree
 
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from PIL import Image
 
 import pai_lib as pai
 from pai_lib import criteria, figures
 
 mpl.use("Agg")
+plt = figures.plt
 
 
 @pytest.fixture
@@ -142,3 +146,30 @@ def test_shown_figures_carry_alt_text_and_caption(monkeypatch):
     said = options["metadata"]["image/png"]
     assert said["alt"].startswith("Matrix of overlaps")
     assert (said["caption"], "name" in said) == ("A caption.", False)
+
+
+def test_shown_figures_have_few_bytes_and_a_white_ground(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append(data["image/png"]))
+    figure = plt.figure()
+    figure.add_subplot().plot([1, 2], [1, 3], color="#0072B2")
+    figures.show(figure, "A line.")
+    image = Image.open(io.BytesIO(base64.b64decode(shown[0])))
+    assert image.mode == "P"  # a palette: a third of the bytes
+    colours = {colour for _, colour in image.convert("RGB").getcolors()}
+    assert (255, 255, 255) in colours
+    assert (0, 0x72, 0xB2) in colours
+
+
+def test_inline_figures_take_the_ink_of_their_page():
+    figure = plt.figure()
+    figure.add_subplot().set_xlabel("sparsity & more", color=figures.INK)
+    svg = figures.inline_svg(figure, 'A "figure" of <nothing>')
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == 'A "figure" of <nothing>'
+    assert root.attrib["viewBox"]
+    assert "sparsity &amp; more" in svg  # letters, not outlines
+    assert "currentColor" in svg
+    assert figures.INK not in svg
+    assert not plt.fignum_exists(figure.number)

@@ -1,0 +1,111 @@
+"""Sphinx extension: what a page loads, and what it says about itself to whoever previews a link to it.
+
+The theme loads 1.5 MB of icons as a script, the whole of MathJax with its menu, the search index on every page, a
+script for live cells that this book does not use, and 0.5 MB of styles, most of them for things that no page has.
+Here a page gets what it needs, all of it from the book's own folder.
+"""
+
+import re
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import tinycss2
+from docutils import nodes
+from PIL import Image
+from sphinx.application import Sphinx
+from sphinx.config import Config
+
+# MathJax in parts: TeX in, HTML out, and hidden MathML for screen readers.
+MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]}}
+UNUSED = ("thebe", "design-tabs")  # live cells and tabs: no page has them
+DESCRIPTION = 200  # characters
+PLAIN_CODE = re.compile(
+    r'<span class="[npw]">([^<]*)</span>'
+)  # names, brackets, spaces: in the colour of all code
+
+
+def choose(app: Sphinx, config: Config) -> None:
+    """Take this folder's page template, MathJax in parts, and one search field: that above the chapters."""
+    config.templates_path.append(str(Path(__file__).with_name("templates")))
+    config.mathjax_path = "mathjax/startup.js"
+    config.mathjax3_config = MATHJAX
+    config.html_theme_options["navbar_persistent"] = []
+    config.html_theme_options["logo"] = {"text": config.html_title, "alt_text": ""}
+
+
+def complete(
+    app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
+) -> None:
+    """Drop unused scripts and styles, defer pictures, and describe the page by its first paragraph."""
+    for kind in ("script_files", "css_files"):
+        context[kind] = [file for file in context[kind] if not any(name in _text(file) for name in UNUSED)]
+    paragraph = None if doctree is None else doctree.next_node(nodes.paragraph)
+    words = "" if paragraph is None else paragraph.astext()
+    context["description"] = textwrap.shorten(words, DESCRIPTION, placeholder=" …")
+    if "body" in context:
+        files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
+        picture = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"/]+)")')
+        body = picture.sub(lambda match: _deferred(files.get(match[1])), context["body"])
+        context["body"] = PLAIN_CODE.sub(r"\1", body)
+
+
+def _deferred(file: Path | None) -> str:
+    """The beginning of a picture's tag: it loads when it comes near, into a place of its size."""
+    if file is None or file.suffix != ".png":
+        return '<img loading="lazy" '
+    with Image.open(file) as image:
+        return f'<img loading="lazy" width="{image.width}" height="{image.height}" '
+
+
+def _text(file: Any) -> str:
+    """The name of a script or style file, and what it holds if it is within the page."""
+    return f"{file.filename} {file.attributes.get('body', '')}"
+
+
+def prune_styles(app: Sphinx, exception: Exception | None) -> None:
+    """Drop the style rules for classes that neither a page nor a script names."""
+    if exception is not None or app.builder.format != "html":
+        return
+    out = Path(app.outdir)
+    named = [
+        *out.glob("*.html"),
+        *out.glob("book/*.html"),
+        *out.glob("_static/*.js"),
+        *out.glob("_static/scripts/*.js"),
+    ]
+    words = {word for path in named for word in re.findall(r"[A-Za-z_-][\w-]*", path.read_text("utf-8"))}
+    for path in (*out.glob("_static/*.css"), *out.glob("_static/styles/*.css")):
+        rules = tinycss2.parse_stylesheet(path.read_text("utf-8"), skip_comments=True, skip_whitespace=True)
+        path.write_text("\n".join(kept(rules, words)) + "\n", "utf-8")
+
+
+def kept(rules: list[Any], words: set[str]) -> Iterator[str]:
+    """Give the rules, as text, that can apply where only these words are class names."""
+    for rule in rules:
+        if rule.type == "qualified-rule":
+            selectors = re.sub(r":not\([^()]*\)", "", tinycss2.serialize(rule.prelude)).split(",")
+            if any(_can_apply(selector, words) for selector in selectors):
+                yield rule.serialize()
+        elif rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports"):
+            inner = tinycss2.parse_rule_list(rule.content, skip_comments=True, skip_whitespace=True)
+            if within := "\n".join(kept(inner, words)):
+                yield f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}{{{within}}}"
+        else:
+            yield rule.serialize()
+
+
+def _can_apply(selector: str, words: set[str]) -> bool:
+    """Tell whether every class that a selector asks for, whole or in part, is among the words."""
+    parts = re.findall(r"\[class\*=[\"']?([\w-]+)", selector)
+    classes = re.findall(r"\.(-?[A-Za-z_][\w-]*)", selector)
+    return words.issuperset(classes) and all(any(part in word for word in words) for part in parts)
+
+
+def setup(app: Sphinx) -> dict[str, bool]:
+    """Register with Sphinx, after the extensions that set what is changed here."""
+    app.connect("config-inited", choose, priority=900)
+    app.connect("html-page-context", complete, priority=900)
+    app.connect("build-finished", prune_styles, priority=900)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -1,0 +1,66 @@
+"""The built book on localhost, and a real browser: run `make book` first, and have Chromium installed.
+
+python -m pytest -m browser tests/browser
+"""
+
+import functools
+import http.server
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+HTML = ROOT / "_build" / "html"
+PATIENCE = 120_000  # milliseconds: a machine may be busy
+BROWSERS = "chromium chromium-browser google-chrome".split()
+QUIET = (
+    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
+    "--disable-component-update --disable-sync"
+).split()
+
+
+class _Handler(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_):
+        """Say nothing."""
+
+
+@pytest.fixture(scope="session")
+def site():
+    """Return the address of the built book, with a slash at its end."""
+    if not (HTML / "book" / "intro.html").is_file():
+        pytest.fail("The book is not built: _build/html/book/intro.html is missing. Run `make book` first.")
+    handler = functools.partial(_Handler, directory=str(HTML))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/"
+        server.shutdown()
+
+
+@pytest.fixture(scope="session")
+def browser():
+    """Return a Chromium without a window."""
+    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if found is None:
+        pytest.fail(
+            f"No browser: none of {', '.join(BROWSERS)} is on the PATH. On Debian: apt-get install chromium"
+        )
+    try:
+        from playwright.sync_api import sync_playwright
+    except ImportError:
+        pytest.fail("Playwright is missing: pip install -c constraints.txt -e '.[browser]'")
+    with sync_playwright() as driver:
+        chromium = driver.chromium.launch(executable_path=found, args=QUIET)
+        yield chromium
+        chromium.close()
+
+
+@pytest.fixture
+def page(browser):
+    """Return a tab 1280 pixels wide and 800 high, with nothing cached or stored."""
+    context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
+    tab = context.new_page()
+    tab.set_default_timeout(PATIENCE)
+    yield tab
+    context.close()

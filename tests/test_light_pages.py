@@ -1,0 +1,44 @@
+"""The pages load less, and what they need stays."""
+
+import importlib.util
+from pathlib import Path
+
+import pytest
+
+tinycss2 = pytest.importorskip("tinycss2", reason="the book's packages")
+FILE = Path(__file__).parents[1] / "book" / "_ext" / "light_pages.py"
+SPEC = importlib.util.spec_from_file_location("light_pages", FILE)
+light_pages = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(light_pages)
+
+
+@pytest.mark.parametrize(
+    ("rule", "stays"),
+    [
+        ("a:hover { color: red }", True),
+        (".shown { color: red }", True),
+        (".gone { color: red }", False),
+        (".gone, .shown { color: red }", True),
+        (".shown .gone { color: red }", False),
+        (".shown:not(.gone) { color: red }", True),
+        (".-Color[class*='-C7'] { color: red }", False),
+        (".-Color[class*=-C1] { color: red }", True),
+        ("@media print { .gone { color: red } }", False),
+        ("@media print { .gone { color: red } .shown { color: red } }", True),
+        ("@font-face { src: url(gone.woff2) }", True),
+        ("@keyframes gone { from { top: 0 } }", True),
+    ],
+)
+def test_rules_stay_that_can_apply(rule, stays):
+    rules = tinycss2.parse_stylesheet(rule, skip_whitespace=True)
+    left = "".join(light_pages.kept(rules, {"shown", "-Color", "-C12"}))
+    assert bool(left) == stays
+    assert ".gone {" not in left or ", .shown" in left
+
+
+def test_half_of_a_block_stays():
+    rules = tinycss2.parse_stylesheet("@media (min-width: 9px) { .gone { top: 0 } .shown { top: 0 } }")
+    (left,) = light_pages.kept(rules, {"shown"})
+    assert "(min-width: 9px)" in left
+    assert ".shown { top: 0 }" in left
+    assert ".gone" not in left
