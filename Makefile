@@ -17,7 +17,7 @@ test: $(READY)  ## every test: library, doctests, and the stored outputs of the 
 	$(BIN)/python -m pytest -n 2
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
 
-test-all: lint test book test-browser test-slow  ## what CI runs
+test-all: lint test book test-browser test-slow  ## everything
 
 test-browser: book  ## the built pages in Chromium (Debian's package chromium, or PAI_CHROMIUM=/path/to/it)
 	@test -n "$(PAI_CHROMIUM)" || command -v chromium || { echo "Chromium is needed: apt-get install chromium"; exit 1; }
