@@ -109,6 +109,8 @@ class _Sweep:
                 self.failed |= {spec: known} if known else {}
             else:
                 self.count(known, "reused")
+                if not known.failure:  # a worker may have outlived the sweep that it worked for
+                    store.checkpoint(spec).unlink(missing_ok=True)
 
     def find(self, spec: RunSpec) -> Record | None:
         return self.store.find(spec, self.prints[spec.dataset, spec.image_size])
@@ -175,6 +177,7 @@ class _Sweep:
                 record.provenance["retried"] = [*before.provenance.get("retried", []), failure]
             self.store.save(record)
             self.store.checkpoint(spec).unlink(missing_ok=True)
+            self.store.tidy(spec)  # a worker may have been killed while it wrote
             self.estimate.add(record)
             self.count(record, "done")
         del self.running[future]

@@ -49,6 +49,16 @@ def test_a_sweep_does_each_run_once(store, records, capsys, monkeypatch):
     assert capsys.readouterr().out == "4 runs: 0 done, 4 reused, 0 failed, 0 left.\n"
 
 
+def test_the_checkpoint_of_a_recorded_run_is_removed_and_that_of_a_failed_one_kept(store):
+    failing = replace(TINY, samples_per_class=200)
+    run(store, [TINY, failing])
+    for spec in (TINY, failing):  # the first by a worker that lost its sweep, the second by one that tries again
+        store.checkpoint(spec).write_bytes(b"")
+    assert run(store, [TINY, failing]) == (0, 1, 1, 0)
+    assert not store.checkpoint(TINY).exists()
+    assert store.checkpoint(failing).exists()
+
+
 def test_data_are_read_once(store, monkeypatch):
     calls = []
     plain = engine.load_data
