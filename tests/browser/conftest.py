@@ -5,6 +5,7 @@ python -m pytest -m browser tests/browser
 
 import functools
 import http.server
+import os
 import shutil
 import threading
 from pathlib import Path
@@ -41,7 +42,7 @@ def site():
 @pytest.fixture(scope="session")
 def browser():
     """Return a Chromium without a window."""
-    found = next(filter(None, map(shutil.which, BROWSERS)), None)
+    found = os.environ.get("PAI_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
     if found is None:
         pytest.fail(
             f"No browser: none of {', '.join(BROWSERS)} is on the PATH. On Debian: apt-get install chromium"

@@ -15,16 +15,10 @@ from synthetic_records import write_records
 from pai_lib import CRITERIA
 from pai_lib.records import Store
 
-playwright = pytest.importorskip("playwright.sync_api")
 pytest.importorskip("jupyter_book")
 
 pytestmark = pytest.mark.browser
 REPO = Path(__file__).parents[2]
-CHROMIUM = os.environ.get("PAI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-FLAGS = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
 SEEDS = 5
 POINT = '#records-plot [data-point="{}"]'
 
@@ -60,16 +54,6 @@ def built(tmp_path_factory):
 @pytest.fixture(scope="module")
 def frame(built):
     return Store(built.parents[3] / "results").frame()
-
-
-@pytest.fixture(scope="module")
-def browser():
-    if CHROMIUM is None:
-        pytest.skip("no chromium found; $PAI_CHROMIUM may name one")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
