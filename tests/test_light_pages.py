@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -42,3 +43,16 @@ def test_half_of_a_block_stays():
     assert "(min-width: 9px)" in left
     assert ".shown { top: 0 }" in left
     assert ".gone" not in left
+
+
+def test_what_any_page_or_script_names_keeps_its_style(tmp_path):
+    places = {"index.html": "a1", "book/x.html": "a2", "book/runs/y.html": "a3", "_static/s.js": "a4"}
+    places |= {"_static/scripts/s.js": "a5", "_static/records/s.js": "a6"}
+    for place, word in places.items():
+        (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / place).write_text(f"'{word}'")
+    style = tmp_path / "_static" / "style.css"
+    style.write_text("".join(f".a{i} {{ top: 0 }}\n" for i in range(8)))
+    app = SimpleNamespace(outdir=tmp_path, builder=SimpleNamespace(format="html"))
+    light_pages.prune_styles(app, None)
+    assert [line[:3] for line in style.read_text().splitlines()] == [f".{word}" for word in places.values()]

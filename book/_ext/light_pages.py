@@ -73,9 +73,10 @@ def prune_styles(app: Sphinx, exception: Exception | None) -> None:
     out = Path(app.outdir)
     named = [
         *out.glob("*.html"),
-        *out.glob("book/*.html"),
+        *out.glob("book/**/*.html"),  # your runs too
         *out.glob("_static/*.js"),
         *out.glob("_static/scripts/*.js"),
+        *out.glob("_static/records/*.js"),
     ]
     words = {word for path in named for word in re.findall(r"[A-Za-z_-][\w-]*", path.read_text("utf-8"))}
     for path in (*out.glob("_static/*.css"), *out.glob("_static/styles/*.css")):

@@ -118,14 +118,15 @@ def test_nothing_from_elsewhere_and_no_error_of_its_own(visit, built):
 @pytest.mark.parametrize("mode", ["light", "dark"])
 @pytest.mark.parametrize("width", [375, 1280])
 def test_it_fits_and_is_accessible(visit, built, width, mode):
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright")
+    from axe_playwright_python.sync_playwright import Axe
+
     page = visit(built, width, mode)
     page.locator("#records-search").fill("synflow 0.99 seed=4")  # few rows, a failed one: axe looks at every cell
     page.locator("details summary").click()
     assert page.evaluate("document.documentElement.dataset.theme") == mode
     assert page.evaluate("document.documentElement.scrollWidth") == width
     assert page.locator("#records-plot svg").bounding_box()["width"] <= width
-    found = axe.Axe().run(page, context=".bd-article", options={"preload": False}).response
+    found = Axe().run(page, context=".bd-article", options={"preload": False}).response
     assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
     assert len(found["passes"]) > 10
 
