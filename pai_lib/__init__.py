@@ -26,7 +26,7 @@ from .masks import (
 )
 from .models import build_model, model_names, prunable
 from .records import Record, Store, records_frame
-from .runs import run
+from .runs import Shared, run
 from .spec import RunSpec
 from .streams import ImageStream
 from .training import evaluate, random_stream, train, warm_up
@@ -41,6 +41,7 @@ __all__ = [
     "ImageStream",
     "Record",
     "RunSpec",
+    "Shared",
     "SparsityWarning",
     "Store",
     "apply_mask",

@@ -32,11 +32,8 @@ class Problem:
     def __init__(self, model: nn.Module, batch: Batch, temperature: float, names: list[str]):
         self.model, self.temperature = model, temperature
         self.theta = {name: model.get_parameter(name).detach().requires_grad_() for name in names}
-        self.others = {
-            name: tensor.detach().clone() if name in dict(model.named_buffers()) else tensor.detach()
-            for name, tensor in (*model.named_parameters(), *model.named_buffers())
-            if name not in self.theta
-        }
+        self.others = {name: p.detach() for name, p in model.named_parameters() if name not in self.theta}
+        self.others |= {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.leaves = list(self.theta.values())
         first = self.leaves[0]
         for leaf in self.leaves:

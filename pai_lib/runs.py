@@ -65,6 +65,14 @@ class Shared:
 
     Args:
         networks: number of networks whose parts are kept, the latest ones.
+
+    Example:
+        >>> shared = Shared()
+        >>> specs = [RunSpec(criterion=key, width=2, warmup=9, epochs=1) for key in ("snip", "fts")]
+        >>> for spec in specs:  # one warm-up and one gradient
+        ...     record = run(spec, progress=False, shared=shared)
+        >>> shared.seconds > 0
+        True
     """
 
     def __init__(self, networks: int = 2):
@@ -97,6 +105,7 @@ def run(
     device: str | torch.device | None = None,
     data: Dataset | None = None,
     progress: bool = True,
+    shared: Shared | None = None,
 ) -> Record:
     """Prune, train, test; or return the record if the store has it for the same data.
 
@@ -108,6 +117,7 @@ def run(
         device: ``None`` is CUDA where there is one, else the CPU.
         data: the spec's data set if it is loaded already.
         progress: show a bar.
+        shared: parts of earlier runs that this one may use; give the same one to runs of one seed in turn.
 
     Returns:
         The record. A loss that stops being finite, in training or in the test, gives a record with a ``failure``.
@@ -119,10 +129,10 @@ def run(
     device = resolve_device(device)
     whole = load_data(spec.dataset, image_size=spec.image_size) if data is None else data
     if store is None:
-        return perform(spec, whole, device, progress=progress)
+        return perform(spec, whole, device, progress=progress, shared=shared)
     if known := store.find(spec, whole.fingerprint):
         return known
-    work = _Work(spec, whole, device, progress)  # what cannot be is refused before anything is written
+    work = _Work(spec, whole, device, progress, shared=shared)  # what cannot be is refused before anything is written
     store.check_writable()
     with store.lock(spec):
         if known := store.find(spec, whole.fingerprint):  # another process was faster
