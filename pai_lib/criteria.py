@@ -58,7 +58,7 @@ class Criterion:
     @property
     def uses_data(self) -> bool:
         """Whether the scores depend on training samples."""
-        return not {"weight", "flow", "noise"}.issuperset(self.needs)
+        return not {"weight", "flow", "noise", "normal"}.issuperset(self.needs)
 
     def default_temperature(self, variant: str = "cited") -> float:
         """Temperature of the cited method; the released GraSP uses 1."""
@@ -193,7 +193,7 @@ def fisher_brain_surgeon(weight, gradient, fisher, group):
     return torch.where(fisher > 0, score, 0)
 
 
-# Two of this project's own: the scale of HP's noise without the noise, and other noise of that scale.
+# Of this project: the scale of HP's noise without the noise, other noise of that scale, noise without the scale.
 
 
 @criterion(
@@ -211,6 +211,14 @@ def row_norm_pruning(weight, row_norm):
 )  # fmt: skip
 def scaled_noise(weight, row_norm, normal):
     return weight**2 * row_norm / 2 * normal
+
+
+@criterion(
+    "weight_noise", "Weight noise", "Weight noise (ours)",
+    r"\tfrac12\theta^2\, \xi,\; \xi \sim \mathcal{N}(0, 1)", "su2020",
+)  # fmt: skip
+def weight_noise(weight, normal):
+    return weight**2 / 2 * normal
 
 
 def get_criterion(key: str, variant: str = "cited") -> Criterion:

@@ -66,13 +66,12 @@ class Shared:
     Args:
         networks: number of networks whose parts are kept, the latest ones.
 
-    Example:
-        >>> shared = Shared()
-        >>> specs = [RunSpec(criterion=key, width=2, warmup=9, epochs=1) for key in ("snip", "fts")]
-        >>> for spec in specs:  # one warm-up and one gradient
-        ...     record = run(spec, progress=False, shared=shared)
-        >>> shared.seconds > 0
-        True
+    >>> shared = Shared()
+    >>> for key in ("snip", "fts"):  # one warm-up, one gradient
+    ...     spec = RunSpec(dataset="digits", model="resnet8", width=2, criterion=key, epochs=1)
+    ...     record = run(spec, progress=False, shared=shared)
+    >>> shared.seconds > 0
+    True
     """
 
     def __init__(self, networks: int = 2):
@@ -132,7 +131,7 @@ def run(
         return perform(spec, whole, device, progress=progress, shared=shared)
     if known := store.find(spec, whole.fingerprint):
         return known
-    work = _Work(spec, whole, device, progress, shared=shared)  # what cannot be is refused before anything is written
+    work = _Work(spec, whole, device, progress, shared=shared)  # refuses what cannot be before anything is written
     store.check_writable()
     with store.lock(spec):
         if known := store.find(spec, whole.fingerprint):  # another process was faster

@@ -13,7 +13,7 @@ from torch import nn
 
 import pai_lib as pai
 
-WITHOUT_FORWARD = (("noise",), ("weight",))
+WITHOUT_FORWARD = (("noise",), ("weight",), ("weight", "normal"))
 STOCHASTIC = {"noise", "normal", "hutchinson", "row_norm"}
 DETERMINISTIC = [key for key, rule in pai.CRITERIA.items() if not STOCHASTIC & set(rule.needs)]
 every_criterion = pytest.mark.parametrize("key", pai.CRITERIA)
@@ -175,7 +175,7 @@ def test_data_free_criteria_see_no_data(key):
 
 def quantities(model, batch, group, temperature):
     options = {"temperature": temperature}
-    g, noise = pai.gradient(model, batch, **options), seeded(5)
+    g, noise, alone = pai.gradient(model, batch, **options), seeded(5), seeded(5)
     return {
         "θ": flat({name: model.get_parameter(name) for name in g}),
         "g": flat(g),
@@ -185,6 +185,7 @@ def quantities(model, batch, group, temperature):
         "Hg": flat(pai.hessian_vector_product(model, batch, g, **options)),
         "R": flat(pai.hessian_row_norm(model, batch, 3, group, generator=noise, **options)),
         "ξ": flat({name: torch.randn(value.shape, generator=noise) for name, value in g.items()}),
+        "ξ alone": flat({name: torch.randn(value.shape, generator=alone) for name, value in g.items()}),
     }
 
 
@@ -204,6 +205,7 @@ FORMULAS = {
     "exact_taylor": lambda q, B: (q["θ"] * q["g"] + 0.5 * q["θ"] ** 2 * q["H"]).abs(),
     "row_norm": lambda q, B: 0.5 * q["θ"] ** 2 * q["R"],
     "scaled_noise": lambda q, B: 0.5 * q["θ"] ** 2 * q["R"] * q["ξ"],
+    "weight_noise": lambda q, B: 0.5 * q["θ"] ** 2 * q["ξ alone"],
     "fbss": lambda q, B: torch.where(q["F"] > 0, B * q["F"] / 2 * (q["θ"] - q["g"] / (B * q["F"])) ** 2, 0),
 }
 
