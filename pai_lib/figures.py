@@ -149,7 +149,7 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
             [place[s] + nudge for s in rows["sparsity"]], 100 * rows["mean"], 100 * rows["sd"].fillna(0),
             label=label, lw=1.4, ms=6, capsize=2, alpha=0.9, **styles[key],
         )  # fmt: skip
-    dead = summary["mean"] < summary["mean"].max() / 2
+    dead = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
     if 0 < dead.sum() <= 2:  # networks that learn nothing must not squeeze the others together
         bottom = 100 * (summary["mean"] - summary["sd"].fillna(0))[~dead].min() - 2
         axes.set_ylim(bottom=bottom)
