@@ -135,7 +135,7 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
     styles, order = criterion_styles(), ["dense", *CRITERIA]
     summary = summarize(frame)
     levels = sorted(s for s in summary["sparsity"].unique() if s > 0)
-    figure, axes = plt.subplots(figsize=(7.2, 4.2))
+    figure, axes = plt.subplots(figsize=(5.8, 4.6))
     place = {s: i for i, s in enumerate(levels)}  # evenly spaced: 0.98 and 0.99 are as far apart as 0.8 and 0.9
     shown = [key for key in order if key in set(summary["criterion"])]
     for i, key in enumerate(shown):
@@ -149,9 +149,17 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
             [place[s] + nudge for s in rows["sparsity"]], 100 * rows["mean"], 100 * rows["sd"].fillna(0),
             label=label, lw=1.4, ms=6, capsize=2, alpha=0.9, **styles[key],
         )  # fmt: skip
+    dead = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
+    if 0 < dead.sum() <= 2:  # networks that learn nothing must not squeeze the others together
+        bottom = 100 * (summary["mean"] - summary["sd"].fillna(0))[~dead].min() - 2
+        axes.set_ylim(bottom=bottom)
+        for row in summary[dead].itertuples():
+            text = f"↓ {criterion_label(row.criterion)} {100 * row.mean:.0f} %"
+            axes.text(place[row.sparsity], bottom, text, va="bottom", color=styles[row.criterion]["color"])
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
-    axes.legend(loc="center left", bbox_to_anchor=(1, 0.5), fontsize="small")
+    axes.set_xlim(-0.3, len(levels) - 0.7)
+    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=3, fontsize="small")
     sns.despine(figure)
     best = summary[summary["sparsity"] == levels[-1]].sort_values("mean", ascending=False)
     ranked = ", ".join(f"{criterion_label(r.criterion)} {100 * r.mean:.1f}" for r in best.itertuples(index=False))
@@ -169,7 +177,7 @@ def paired_differences(
         looks: label to colour and marker.
         what: the differences in words, for the axis and the alt text.
     """
-    figure, axes = plt.subplots(figsize=(6.4, 1.0 + 0.34 * len(differences)))
+    figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(differences)))
     axes.axvline(0, color=INK, lw=1)
     said, labels = [], []
     for y, (label, values) in enumerate(differences.items()):
@@ -180,14 +188,15 @@ def paired_differences(
         labels.append(f"{label} (n = {found.n})")
         said.append(f"{label} {found}, n = {found.n}")
     axes.set_yticks(range(len(labels)), labels)
-    beyond = ""
-    if max(values.abs().max() for values in differences.values()) > 20:  # a network that learns nothing
-        axes.set_xscale("symlog", linthresh=5, linscale=1.5)  # must not squeeze the others together
-        axes.xaxis.set_major_locator(plt.FixedLocator([-80, -40, -20, -10, -5, -2.5, 0, 2.5, 5, 10, 20, 40, 80]))
+    beyond, sizes = "", pd.concat(list(differences.values())).abs()
+    if sizes.max() > 20:  # a network that learns nothing must not squeeze the others together
+        near = 5 if sizes.median() < 5 else 10
+        axes.set_xscale("symlog", linthresh=near, linscale=1.5)
+        axes.xaxis.set_major_locator(plt.FixedLocator([-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80]))
         axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
         axes.xaxis.set_minor_locator(plt.NullLocator())
-        beyond = ", logarithmic beyond ±5"
-    axes.set(xlabel=f"{what} (percentage points{beyond})", ylim=(len(labels) - 0.4, -0.6))
+        beyond = f", logarithmic beyond ±{near}"
+    axes.set(xlabel=f"{what}\n(percentage points{beyond})", ylim=(len(labels) - 0.4, -0.6))
     return figure, f"{what[0].upper()}{what[1:]} in percentage points, mean and 95 % interval: {'; '.join(said)}."
 
 
@@ -300,7 +309,7 @@ def predicted_against_true(panels: Sequence[tuple[str, str, np.ndarray, np.ndarr
     """
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
-    size = (7.2, 2.5 * len(rows))
+    size = (6.0, 2.4 * len(rows))
     figure, grid = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False, sharex="row", sharey="row")
     said = []
     for title, expansion, predicted, true in panels:

@@ -112,7 +112,7 @@ def extract(archive: Path, folder: Path) -> None:
 class ImageStream:
     """Images that are read, cropped and resized as they are needed; used like a `Dataset`.
 
-    Training crops 8 to 100 % of an image's area, of aspect ratio 3/4 to 4/3, resizes that to `image_size`² and
+    Training crops 8 to 100 % of an image's area, of aspect ratio 3/4 to 4/3, resizes it to `image_size`, and
     mirrors it with probability ½. Without augmentation, and in the test, the shorter side becomes 256/224 of
     `image_size` and the middle is taken: the usual recipe for ImageNet (torchvision's references). One seed gives
     the same order and crops whatever the number of workers. A daemonic process may have none and reads alone:

@@ -75,9 +75,11 @@ def test_paired_differences_tell_mean_interval_and_number():
     half = 4.302652729911275 / np.sqrt(3)  # Student's 0.975 quantile with two degrees of freedom
     assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; one +1.0 (one pair), n = 1.")
     assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["SNIP (n = 3)", "one (n = 1)"]
-    assert figure.axes[0].get_xlabel() == "gain (percentage points)"
+    assert figure.axes[0].get_xlabel() == "gain\n(percentage points)"
     far, _ = figures.paired_differences({"SNIP": values - 40, "one": values[:1]}, looks, "gain")
-    assert far.axes[0].get_xlabel() == "gain (percentage points, logarithmic beyond ±5)"
+    assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±10)"
+    far, _ = figures.paired_differences({"SNIP": values, "one": values[:1] - 40}, looks, "gain")
+    assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±5)"
 
 
 def test_accuracy_figure_tells_its_numbers(frame):
@@ -85,6 +87,14 @@ def test_accuracy_figure_tells_its_numbers(frame):
     assert alt.endswith("At sparsity 0.98, in percent: SNIP 71.2, Random 50.0.")
     legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
     assert legend == ["Dense (n = 1)", "Random (n = 3)", "SNIP (n = 3)"]
+    assert figure.axes[0].get_ylim()[0] < 50
+    frame.loc[(frame["criterion"] == "random") & (frame["sparsity"] == 0.98), "test_accuracy"] = 0.1
+    figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
+    assert figure.axes[0].get_ylim()[0] > 40  # named at the bottom instead
+    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ Random 10 %"]
+    frame.loc[frame["criterion"] == "dense", "test_accuracy"] = 0.2  # its line stays in sight
+    figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
+    assert figure.axes[0].get_ylim()[0] < 20
 
 
 def test_runs_of_different_protocols_are_kept_apart(frame):

@@ -37,6 +37,25 @@ def test_rules_stay_that_can_apply(rule, stays):
     assert ".gone {" not in left or ", .shown" in left
 
 
+@pytest.mark.parametrize(
+    ("computed", "printed"),
+    [
+        ("R² <b>-0.02</b> (-1)", "R² <b>−0.02</b> (−1)"),
+        ("pages 1-2, x-3, 2026-11-05", "pages 1-2, x-3, 2026-11-05"),
+        ("1.0 ± 2.0", "1.0\u00a0±\u00a02.0"),
+        ("<b>14</b> % of 5 %", "<b>14</b>\u00a0% of 5\u00a0%"),
+        ("n = <b>5</b>, p = 9.6e-05", "n\u00a0=\u00a0<b>5</b>, p\u00a0=\u00a09.6·10<sup>−5</sup>"),
+        ("7.04e+03", "7.04·10<sup>3</sup>"),
+        *[
+            (kept, kept)
+            for kept in ("<code>n = -1</code>", r"\(T = 200\)", "<pre>-1 ± 2 1e-3</pre>", '<a id="x -1">')
+        ],
+    ],
+)
+def test_computed_text_looks_like_print(computed, printed):
+    assert light_pages.UNTOUCHED_OR_TEXT.sub(light_pages._typeset, computed) == printed
+
+
 def test_half_of_a_block_stays():
     rules = tinycss2.parse_stylesheet("@media (min-width: 9px) { .gone { top: 0 } .shown { top: 0 } }")
     (left,) = light_pages.kept(rules, {"shown"})

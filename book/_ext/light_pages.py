@@ -25,6 +25,10 @@ PLAIN_CODE = re.compile(
     r'<span class="[npw]">([^<]*)</span>'
 )  # names, brackets, spaces: in the colour of all code
 
+UNTOUCHED_OR_TEXT = re.compile(
+    r"<(pre|code|dt|script|svg)\b.*?</\1>|<[^>]*>|\\\(.*?\\\)|\\\[.*?\\\]|(?P<text>[^<\\]+)", re.DOTALL
+)
+
 
 def choose(app: Sphinx, config: Config) -> None:
     """Take this folder's page template, MathJax in parts, and one search field: that above the chapters."""
@@ -50,7 +54,21 @@ def complete(
         body = picture.sub(lambda match: _deferred(files.get(match[1])), context["body"])
         # docutils writes a role that no longer exists: an entry of a list is a listitem
         body = body.replace('role="doc-biblioentry"', 'role="listitem"')
-        context["body"] = PLAIN_CODE.sub(r"\1", body)
+        context["body"] = PLAIN_CODE.sub(r"\1", UNTOUCHED_OR_TEXT.sub(_typeset, body))
+
+
+def _typeset(match: re.Match) -> str:
+    """Set what Python computed as print would: minus signs, and no line break within a quantity."""
+    text = match["text"] or ""
+    text = re.sub(r"(?<![^\s(])-(?=\d)", "−", text)
+    text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=±)|(?:(?<=\d)|^) (?=%)", "\u00a0", text)
+    text = re.sub(r"(?<=\d)e[+]?(-?)0?(\d+)\b", _power, text)
+    return re.sub(r"\b([npT]) = (?=\d|$)", "\\1\u00a0=\u00a0", text) or match[0]
+
+
+def _power(match: re.Match) -> str:
+    """A power of ten, as print has it."""
+    return f"\u00b710<sup>{match[1].replace('-', '−')}{match[2]}</sup>"
 
 
 def _deferred(file: Path | None) -> str:

@@ -67,6 +67,7 @@ def groups(frame: pd.DataFrame) -> list[dict]:
     from pai_lib.verdicts import PROTOCOL
 
     found = [rows for _, rows in figures.protocols(frame)]
+    found.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))  # real images come first
     kinds = {tuple(rows.iloc[0][PROTOCOL].map(str)): rows.iloc[0] for rows in found}
     names = dict(zip(kinds, in_words(list(kinds.values())), strict=True))
     entries = []
