@@ -150,12 +150,14 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
             label=label, lw=1.4, ms=6, capsize=2, alpha=0.9, **styles[key],
         )  # fmt: skip
     dead = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
-    if 0 < dead.sum() <= 2:  # networks that learn nothing must not squeeze the others together
+    if 0 < dead.sum() <= len(summary) / 4:  # networks that learn nothing must not squeeze the others together
         bottom = 100 * (summary["mean"] - summary["sd"].fillna(0))[~dead].min() - 2
         axes.set_ylim(bottom=bottom)
-        for row in summary[dead].itertuples():
-            text = f"↓ {criterion_label(row.criterion)} {100 * row.mean:.0f} %"
-            axes.text(place[row.sparsity], bottom, text, va="bottom", color=styles[row.criterion]["color"])
+        for level, rows in summary[dead].groupby("sparsity"):
+            low, high = (f"{100 * accuracy:.0f}" for accuracy in (rows["mean"].min(), rows["mean"].max()))
+            names = ", ".join(map(criterion_label, rows["criterion"]))
+            text = f"↓ {names} {low if low == high else f'{low} to {high}'} %"
+            axes.text(place[level], bottom, text, ha="center", va="bottom", fontsize="small", color=INK)
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
     axes.set_xlim(-0.3, len(levels) - 0.7)

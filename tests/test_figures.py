@@ -92,6 +92,11 @@ def test_accuracy_figure_tells_its_numbers(frame):
     figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
     assert figure.axes[0].get_ylim()[0] > 40  # named at the bottom instead
     assert [text.get_text() for text in figure.axes[0].texts] == ["↓ Random 10 %"]
+    more = frame[frame["criterion"] == "snip"]  # so that two of many are dead, of two accuracies
+    several = [more.assign(criterion=key, test_accuracy=0.7) for key in ("fts", "hts", "magnitude")]
+    several += [more[more["sparsity"] == 0.98].assign(criterion="fisher_diag", test_accuracy=0.12)]
+    figure, _ = figures.accuracy_against_sparsity(pd.concat([frame, *several]), "a network on some data")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ FD, Random 10 to 12 %"]
     frame.loc[frame["criterion"] == "dense", "test_accuracy"] = 0.2  # its line stays in sight
     figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
     assert figure.axes[0].get_ylim()[0] < 20
