@@ -140,7 +140,8 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
     shown = [key for key in order if key in set(summary["criterion"])]
     for i, key in enumerate(shown):
         rows = summary[summary["criterion"] == key].sort_values("sparsity")
-        label = f"{criterion_label(key)} (n = {rows['n'].min()})"
+        few, many = rows["n"].min(), rows["n"].max()
+        label = f"{criterion_label(key)} (n = {few if few == many else f'{few} to {many}'})"
         if key == "dense":
             axes.axhline(100 * rows["mean"].iloc[0], color="black", ls="--", lw=1, label=label)
             continue
