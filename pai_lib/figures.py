@@ -158,9 +158,7 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
             low, high = (f"{100 * accuracy:.0f}" for accuracy in (rows["mean"].min(), rows["mean"].max()))
             names = ", ".join(map(criterion_label, rows["criterion"]))
             text = f"↓ {names} {low if low == high else f'{low} to {high}'} %"
-            last = level == levels[-1]  # its text ends where the axis does
-            x, align = (place[level] + 0.3, "right") if last else (place[level], "center")
-            axes.text(x, bottom, text, ha=align, va="bottom", fontsize="small", color=INK)
+            axes.text(place[level] + 0.3, bottom, text, ha="right", va="bottom", fontsize="small", color=INK)
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
     axes.set_xlim(-0.3, len(levels) - 0.7)
