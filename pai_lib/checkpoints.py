@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -66,8 +66,7 @@ def load_mask(path: str | Path) -> dict[str, Tensor]:
     Raises ValueError for a file that holds no mask, OSError for one that cannot be read.
     """
     try:
-        with safe_open(path, "pt") as file:
-            mask = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        mask = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}.") from None
     _check_bools(mask, f"{path}: what it holds")
@@ -115,7 +114,7 @@ class Checkpoint:
             header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
             if header.get("key") != self.key:
                 raise ValueError(f"it belongs to {header.get('key')}, not to {self.key}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
         self.values, self.training = header["values"], header["training"]
         self._state = {name: t for name, t in tensors.items() if name.startswith("training/")}
         self.tensors = {name: t for name, t in tensors.items() if name not in self._state}

@@ -140,8 +140,7 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
     shown = [key for key in order if key in set(summary["criterion"])]
     for i, key in enumerate(shown):
         rows = summary[summary["criterion"] == key].sort_values("sparsity")
-        few, many = rows["n"].min(), rows["n"].max()
-        label = f"{criterion_label(key)} (n = {few if few == many else f'{few} to {many}'})"
+        label = f"{criterion_label(key)} (n = {_range(rows['n'])})"
         if key == "dense":
             axes.axhline(100 * rows["mean"].iloc[0], color="black", ls="--", lw=1, label=label)
             continue
@@ -155,9 +154,8 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
         bottom = 100 * (summary["mean"] - summary["sd"].fillna(0))[~dead].min() - 2
         axes.set_ylim(bottom=bottom)
         for level, rows in summary[dead].groupby("sparsity"):
-            low, high = (f"{100 * accuracy:.0f}" for accuracy in (rows["mean"].min(), rows["mean"].max()))
             names = ", ".join(map(criterion_label, rows["criterion"]))
-            text = f"↓ {names} {low if low == high else f'{low} to {high}'} %"
+            text = f"↓ {names} {_range(100 * rows['mean'])} %"
             axes.text(place[level] + 0.3, bottom, text, ha="right", va="bottom", fontsize="small", color=INK)
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
@@ -168,6 +166,11 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
     ranked = ", ".join(f"{criterion_label(r.criterion)} {100 * r.mean:.1f}" for r in best.itertuples(index=False))
     alt = f"Test accuracy against sparsity for {what}. At sparsity {levels[-1]:g}, in percent: {ranked}."
     return figure, alt
+
+
+def _range(values: pd.Series) -> str:
+    low, high = f"{values.min():.0f}", f"{values.max():.0f}"
+    return low if low == high else f"{low} to {high}"
 
 
 def paired_differences(
