@@ -24,6 +24,7 @@ from PIL import Image
 from .criteria import CRITERIA
 from .derivatives import ByParameter
 from .masks import jaccard, layer_density
+from .records import data_note
 from .runs import criterion_label
 from .verdicts import PLAIN, PROTOCOL, paired
 
@@ -248,8 +249,9 @@ def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 def _in_words(how: pd.Series) -> str:
     size = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
     return (
-        f"{how['model']} ({size}) on {how['train_images']:,.0f} training images of {how['dataset']}, "
-        f"{how['epochs']} epochs at batch {how['batch_size']}, learning rate {how['lr']:g}, {how['precision']}; "
+        f"{how['model']} ({size}) on {how['train_images']:,.0f} training images of "
+        f"{how['dataset']}{data_note(how['fingerprint'])}, {how['epochs']} epochs of {how['optimizer']} at "
+        f"batch {how['batch_size']}, learning rate {how['lr']:g}, {how['precision']}; "
         f"scores from {how['samples_per_class']} images a class at group size {how['group']}, after "
         f"{how['warmup']} batch-norm updates"
     )

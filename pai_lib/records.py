@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import yaml
 from filelock import FileLock
 
 from .checkpoints import write_whole
@@ -187,20 +188,12 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
         row = {"id": record.spec.id, **vars(record.spec), **numbers}
         row["dataset"] = short[record.spec.dataset]
         row["collapsed"] = len(record.result.get("collapsed", []))
-        row["train_images"] = record.data.get("train")
+        row["train_images"], row["fingerprint"] = record.data.get("train"), record.data.get("fingerprint")
         row["device"] = record.provenance.get("device")
         row["failure"] = record.failure["reason"] if record.failure else None
         rows.append(row)
-    columns = [
-        "id",
-        *asdict(RunSpec()),
-        "test_accuracy",
-        "test_loss",
-        "collapsed",
-        "train_images",
-        "device",
-        "failure",
-    ]
+    results = "test_accuracy test_loss collapsed train_images fingerprint device failure"
+    columns = ["id", *asdict(RunSpec()), *results.split()]
     return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
 
 
@@ -208,12 +201,11 @@ MADE_BY = "git dirty pai_lib torch device threads started finished".split()
 
 
 def full_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """``records_frame``, where a run failed, its test images, the data's fingerprint, and what made the record."""
+    """``records_frame``, where a run failed, its test images, and what made the record."""
     records = list(records)
     frame = records_frame(records)
     frame["failure_where"] = [record.failure and record.failure.get("where") for record in records]
     frame["test_images"] = [record.data.get("test") for record in records]
-    frame["fingerprint"] = [record.data.get("fingerprint") for record in records]
     for name in MADE_BY:
         frame[name] = [record.provenance.get(name) for record in records]
     return frame
@@ -247,3 +239,10 @@ def _read(path: Path) -> Record:
         return Record.from_dict(values, intact=bool(digest))
     except ValueError as error:
         raise ValueError(f"{path} is not a readable record: {str(error).removesuffix('.')}.") from error
+
+
+def data_note(fingerprint: str | None) -> str:
+    """What ``results/data.yaml`` says of the data with this fingerprint, in brackets after a space; or nothing."""
+    path = default_results() / "data.yaml"
+    known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    return f" ({known[fingerprint]})" if fingerprint in known else ""

@@ -33,8 +33,8 @@ VARIED = (
     "when",
 )
 
-# What makes two runs comparable: the fields that no contrast varies, and the number of training images.
-PROTOCOL = [name for name in RunSpec.__dataclass_fields__ if name not in VARIED] + ["train_images"]
+# What makes two runs comparable: the fields that no contrast varies, and the very same training images.
+PROTOCOL = [*(name for name in RunSpec.__dataclass_fields__ if name not in VARIED), "train_images", "fingerprint"]
 
 
 @dataclass(frozen=True)

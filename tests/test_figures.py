@@ -21,7 +21,7 @@ plt = figures.plt
 @pytest.fixture
 def frame():
     """Three seeds of two criteria at two sparsities, and one dense network, as records tell it."""
-    base = pd.DataFrame([{**pai.RunSpec().to_dict(), "train_images": 50_000}])
+    base = pd.DataFrame([{**pai.RunSpec().to_dict(), "train_images": 50_000, "fingerprint": "8e" * 32}])
     rows = [("dense", 0.0, 0, 0.9)]
     rows += [("snip", s, seed, 0.8 - s / 10 + seed / 100) for s in (0.9, 0.98) for seed in range(3)]
     rows += [("random", s, seed, 0.5) for s in (0.9, 0.98) for seed in range(3)]
@@ -108,9 +108,17 @@ def test_runs_of_different_protocols_are_kept_apart(frame):
     (words, rows), (_, fewer) = figures.protocols(pd.concat([other, frame, control]))
     assert len(rows) == len(frame)
     assert len(fewer) == len(other)
-    assert "160 epochs at batch 512" in words
+    assert "160 epochs of sgd at batch 512" in words
     assert figures.protocols(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
     assert figures.protocols(frame.iloc[:0]) == []
+
+
+def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
+    copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
+    words = [words for words, _ in figures.protocols(pd.concat([frame, copy]))]
+    assert len(words) == 2
+    assert sum("of cifar10 (every image re-encoded as JPEG), 160 epochs of sgd" in each for each in words) == 1
+    assert sum("of cifar10, 160 epochs of sgd" in each for each in words) == 1
 
 
 def test_empty_layers_are_named():

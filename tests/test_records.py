@@ -225,6 +225,7 @@ def test_the_frame_has_its_columns_whatever_was_recorded(store, record):
         "test_loss",
         "collapsed",
         "train_images",
+        "fingerprint",
         "device",
         "failure",
     ]

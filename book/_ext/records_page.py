@@ -93,6 +93,7 @@ def groups(frame: pd.DataFrame) -> list[dict]:
 
 def in_words(kinds: list[pd.Series]) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
+    from pai_lib.records import data_note
     from pai_lib.verdicts import PROTOCOL
 
     words = []
@@ -100,7 +101,8 @@ def in_words(kinds: list[pd.Series]) -> list[str]:
         alike = [other for other in kinds if (other["dataset"], other["model"]) == (how["dataset"], how["model"])]
         varied = [name for name in PROTOCOL if name not in SAID and len({str(other[name]) for other in alike}) > 1]
         text = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
-        images = "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images, "
+        images = "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images"
+        images += data_note(how["fingerprint"]) + ", " * bool(images)
         text += (
             f", {images}{how['epochs']} epochs at batch {how['batch_size']}, learning rate {how['lr']:g}, "
             f"{how['precision']}; scores from {how['samples_per_class']} images a class at "
