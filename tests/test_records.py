@@ -11,6 +11,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
+import yaml
 from conftest import SPEC, files
 
 from pai_lib.data import load_data
@@ -242,6 +243,8 @@ def test_committed_records_are_sound():
     store = Store(ROOT / "results")
     found = store.records()
     assert found
+    notes = yaml.safe_load((ROOT / "results" / "data.yaml").read_text("utf-8"))
+    assert notes.keys() <= {record.data["fingerprint"] for record in found}
     assert len(found) == len(list((ROOT / "results").rglob("*.json")))
     for record in found:
         path = store.path(record.spec)
