@@ -264,7 +264,10 @@ def best_and_worst(frame: pd.DataFrame) -> str:
         ends = rows.sort_values("mean", ascending=False).iloc[[0, -1]].itertuples()
         high, low = (f"{criterion_label(r.criterion)} {100 * r.mean:.1f} %" for r in ends)
         n = f"{rows['n'].min()} to {rows['n'].max()}" if rows["n"].nunique() > 1 else rows["n"].min()
-        clauses.append(f"at sparsity {sparsity:g}, of {len(rows)} criteria (n = {n}) from {high} down to {low}")
+        said = (
+            f"of {len(rows)} criteria (n = {n}) from {high} down to {low}" if len(rows) > 1 else f"{low} (n = {n})"
+        )
+        clauses.append(f"at sparsity {sparsity:g}, {said}")
     return "; ".join(clauses)
 
 

@@ -66,6 +66,8 @@ def test_table_and_sentence(frame):
     told = "at sparsity 0.9, of 2 criteria (n = 3) from SNIP 72.0 % down to Random 50.0 %; "
     assert figures.best_and_worst(frame).startswith(told)
     assert "(n = 2 to 3) from SNIP 72.0 %" in figures.best_and_worst(frame.drop(index=len(frame) - 6))
+    alone = figures.best_and_worst(frame[(frame["criterion"] == "random") & (frame["sparsity"] == 0.9)])
+    assert alone == "at sparsity 0.9, Random 50.0 % (n = 3)"
 
 
 def test_paired_differences_tell_mean_interval_and_number():
