@@ -92,9 +92,9 @@ def test_no_file_is_long(path):
 
 def test_the_library_is_small():
     counts = {path.stem: code_lines(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
-    assert sum(counts[name] for name in CORE) <= 820, counts
-    assert sum(counts[name] for name in DERIVATIVES) <= 500, counts
-    assert sum(counts.values()) <= 4550, counts
+    assert sum(counts[name] for name in CORE) <= 950, counts
+    assert sum(counts[name] for name in DERIVATIVES) <= 620, counts
+    assert sum(counts.values()) <= 4900, counts
 
 
 def test_what_is_offered_exists():

@@ -11,7 +11,19 @@ from scipy import stats
 
 from pai_lib.records import records_frame
 from pai_lib.spec import RunSpec
-from pai_lib.verdicts import CONTRASTS, MARGIN, SEEDS, judge, one_protocol, paired, stepped_down, told_apart
+from pai_lib.verdicts import (
+    CONTRASTS,
+    EQUIVALENCE,
+    HEADLINE,
+    HEADLINE_SEEDS,
+    MARGIN,
+    SEEDS,
+    judge,
+    one_protocol,
+    paired,
+    stepped_down,
+    told_apart,
+)
 
 
 def frame_of(accuracy, seeds=range(SEEDS)):
@@ -146,3 +158,21 @@ def test_many_comparisons_are_corrected_for_their_number():
     assert groups == {"better": ["clear", "barely"], "worse": ["worse"], "not told apart": []}
     noise = {str(i): pd.Series([1.0, -1.0, 0.5]) for i in range(3)}
     assert told_apart({"barely": barely, **noise})["not told apart"] == ["barely", *noise]
+
+
+def test_the_contrasts_of_the_headline_are_those_that_were_registered():
+    """Written down before the first run of campaigns/width32.yaml; never to be edited."""
+    hp = {"criterion": ("hutchinson_pruning",), "sparsity": 0.98}
+    snip = {"criterion": ("snip",), "sparsity": 0.98}
+    noise, shuffled = {"criterion": ("scaled_noise",), "sparsity": 0.98}, {**hp, "control": "shuffle"}
+    erk = {"criterion": ("random",), "sparsity": 0.98, "scope": "erk"}
+    registered = [
+        ("hp-noise", hp, noise),
+        ("hp-shuffled", hp, shuffled),
+        ("shuffled-erk", shuffled, erk),
+        ("hp-snip", hp, snip),
+    ]
+    assert [(each.key, each.treated, each.baseline) for each in HEADLINE] == registered
+    assert not any(each.match for each in HEADLINE)
+    assert EQUIVALENCE == {"hp-noise": 1.0, "hp-shuffled": 1.0}
+    assert HEADLINE_SEEDS == 8
