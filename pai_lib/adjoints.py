@@ -1,4 +1,4 @@
-"""Second derivatives of convolutions and of batch norm at the price of a few plain convolutions.
+"""Operations made of others: for graphs that tell what ran, and second derivatives at the price of the first.
 
 PyTorch differentiates a convolution's backward pass by transposed copies of its operands, which on a CPU costs
 more than all the rest of a Hessian-vector product. A convolution y = x ∗ W is bilinear, so the derivatives of
@@ -11,10 +11,40 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.overrides import TorchFunctionMode
 
 _convolution, _backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
+
+
+class PlainOperations(TorchFunctionMode):
+    """While active, what PyTorch's graph does not tell, or cannot differentiate twice, is made of what it can."""
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        """Replace circular padding, which writes in place, and the hard sigmoid; leave everything else."""
+        kwargs = kwargs or {}
+        if function is F.pad:
+            return _pad(*args, **kwargs)
+        if function is F.hardsigmoid:
+            return _hardsigmoid(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
+    if mode != "circular" or min(pad) < 0 or any(n > input.shape[-1 - i // 2] for i, n in enumerate(pad)):
+        return F.pad(input, pad, mode, value)
+    for axis, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
+        size = input.shape[-axis]
+        ends = input.narrow(-axis, size - before, before), input, input.narrow(-axis, 0, after)
+        input = torch.cat(ends, -axis)
+    return input
+
+
+def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+    value = F.hardtanh(input + 3, 0.0, 6.0) / 6  # the same at the bends: their derivative is 0
+    return input.copy_(value) if inplace else value
 
 
 class DirectAdjoints(TorchFunctionMode):

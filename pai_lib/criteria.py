@@ -28,8 +28,8 @@ import torch
 from torch import Tensor, nn
 
 from .curvature import exact_diag, fisher_diag, hessian_row_norm, hutchinson_diag
-from .data import Batch
-from .derivatives import ByParameter, gradient, hessian_vector_product, synaptic_flow
+from .data import Batch, as_batch, each_of
+from .derivatives import ByParameter, check_model, gradient, hessian_vector_product, synaptic_flow
 from .models import resolve_parameters
 from .parameters import nearest
 
@@ -285,6 +285,8 @@ def score_many(
         ``{criterion: {parameter name: scores}}``.
     """
     chosen = [get_criterion(key, variant) for key in keys]
+    check_model(model)
+    batch = as_batch(batch)
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     names = resolve_parameters(model, parameters)
     common: dict[str, Any] = {"parameters": names, "chunk": chunk}
@@ -295,7 +297,7 @@ def score_many(
             case "weight":
                 return {name: model.get_parameter(name).detach() for name in names}
             case "group":
-                size = len(batch.inputs)
+                size = len(each_of(batch.inputs)[0])
                 return dict.fromkeys(names, size if group is None else min(group, size))
             case "noise":
                 return {name: _noise(model.get_parameter(name), generator, torch.rand) for name in names}

@@ -7,6 +7,7 @@ stored for more than one group of one layer.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable
 from typing import Any, Literal, overload
 
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 
 from .data import Batch
 from .derivatives import (
+    MIXED,
     TWICE,
     ByParameter,
     Problem,
@@ -25,11 +27,11 @@ from .derivatives import (
     size,
     summed_gradient,
 )
-from .graph import curved_operation, find_uses, sample_fastest, squared_gradients
+from .graph import EXPONENTS, Layout, Use, curved_operation, find_uses, lies, owners, signatures, squared_gradients
 
 
 def _groups(problem: Problem, group: int | None) -> list[slice]:
-    n = len(problem.inputs)
+    n = problem.samples
     group = n if group is None else group
     if not group >= 1:
         raise ValueError(f"group={group}: a group holds at least 1 sample.")
@@ -68,20 +70,19 @@ def fisher_diag(
     """
     with problem_at(model, batch, temperature, parameters) as problem:
         groups = _groups(problem, group)
-        total = [torch.zeros_like(leaf) for leaf in problem.leaves]
         limit = size(chunks(problem, chunk)[0])
         if size(groups[0]) > limit:  # a group that does not fit is summed first
+            total = [torch.zeros_like(leaf) for leaf in problem.leaves]
             for part in groups:
                 grads = summed_gradient(problem, part, chunk)
                 torch._foreach_addcmul_(total, grads, grads, 1 / len(groups))
             return problem.mapped(total)
-        for batch_of_groups in _packed(groups, limit):
-            part = slice(batch_of_groups[0].start, batch_of_groups[-1].stop)
-            logits = problem.logits(part)
-            local = [slice(g.start - part.start, g.stop - part.start) for g in batch_of_groups]
-            sizes = torch.tensor([size(g) for g in local for _ in range(size(g))]).to(logits)
-            residual = logits.detach().softmax(1) - F.one_hot(problem.labels[part], logits.shape[1])
-            _add_squares(problem, logits, [residual / sizes[:, None]], local, total)
+
+        def residual(logits: Tensor, part: slice, sizes: list[int]) -> list[Tensor]:
+            seed = logits.detach().softmax(1) - F.one_hot(problem.labels[part], logits.shape[1])
+            return [seed / torch.tensor(sizes, dtype=seed.dtype, device=seed.device)[:, None]]
+
+        total = _Squares(problem, residual).total(_packed(groups, limit))
         return problem.mapped(torch._foreach_div(total, len(groups)))
 
 
@@ -90,22 +91,110 @@ def _packed(groups: list[slice], limit: int) -> list[list[slice]]:
     return [groups[i : i + per_pass] for i in range(0, len(groups), per_pass)]
 
 
-def _add_squares(
-    problem: Problem, logits: Tensor, seeds: list[Tensor], groups: list[slice], total: list[Tensor]
-) -> None:
-    """Add Σ over seeds and groups of squared group gradients, seeds being gradients at the logits."""
-    uses = find_uses(logits, problem.theta)
-    fastest = sample_fastest(logits, uses)
-    if size(groups[0]) < len(problem.inputs):
-        problem.check_independent()
-    edges = [use.edge for use in uses.values()]
-    for i, seed in enumerate(seeds):
-        keep = i + 1 < len(seeds)
-        grads = torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
-        with torch.no_grad():  # the graph's own tensors would otherwise record every square
-            for (name, use), grad, out in zip(uses.items(), grads, total, strict=True):
-                out += squared_gradients(use, grad, groups, name in fastest)
-        del grads, grad  # before the next pass makes its own
+class _Squares:
+    """Σ over groups of samples, and over seeds, of squared gradients; seeds are gradients at the logits.
+
+    Which rows of a layer belong to which sample is found in the first piece of the batch and verified in all of them,
+    on the device. If one does not fit, which is read at the end, all is done once more with a look at each piece.
+
+    Args:
+        problem: the loss.
+        seeds: ``(logits, slice of the samples, size of each one's group)`` to a list of seeds n×C.
+    """
+
+    def __init__(self, problem: Problem, seeds: Callable[[Tensor, slice, list[int]], list[Tensor]]):
+        self.problem, self.seeds = problem, seeds
+        self.layouts: dict[str, Layout] = {}
+        self.sound: list[Tensor] = []  # single bools, not read yet
+        self.careful = False  # look at each piece
+
+    def total(self, pieces: list[list[slice]]) -> list[Tensor]:
+        """Sum over pieces of the batch, each of them groups that are adjacent."""
+        total = [torch.zeros_like(leaf) for leaf in self.problem.leaves]
+        for groups in pieces:
+            part = slice(groups[0].start, groups[-1].stop)
+            logits = self.problem.logits(part, watch=len(groups) > 1)  # n × C
+            uses = find_uses(logits, self.problem.theta)
+            seeds = self.seeds(logits, part, [size(g) for g in groups for _ in range(size(g))])
+            if len(groups) > 1 and not self.layouts:
+                self.problem.check_companions(logits, part.start)
+            self.add(logits, uses, seeds, [slice(g.start - part.start, g.stop - part.start) for g in groups], total)
+        if self.sound and not bool(torch.stack(self.sound).all()):
+            self.sound, self.careful = [], True
+            return self.total(pieces)
+        return total
+
+    def add(
+        self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor], groups: list[slice], total: list[Tensor]
+    ) -> None:
+        """Add the squares of one piece."""
+        edges = [use.edge for use in uses.values()]
+        layouts, grads = dict.fromkeys(uses, Layout()), None
+        if len(groups) > 1:
+            layouts, grads = self.find_layouts(logits, uses, seeds)
+        for i, seed in enumerate(seeds):
+            if grads is None or i:
+                keep = i + 1 < len(seeds)
+                grads = torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
+            with torch.no_grad():  # the graph's own tensors would otherwise record every square
+                for (name, use), grad, out in zip(uses.items(), grads, total, strict=True):
+                    out += squared_gradients(use, grad, groups, layouts[name])
+            grads = grad = None  # before the next pass makes its own
+
+    def find_layouts(
+        self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
+    ) -> tuple[dict[str, Layout], tuple[Tensor, ...] | None]:
+        """Layout of each use in this piece; and, of a single seed, the gradients at the uses, which it needs anyway."""
+        n = len(logits)
+        marks, grads = self.marks(logits, uses, seeds)  # of uses, then of inputs
+        inputs = [sound & samples_first for _, sound, samples_first, _ in marks[len(uses) :]]
+        if self.careful or not self.layouts:
+            table = torch.stack([torch.stack(mark[1:]) for mark in marks]).tolist()
+            if not all(sound and samples_first for sound, samples_first, _ in table[len(uses) :]):
+                raise ValueError(MIXED)
+            for (name, use), (owner, *_), (sound, samples_first, fastest) in zip(
+                uses.items(), marks[: len(uses)], table[: len(uses)], strict=True
+            ):
+                if not sound:
+                    raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
+                regular = Layout(use.rows // n, not samples_first)
+                self.layouts[name] = regular if samples_first or fastest else Layout(owner=owner)
+            return dict(self.layouts), grads
+        layouts = {}
+        for (name, use), (owner, sound, samples_first, fastest) in zip(uses.items(), marks[: len(uses)], strict=True):
+            known = self.layouts[name]
+            if known.owner is None and use.rows % n == 0:
+                layouts[name] = Layout(use.rows // n, known.fastest)
+                sound = sound & (fastest if known.fastest else samples_first)
+            else:
+                layouts[name] = Layout(owner=owner)
+            self.sound.append(sound)
+        self.sound += inputs
+        return layouts, grads
+
+    def marks(
+        self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
+    ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
+        """What `owners` and `lies` tell of the rows at each use and of each input, and gradients as ``find_layouts``."""
+        n, alone = len(logits), len(seeds) == 1
+        seed = seeds[0] if alone else sum(math.cos(i + 1) * seed for i, seed in enumerate(seeds))
+        edges = [use.edge for use in uses.values()] + self.problem.watched
+        axes = [use.channel_axis for use in uses.values()] + [1] * len(self.problem.watched)
+
+        def back(seed: Tensor, keep: bool) -> tuple[Tensor, ...]:
+            return torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
+
+        scaled = []
+        for place in range(max(1, math.ceil(math.log(n, EXPONENTS)))):
+            factors = [2.0 ** (i // EXPONENTS**place % EXPONENTS) for i in range(n)]
+            factor = torch.tensor(factors, dtype=logits.dtype, device=logits.device)[:, None]
+            scaled.append(signatures(back(seed * factor, True), axes))
+        grads = back(seed, not alone)
+        marks = []
+        for plain, *others in zip(signatures(grads, axes), *scaled, strict=True):
+            owner, sound = owners(plain, others, n)
+            marks.append((owner, sound, lies(owner, n, False), lies(owner, n, True)))
+        return marks, grads[: len(uses)] if alone else None
 
 
 def ggn_diag(
@@ -177,12 +266,11 @@ def exact_diag(
     tensor(True)
     """
 
-    def check(logits: Tensor) -> None:
-        name = curved_operation(logits)
-        if name is not None:
+    def check(logits: Tensor, parameters: ByParameter) -> None:
+        reason = curved_operation(logits, parameters)
+        if reason is not None:
             raise ValueError(
-                f"The operation {name!r} makes the logits curved in a single weight, so the Hessian diagonal "
-                "is not the Gauss-Newton diagonal: use ggn_diag and call it that."
+                f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use ggn_diag and call it that."
             )
 
     return _ggn_diag(model, batch, "exact", temperature, parameters, None, chunk, check)
@@ -190,25 +278,25 @@ def exact_diag(
 
 def _ggn_diag(
     model: nn.Module, batch: Batch, mode: str, temperature: float, parameters: str | Iterable[str],
-    generator: torch.Generator | None, chunk: int | None, check: Callable[[Tensor], None] | None = None,
+    generator: torch.Generator | None, chunk: int | None, check: Callable[[Tensor, ByParameter], None] | None = None,
 ) -> ByParameter:  # fmt: skip
     generator = torch.Generator().manual_seed(0) if generator is None else generator
+    drawn: dict[int, Tensor] = {}
+
+    def seeds(logits: Tensor, part: slice, sizes: list[int]) -> list[Tensor]:
+        if check is not None:
+            check(logits, problem.theta)
+        if mode == "exact":
+            return _factor(logits.detach())
+        p = logits.detach().softmax(1)
+        if part.start not in drawn:
+            drawn[part.start] = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
+        return [p - F.one_hot(drawn[part.start].to(p.device), p.shape[1])]
+
     with problem_at(model, batch, temperature, parameters) as problem:
-        total = [torch.zeros_like(leaf) for leaf in problem.leaves]
-        for part in chunks(problem, chunk):
-            logits = problem.logits(part)  # n × C
-            find_uses(logits, problem.theta)  # its errors say more than those of the check
-            if check is not None:
-                check(logits)
-            p = logits.detach().softmax(1)
-            if mode == "exact":
-                seeds = _factor(logits.detach())
-            else:
-                drawn = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
-                seeds = [p - F.one_hot(drawn, p.shape[1]).to(p)]
-            singles = [slice(i, i + 1) for i in range(size(part))]
-            _add_squares(problem, logits, seeds, singles, total)
-        return problem.mapped(torch._foreach_div(total, len(problem.inputs)))
+        pieces = [[slice(i, i + 1) for i in range(p.start, p.stop)] for p in chunks(problem, chunk)]
+        total = _Squares(problem, seeds).total(pieces)
+        return problem.mapped(torch._foreach_div(total, problem.samples))
 
 
 def _factor(logits: Tensor) -> list[Tensor]:
@@ -298,14 +386,14 @@ def hutchinson_diag(
             if standard_error:  # its spread is that of whole products
                 products = hessian_products(problem, part, draw, probes, chunk)
                 mean, squares = _mean_and_squares(torch._foreach_mul(z, hz) for z, hz in products)
-                weight = size(part) / len(problem.inputs)
+                weight = size(part) / problem.samples
                 torch._foreach_add_(estimate, mean, alpha=weight)
                 torch._foreach_add_(variance, squares, alpha=weight**2 / (probes * (probes - 1)))
                 continue
             state = generator.get_state()
             for piece in chunks(problem, chunk, part.start, part.stop, TWICE):
                 generator.set_state(state)  # every piece of a group meets the same probes
-                share = size(piece) / len(problem.inputs) / probes
+                share = size(piece) / problem.samples / probes
                 for z, hz in hessian_products(problem, piece, draw, probes, size(piece)):
                     torch._foreach_addcmul_(estimate, z, hz, share)
         if standard_error:

@@ -7,6 +7,8 @@ per-sample gradients need no hooks. A use that is not understood is an error, ne
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -15,29 +17,37 @@ from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
 _BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
-# Piecewise linear in their one tensor operand: shapes, sums, means, maxima, rectifiers. Not CopySlices, which
-# hides the operation that wrote in place into a part of a tensor.
-_PIECEWISE_LINEAR = set(
+# Piecewise linear in their tensor operands together, as a test checks for each in float64: shapes, sums, means, maxima,
+# sorting, rectifiers. Not CopySlices, which hides the operation that wrote in place into a part of a tensor.
+PIECEWISE_LINEAR = frozenset(
     """
-    AccumulateGrad Abs AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D Add Alias Amax
-    Amin AsStrided AvgPool2D AvgPool3D Cat Clamp ClampMin ClampMax Clone ConstantPadNd Copy Expand
-    Flip Hardtanh Index IndexSelect LeakyRelu Max MaxPool2DWithIndices MaxPool3DWithIndices Maximum Mean Min
-    Minimum Narrow Neg Permute PixelShuffle ReflectionPad2D Relu Repeat ReplicationPad2D ReshapeAlias Roll Rsub
-    Select Slice Split SplitWithSizes Squeeze Stack Sub Sum T Threshold ToCopy Transpose Unbind Unsqueeze
-    UnsafeSplit UnsafeView UpsampleBilinear2D UpsampleNearest2D View Where
+    Abs AccumulateGrad AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D Add Alias Amax
+    Amin Aminmax AsStrided AvgPool2D AvgPool3D BlockDiag Cat Ceil ChannelShuffle Clamp ClampMax ClampMin Clone
+    Col2Im ConstantPadNd Copy Cummax Cummin Cumsum DiagEmbed Diagonal Embedding Expand Flip Floor Fmax Fmin Fmod
+    Frac FractionalMaxPool2D FractionalMaxPool3D Gather Hardshrink Hardsigmoid Hardtanh Im2Col Index IndexAdd
+    IndexCopy IndexFill IndexPut IndexSelect Kthvalue LeakyRelu MaskedFill MaskedScatter MaskedSelect Max
+    MaxPool2DWithIndices MaxPool3DWithIndices MaxUnpool2D MaxUnpool3D Maximum Mean Median Min Minimum Mode
+    NanToNum Nanmedian Nansum Neg Permute PixelShuffle PixelUnshuffle ReflectionPad1D ReflectionPad2D
+    ReflectionPad3D Relu Remainder Repeat ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rot90 Round
+    RreluWithNoise Rsub Scatter ScatterAdd Select SelectScatter Sign Slice SliceScatter Softshrink Sort Split
+    SplitWithSizes Squeeze Stack Sub Sum T Take Threshold ToCopy Topk Trace Transpose Tril Triu Trunc Unbind
+    Unfold UnsafeSplit UnsafeView Unsqueeze UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
+    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
+    UpsampleNearestExact3D UpsampleTrilinear3D View Where
     """.split()
 )
+# Linear in their first operand, if the others are fixed.
+FIRST_OPERAND = ("Div", "GridSampler2D", "GridSampler3D")
 # Products and the positions of their two factors.
-_PRODUCTS = {
-    "Addmm": (1, 2),
-    "Baddbmm": (1, 2),
-    **dict.fromkeys({"Bmm", "Convolution", "Mm", "Mul", "Mv"} | _BATCH_NORMS, (0, 1)),
+PRODUCTS = {
+    **dict.fromkeys(("Addbmm", "Addcmul", "Addmm", "Addmv", "Addr", "Baddbmm"), (1, 2)),
+    **dict.fromkeys({"Bmm", "Convolution", "Dot", "Mm", "Mul", "Mv", "PreluKernel"} | _BATCH_NORMS, (0, 1)),
 }
 
 
-BATCH_STATISTICS = (
-    "A batch norm used the statistics of the batch (track_running_stats=False), so the loss of one sample "
-    "depends on the others: per-sample curvature is not defined for this model."
+REENTRANT = (
+    "The model uses activation checkpointing with use_reentrant=True, which hides its weights from derivatives: "
+    "use use_reentrant=False."
 )
 
 
@@ -51,6 +61,24 @@ class Use(NamedTuple):
     channel_axis: int = -1  # of the output
     options: tuple = ()  # of a convolution: stride, padding, dilation, groups
 
+    @property
+    def shape(self) -> Sequence[int]:
+        """Shape of the operation's output."""
+        return self.edge.node._input_metadata[self.edge.output_nr].shape
+
+    @property
+    def rows(self) -> int:
+        """Number of the output's rows: each belongs to one sample, a sample may have several."""
+        return self.shape[0] if self.channel_axis == 1 else math.prod(self.shape[:-1])
+
+
+class Layout(NamedTuple):
+    """Which rows belong to which sample: ``positions`` rows a sample, or as told row by row."""
+
+    positions: int = 1
+    fastest: bool = False  # samples vary fastest along the rows: positions × samples, not samples × positions
+    owner: Tensor | None = None  # sample of each row where no such rule holds; -1 for a row without a gradient
+
 
 def operation(node: Node) -> str:
     """Name of the operation behind a graph node: ``ReluBackward0`` is ``Relu``; a user's own keeps its name."""
@@ -59,11 +87,11 @@ def operation(node: Node) -> str:
     return node.name().rsplit("::", 1)[-1].split("Backward")[0]
 
 
-def _nodes(root: Node | None) -> list[Any]:  # of Node, which does not declare what an operation saved
-    """All nodes below ``root``, each after everything it depends on."""
+def _nodes(*roots: Node | None) -> list[Any]:  # of Node, which does not declare what an operation saved
+    """All nodes below some, each after everything it depends on."""
     order: list[Node] = []
     seen: set[Node] = set()
-    stack = [(root, False)] if root is not None else []
+    stack = [(root, False) for root in roots if root is not None]
     while stack:
         node, done = stack.pop()
         if done:
@@ -75,6 +103,16 @@ def _nodes(root: Node | None) -> list[Any]:  # of Node, which does not declare w
     return order
 
 
+def hides_weights(output: Tensor) -> bool:
+    """Whether a part of the computation was hidden from the graph by reentrant activation checkpointing."""
+    return any(operation(node) == "CheckpointFunctionBackward" for node in _nodes(output.grad_fn))
+
+
+def differentiable(gradients: Iterable[Tensor]) -> bool:
+    """Whether gradients can be differentiated once more; what forbids it is no error where nothing lies behind it."""
+    return not any(operation(node) == "Error" for node in _nodes(*(gradient.grad_fn for gradient in gradients)))
+
+
 def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
     """Find the one place where each parameter entered the computation of ``logits``.
 
@@ -84,13 +122,11 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
 
     Raises:
         ValueError: if a parameter was not used, was used more than once, or in a way whose per-sample
-            gradient is not known here; and if batch norm mixed the samples.
+            gradient is not known here.
     """
     consumers: dict[Node | None, list[tuple[Node, int]]] = {}
     leaves: dict[int, Node] = {}
     for node in _nodes(logits.grad_fn):
-        if operation(node) in _BATCH_NORMS and node._saved_training:
-            raise ValueError(BATCH_STATISTICS)
         if (variable := getattr(node, "variable", None)) is not None:
             leaves[id(variable)] = node
         for position, (child, _) in enumerate(node.next_functions):
@@ -100,6 +136,8 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
         uses = consumers.get(leaves.get(id(tensor)), [])
         if id(tensor) not in leaves or len(uses) != 1:
             count = len(uses) if id(tensor) in leaves else 0
+            if hides_weights(logits):
+                raise ValueError(REENTRANT)
             raise ValueError(
                 f"Parameter {name!r} was used {count} times in the forward pass, and per-sample curvature "
                 "needs exactly one use: leave it out with parameters=[...]."
@@ -114,9 +152,6 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
                 f"Parameter {name!r} was used by {operation(node)!r}, whose per-sample gradient is not known "
                 "here (convolution, linear and batch norm are): leave it out with parameters=[...]."
             )
-        rows = node._input_metadata[0].shape[0]
-        if use.channel_axis == 1 and rows != len(logits):
-            raise ValueError(f"The layer of {name!r} saw {rows} rows for {len(logits)} samples.")
         found[name] = use
     return found
 
@@ -135,13 +170,13 @@ def _understand(node: Any, position: int, parameter: Tensor, transposed: bool) -
             return Use("linear", edge, node._saved_self, parameter)
         case ("Addmm", 0, 1) | ("Add", 1, 1) if _plain_bias(node, parameter):
             return Use("channel", edge, None, parameter)
-        case norm, 1, 1 if norm in _BATCH_NORMS:
+        case norm, 1, 1 if norm in _BATCH_NORMS and not node._saved_training:
             x = node._saved_input  # N × C × …
             shape = (1, -1) + (1,) * (x.ndim - 2)
             epsilon = node._saved_eps if norm == "NativeBatchNorm" else node._saved_epsilon
             mean, var = node._saved_running_mean.view(shape), node._saved_running_var.view(shape)
             return Use("channel", edge, (x - mean) * (var + epsilon).rsqrt(), parameter, 1)
-        case norm, 2, 1 if norm in _BATCH_NORMS:
+        case norm, 2, 1 if norm in _BATCH_NORMS and not node._saved_training:
             return Use("channel", edge, None, parameter, 1)
     return None
 
@@ -151,72 +186,78 @@ def _plain_bias(node: Any, parameter: Tensor) -> bool:
     return factor == 1 and node._input_metadata[0].shape[-1] == len(parameter)
 
 
-def curved_operation(logits: Tensor) -> str | None:
-    """First operation that makes the logits curved in some single weight; ``None`` if there is none.
+def curved_operation(logits: Tensor, parameters: dict[str, Tensor]) -> str | None:
+    """Say what makes the logits curved in some single weight, or may make them so; ``None`` if nothing does.
 
     Outputs are piecewise linear in every single weight if every operation is, where a product counts as
     linear when its two factors depend on different weights. Operations that no weight reaches do not count.
     """
+    bits = {id(parameter): 1 << i for i, parameter in enumerate(parameters.values())}
     behind: dict[Node | None, int] = {None: 0}  # the weights that a node depends on, one bit each
-    for i, node in enumerate(_nodes(logits.grad_fn)):
+    for node in _nodes(logits.grad_fn):
         name, parts = operation(node), [behind[child] for child, _ in node.next_functions]
-        if name == "Div":
-            if any(parts[1:]):
-                return name  # the divisor depends on a weight
-        elif name in _PRODUCTS:
-            left, right = _PRODUCTS[name]
-            if len(parts) > 1 and parts[left] & parts[right]:  # not a product with a number
-                return name
-        elif name not in _PIECEWISE_LINEAR:
-            return name
-        union = 1 << i if getattr(node, "variable", None) is not None else 0
+        behind[node] = bits.get(id(getattr(node, "variable", None)), 0)
         for part in parts:
-            union |= part
-        behind[node] = union
+            behind[node] |= part
+        left, right = PRODUCTS.get(name, (0, 1))
+        if not behind[node]:
+            continue
+        if name in FIRST_OPERAND and any(parts[1:]):
+            return f"The operation {name!r} makes the logits curved in a single weight, on which its second operand depends"
+        if name in PRODUCTS and len(parts) > 1 and parts[left] & parts[right]:  # not a product with a number
+            return f"The operation {name!r} makes the logits curved in a single weight, on which both factors depend"
+        if name not in {*FIRST_OPERAND, *PRODUCTS, *PIECEWISE_LINEAR} or getattr(node, "_saved_training", False):
+            return f"The operation {name!r} is not known to be piecewise linear"
     return None
 
 
-def _rows(tensor: Tensor, channel_axis: int) -> Tensor:
-    tensor = tensor.movedim(channel_axis, -1)
-    return tensor.reshape(-1, tensor.shape[-1])
+EXPONENTS = 64  # samples that one pass tells apart, by powers of two that float32 holds beside its gradients
 
 
-def sample_fastest(logits: Tensor, uses: dict[str, Use]) -> set[str]:
-    """Names of the parameters whose layer stores its rows as positions × samples, not samples × positions.
+def signatures(gradients: Sequence[Tensor], axes: Sequence[int]) -> list[Tensor]:
+    """Two numbers a row of each gradient, rows × 2: one that is linear in the row, and its norm."""
+    pairs = []
+    for gradient, axis in zip(gradients, axes, strict=True):
+        rows = gradient.flatten(1) if axis == 1 else gradient.flatten(0, -2)  # rows × …
+        weights = torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device).cos_()
+        pairs.append(torch.stack([rows @ weights, torch.linalg.vector_norm(rows, dim=1)], 1))
+    return pairs
 
-    Attention does either and sizes cannot tell which. A backward pass from one sample's logits can: only that
-    sample's rows receive a gradient. One pass nearly always tells; a layer of which a class token alone is
-    used, or whose units are dead for the sample, needs another sample's.
 
-    Raises:
-        ValueError: if a sample's logits depend on other rows than its own.
+def owners(plain: Tensor, scaled: Sequence[Tensor], samples: int) -> tuple[Tensor, Tensor]:
+    """Sample that each row belongs to, and whether every row with a gradient belongs to one sample alone.
+
+    Gradients are linear in what comes back from the logits, and a power of two scales them without rounding: where
+    sample n was scaled by 2ⁿ, the rows of sample n are scaled by 2ⁿ, and a row of several samples by no such number.
+
+    Args:
+        plain: signatures of a gradient's rows.
+        scaled: those where sample n was scaled by 2 to a digit of n, base ``EXPONENTS``; the lowest digit first.
+        samples: number of samples.
+
+    Returns:
+        Sample numbers, -1 for a row without a gradient, and a single bool.
     """
-    n = len(logits)
-    open_, fastest = [name for name, use in uses.items() if use.channel_axis == -1], set()
-    for sample in dict.fromkeys((0, n - 1, *range(n))) if n > 1 else ():
-        if not open_:
-            break
-        seed = torch.zeros_like(logits)
-        seed[sample] = torch.arange(1, logits.shape[1] + 1)
-        edges = [uses[name].edge for name in open_]
-        grads = torch.autograd.grad(logits, edges, seed, retain_graph=True, materialize_grads=True)
-        undecided = []
-        for name, gradient in zip(open_, grads, strict=True):
-            touched = _rows(gradient, -1).any(dim=1)  # rows
-            where, positions = touched.nonzero()[:, 0], len(touched) // n
-            slow = len(touched) % n == 0 and bool((where // positions == sample).all())
-            fast = len(touched) % n == 0 and bool((where % n == sample).all())
-            if not slow and not fast:
-                raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
-            if len(where) == 0 or (slow and fast and positions > 1):
-                undecided.append(name)
-            elif not slow:
-                fastest.add(name)
-        open_ = undecided
-    return fastest  # undecided to the end: the rows that matter are the same either way
+    (value, norm), info = plain.unbind(1), torch.finfo(plain.dtype)
+    alive = norm > info.tiny / info.eps  # the square of less is zero
+    powers = torch.tensor([2.0**i for i in range(EXPONENTS)], dtype=value.dtype, device=value.device)
+    owner, sound = torch.zeros_like(value, dtype=torch.int64), torch.isfinite(norm).all()
+    for place, other in enumerate(scaled):
+        digit = (other[:, 0] / value).abs().log2().round().nan_to_num(0).clamp(0, EXPONENTS - 1).long()
+        error = (other[:, 0] - value * powers[digit]).abs()
+        sound = sound & ((error <= 1e3 * info.eps * norm * powers[digit]) | ~alive).all()
+        owner = owner + digit * EXPONENTS**place
+    return torch.where(alive, owner, -1), sound & (owner < samples).all()
 
 
-def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], fastest: bool = False) -> Tensor:
+def lies(owner: Tensor, samples: int, fastest: bool) -> Tensor:
+    """Whether rows lie as samples × positions, or as positions × samples: a single bool."""
+    row = torch.arange(len(owner), device=owner.device)
+    expected = row % samples if fastest else row // max(1, len(owner) // samples)
+    return ((owner == expected) | (owner == -1)).all() & (len(owner) % samples == 0)
+
+
+def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: Layout) -> Tensor:
     """Σ over groups of (Σ over the group's samples of the parameter's gradient)², in the parameter's shape.
 
     A convolution or token layer costs one weight gradient a group, small enough to stay in cache, and one
@@ -226,49 +267,62 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], fastest: 
         use: where the parameter was used.
         gradient: loss gradient at the output of that use.
         groups: slices of the sample axis that cover it.
-        fastest: whether samples vary fastest along the rows, see ``sample_fastest``.
+        layout: which rows belong to which sample.
     """
-    n = groups[-1].stop
-    if use.kind == "convolution":
-        return _convolution_squares(use, gradient, groups)
-
-    def by_sample(tensor: Tensor) -> Tensor:  # n × positions × channels
-        rows = _rows(tensor, use.channel_axis)
-        return rows.view(-1, n, rows.shape[1]).transpose(0, 1) if fastest else rows.view(n, -1, rows.shape[1])
-
     if use.kind == "channel":
         product = gradient if use.inputs is None else gradient * use.inputs
-        per_sample = by_sample(product).sum(1)  # n × channels
-        return torch.stack([per_sample[group].sum(0) for group in groups]).square_().sum(0)
+        summed = product.flatten(2).sum(2) if use.channel_axis == 1 and product.ndim > 2 else product
+        parts = [rows.sum(0) for rows in _by_group(summed.flatten(0, -2), groups, layout)]  # channels
+        return torch.stack(parts).square_().sum(0)
     assert use.inputs is not None  # only a bias has none
-    if len(groups) == n == gradient.shape[0]:
-        return gradient.square().T @ use.inputs.square()
-    g, a = by_sample(gradient), by_sample(use.inputs)  # n × positions × out, n × positions × in
+    if use.kind == "convolution":
+        return _convolution_squares(use, gradient, groups, layout)
+    g, a = gradient.flatten(0, -2), use.inputs.flatten(0, -2)  # rows × out, rows × in
+    if len(groups) == len(g) and layout.owner is None:  # a sample a group, a row a sample
+        return g.square().T @ a.square()
     total = torch.zeros_like(use.parameter)
-    for group in groups:
-        total += (g[group].flatten(0, 1).T @ a[group].flatten(0, 1)).square_()
+    for g_part, a_part in zip(_by_group(g, groups, layout), _by_group(a, groups, layout), strict=True):
+        total += (g_part.T @ a_part).square_()
     return total
+
+
+def _by_group(tensor: Tensor, groups: list[slice], layout: Layout) -> list[Tensor]:
+    """The rows of each group of samples; rows are the first axis."""
+    if len(groups) == 1:
+        return [tensor]
+    samples, rest = groups[-1].stop, tensor.shape[1:]
+    if layout.owner is not None:
+        order = layout.owner.argsort(stable=True)  # rows without a gradient come first
+        ends = layout.owner.add(1).bincount(minlength=samples + 1).cumsum(0).tolist()
+        return [tensor[order[ends[group.start] : ends[group.stop]]] for group in groups]
+    if layout.positions == 1:
+        return [tensor[group] for group in groups]
+    if layout.fastest:
+        return [tensor.view(-1, samples, *rest)[:, group].flatten(0, 1) for group in groups]
+    return [tensor.view(samples, -1, *rest)[group].flatten(0, 1) for group in groups]
 
 
 FEW_POSITIONS = 32  # up to so many of a convolution's output, one matrix product a sample is the faster way
 
 
-def _convolution_squares(use: Use, gradient: Tensor, groups: list[slice]) -> Tensor:
+def _convolution_squares(use: Use, gradient: Tensor, groups: list[slice], layout: Layout) -> Tensor:
     stride, padding, dilation, channel_groups = use.options
     assert use.inputs is not None
-    total = torch.zeros_like(use.parameter)
-    if gradient.ndim == 4 and channel_groups == 1 and gradient[0, 0].numel() <= FEW_POSITIONS:
-        columns = F.unfold(use.inputs, total.shape[2:], dilation, padding, stride)  # n × in·kernel × positions
-        flat, rows = total.flatten(1), gradient.flatten(2)  # out × in·kernel, n × out × positions
+    x, total = use.inputs, torch.zeros_like(use.parameter)
+    as_product = gradient.ndim == 4 and channel_groups == 1 and gradient[0, 0].numel() <= FEW_POSITIONS
+    if as_product:
+        x = F.unfold(x, total.shape[2:], dilation, padding, stride)  # rows × in·kernel × positions
+        gradient = gradient.flatten(2)  # rows × out × positions
+        flat = total.flatten(1)  # out × in·kernel
         one = torch.empty_like(flat)
-        for group in groups:
-            g, a = (part[group].transpose(0, 1).flatten(1) for part in (rows, columns))  # … × group·positions
+    for g, a in zip(_by_group(gradient, groups, layout), _by_group(x, groups, layout), strict=True):
+        if as_product:
+            g, a = (part.transpose(0, 1).flatten(1) for part in (g, a))  # … × rows·positions
             flat.addcmul_(torch.mm(g, a.T, out=one), one)
-        return total
-    for group in groups:
-        _, one, _ = torch.ops.aten.convolution_backward(
-            gradient[group], use.inputs[group], use.parameter, None, stride, padding, dilation, False,
-            [0] * len(stride), channel_groups, [False, True, False],
-        )  # fmt: skip
-        total.addcmul_(one, one)
+        elif len(g):
+            _, weight, _ = torch.ops.aten.convolution_backward(
+                g, a, use.parameter, None, stride, padding, dilation, False, [0] * len(stride), channel_groups,
+                [False, True, False],
+            )  # fmt: skip
+            total.addcmul_(weight, weight)
     return total
