@@ -14,6 +14,7 @@ from typing import Any, Literal, overload
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.graph import GradientEdge
 
 from .data import Batch
 from .derivatives import (
@@ -27,7 +28,8 @@ from .derivatives import (
     size,
     summed_gradient,
 )
-from .graph import EXPONENTS, Layout, Use, curved_operation, find_uses, lies, owners, signatures, squared_gradients
+from .graph import EXPONENTS, Layout, Use, find_uses, lies, owners, signatures, squared_gradients
+from .operations import curved_operation, keeps_samples_apart
 
 
 def _groups(problem: Problem, group: int | None) -> list[slice]:
@@ -94,8 +96,9 @@ def _packed(groups: list[slice], limit: int) -> list[list[slice]]:
 class _Squares:
     """Σ over groups of samples, and over seeds, of squared gradients; seeds are gradients at the logits.
 
-    Which rows of a layer belong to which sample is found in the first piece of the batch and verified in all of them,
-    on the device. If one does not fit, which is read at the end, all is done once more with a look at each piece.
+    Where operations alone do not prove which rows of a layer belong to which sample, it is found in the first
+    piece of the batch and verified in all of them, on the device. If one does not fit, which is read at the end,
+    all is done once more with a look at each piece.
 
     Args:
         problem: the loss.
@@ -118,7 +121,9 @@ class _Squares:
             seeds = self.seeds(logits, part, [size(g) for g in groups for _ in range(size(g))])
             if len(groups) > 1 and not self.layouts:
                 self.problem.check_companions(logits, part.start)
-            self.add(logits, uses, seeds, [slice(g.start - part.start, g.stop - part.start) for g in groups], total)
+            self.add(
+                logits, uses, seeds, [slice(g.start - part.start, g.stop - part.start) for g in groups], total
+            )
         if self.sound and not bool(torch.stack(self.sound).all()):
             self.sound, self.careful = [], True
             return self.total(pieces)
@@ -130,12 +135,14 @@ class _Squares:
         """Add the squares of one piece."""
         edges = [use.edge for use in uses.values()]
         layouts, grads = dict.fromkeys(uses, Layout()), None
-        if len(groups) > 1:
+        if len(groups) > 1 and not keeps_samples_apart(logits, uses.values(), self.problem.watched):
             layouts, grads = self.find_layouts(logits, uses, seeds)
         for i, seed in enumerate(seeds):
             if grads is None or i:
                 keep = i + 1 < len(seeds)
-                grads = torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
+                grads = torch.autograd.grad(
+                    logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True
+                )
             with torch.no_grad():  # the graph's own tensors would otherwise record every square
                 for (name, use), grad, out in zip(uses.items(), grads, total, strict=True):
                     out += squared_gradients(use, grad, groups, layouts[name])
@@ -144,7 +151,7 @@ class _Squares:
     def find_layouts(
         self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
     ) -> tuple[dict[str, Layout], tuple[Tensor, ...] | None]:
-        """Layout of each use in this piece; and, of a single seed, the gradients at the uses, which it needs anyway."""
+        """Layout of each use in this piece; and, of a single seed, the gradients at the uses."""
         n = len(logits)
         marks, grads = self.marks(logits, uses, seeds)  # of uses, then of inputs
         inputs = [sound & samples_first for _, sound, samples_first, _ in marks[len(uses) :]]
@@ -161,7 +168,9 @@ class _Squares:
                 self.layouts[name] = regular if samples_first or fastest else Layout(owner=owner)
             return dict(self.layouts), grads
         layouts = {}
-        for (name, use), (owner, sound, samples_first, fastest) in zip(uses.items(), marks[: len(uses)], strict=True):
+        for (name, use), (owner, sound, samples_first, fastest) in zip(
+            uses.items(), marks[: len(uses)], strict=True
+        ):
             known = self.layouts[name]
             if known.owner is None and use.rows % n == 0:
                 layouts[name] = Layout(use.rows // n, known.fastest)
@@ -175,26 +184,27 @@ class _Squares:
     def marks(
         self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
-        """What `owners` and `lies` tell of the rows at each use and of each input, and gradients as ``find_layouts``."""
+        """What `owners` and `lies` tell of the rows of each use and input; gradients as ``find_layouts``."""
         n, alone = len(logits), len(seeds) == 1
         seed = seeds[0] if alone else sum(math.cos(i + 1) * seed for i, seed in enumerate(seeds))
         edges = [use.edge for use in uses.values()] + self.problem.watched
         axes = [use.channel_axis for use in uses.values()] + [1] * len(self.problem.watched)
 
-        def back(seed: Tensor, keep: bool) -> tuple[Tensor, ...]:
-            return torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
-
         scaled = []
         for place in range(max(1, math.ceil(math.log(n, EXPONENTS)))):
             factors = [2.0 ** (i // EXPONENTS**place % EXPONENTS) for i in range(n)]
             factor = torch.tensor(factors, dtype=logits.dtype, device=logits.device)[:, None]
-            scaled.append(signatures(back(seed * factor, True), axes))
-        grads = back(seed, not alone)
+            scaled.append(signatures(_back(logits, edges, seed * factor, True), axes))
+        grads = _back(logits, edges, seed, not alone)
         marks = []
         for plain, *others in zip(signatures(grads, axes), *scaled, strict=True):
             owner, sound = owners(plain, others, n)
             marks.append((owner, sound, lies(owner, n, False), lies(owner, n, True)))
         return marks, grads[: len(uses)] if alone else None
+
+
+def _back(logits: Tensor, edges: list[GradientEdge], seed: Tensor, keep: bool) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
 
 
 def ggn_diag(
@@ -270,7 +280,8 @@ def exact_diag(
         reason = curved_operation(logits, parameters)
         if reason is not None:
             raise ValueError(
-                f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use ggn_diag and call it that."
+                f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use ggn_diag and call "
+                "it that."
             )
 
     return _ggn_diag(model, batch, "exact", temperature, parameters, None, chunk, check)
@@ -278,7 +289,8 @@ def exact_diag(
 
 def _ggn_diag(
     model: nn.Module, batch: Batch, mode: str, temperature: float, parameters: str | Iterable[str],
-    generator: torch.Generator | None, chunk: int | None, check: Callable[[Tensor, ByParameter], None] | None = None,
+    generator: torch.Generator | None, chunk: int | None,
+    check: Callable[[Tensor, ByParameter], None] | None = None,
 ) -> ByParameter:  # fmt: skip
     generator = torch.Generator().manual_seed(0) if generator is None else generator
     drawn: dict[int, Tensor] = {}

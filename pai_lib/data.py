@@ -73,7 +73,8 @@ def as_batch(batch: Any) -> Batch:
             return torch.as_tensor(value, device="cpu")
         if not isinstance(value, Tensor):
             raise TypeError(
-                f"The inputs hold a {type(value).__name__}: they must be a tensor, or a mapping or tuple of tensors."
+                f"The inputs hold a {type(value).__name__}: they must be a tensor, or a mapping or tuple of "
+                "tensors."
             )
         return value
 

@@ -31,11 +31,11 @@ BATCH_STATISTICS = (
     "depends on the others: per-sample curvature is not defined for this model, nor a batch in pieces."
 )
 MIXED = (
-    "The logits of one sample depend on another (as with x - x.mean(0)), so per-sample curvature is not defined for "
-    "this model, nor a batch in pieces."
+    "The logits of one sample depend on another (as with x - x.mean(0)), so per-sample curvature is not defined "
+    "for this model, nor a batch in pieces."
 )
 ONCE = (
-    "A function of the model forbids a second derivative (once_differentiable), without which PyTorch would take it for "
+    "A function of the model forbids a second derivative (once_differentiable), and PyTorch would take it for "
     "zero: Hessians cannot be had of this model."
 )
 
@@ -50,7 +50,9 @@ class Problem:
         first = self.leaves[0]
         for name, leaf in self.theta.items():
             if leaf.dtype not in (torch.float32, torch.float64):
-                raise ValueError(f"The model is in {leaf.dtype} ({name!r}): curvature needs float32 or float64 weights.")
+                raise ValueError(
+                    f"The model is in {leaf.dtype} ({name!r}): curvature needs float32 or float64 weights."
+                )
         batch = as_batch(batch)
         _check_batch(batch, first)
         self.inputs = of_each(batch.inputs, lambda tensor: _own(tensor.to(first.device)))
@@ -121,10 +123,10 @@ class Problem:
             raise ValueError(MIXED)
 
     def check_companions(self, logits: Tensor, start: int) -> None:
-        """Raise ValueError if logits, the first of them of sample ``start``, change without some of those samples.
+        """Raise ValueError if logits, of samples from ``start`` on, change without some of those samples.
 
-        Of inputs whose gradients tell the rest, twice three samples do: what one sample does to all others shows in
-        those that are without it. Of tokens all are looked at.
+        Of inputs whose gradients tell the rest, twice three samples do: what one sample does to all others shows
+        in those that are without it. Of tokens all are looked at.
         """
         if self.mixes_samples:
             raise ValueError(BATCH_STATISTICS)
@@ -163,7 +165,9 @@ class Problem:
             if grad is None:
                 hidden = hides_weights(loss)
                 raise ValueError(
-                    REENTRANT if hidden else f"The loss does not depend on {name!r}: leave it out with parameters=[...]."
+                    REENTRANT
+                    if hidden
+                    else f"The loss does not depend on {name!r}: leave it out with parameters=[...]."
                 )
         return grads
 
@@ -193,7 +197,11 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
     tensors = each_of(inputs)
     given = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in tensors).replace("torch.", "")
     if not isinstance(inputs, Tensor):
-        kind = f"a mapping of {', '.join(inputs)}" if isinstance(inputs, Mapping) else f"a tuple of {len(tensors)} tensors"
+        kind = (
+            f"a mapping of {', '.join(inputs)}"
+            if isinstance(inputs, Mapping)
+            else f"a tuple of {len(tensors)} tensors"
+        )
         signature = inspect.signature(model.forward)
         try:
             signature.bind(**inputs) if isinstance(inputs, Mapping) else signature.bind(*inputs)
@@ -213,8 +221,8 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
     if not all(map(torch.equal, before, _random_states(tensors[0].device))):
         torch.set_rng_state(before[0])
         raise ValueError(
-            "The model draws random numbers in evaluation mode (as F.dropout does without training=self.training), so "
-            "scores would differ from call to call: switch that off."
+            "The model draws random numbers in evaluation mode (as F.dropout does without "
+            "training=self.training), so scores would differ from call to call: switch that off."
         )
     return out
 
@@ -236,7 +244,8 @@ def _sentences() -> Iterator[None]:
         if said.startswith("derivative for") and "is not implemented" in said:
             operation = said.split()[2].removeprefix("aten::").removesuffix("_backward")
             raise ValueError(
-                f"PyTorch has no second derivative of the operation {operation!r}: Hessians cannot be had of this model."
+                f"PyTorch has no second derivative of the operation {operation!r}: Hessians cannot be had of this "
+                "model."
             ) from error
         raise
 

@@ -16,34 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.graph import GradientEdge, Node
 
-_BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
-# Piecewise linear in their tensor operands together, as a test checks for each in float64: shapes, sums, means, maxima,
-# sorting, rectifiers. Not CopySlices, which hides the operation that wrote in place into a part of a tensor.
-PIECEWISE_LINEAR = frozenset(
-    """
-    Abs AccumulateGrad AdaptiveAvgPool2D AdaptiveAvgPool3D AdaptiveMaxPool2D AdaptiveMaxPool3D Add Alias Amax
-    Amin Aminmax AsStrided AvgPool2D AvgPool3D BlockDiag Cat Ceil ChannelShuffle Clamp ClampMax ClampMin Clone
-    Col2Im ConstantPadNd Copy Cummax Cummin Cumsum DiagEmbed Diagonal Embedding Expand Flip Floor Fmax Fmin Fmod
-    Frac FractionalMaxPool2D FractionalMaxPool3D Gather Hardshrink Hardsigmoid Hardtanh Im2Col Index IndexAdd
-    IndexCopy IndexFill IndexPut IndexSelect Kthvalue LeakyRelu MaskedFill MaskedScatter MaskedSelect Max
-    MaxPool2DWithIndices MaxPool3DWithIndices MaxUnpool2D MaxUnpool3D Maximum Mean Median Min Minimum Mode
-    NanToNum Nanmedian Nansum Neg Permute PixelShuffle PixelUnshuffle ReflectionPad1D ReflectionPad2D
-    ReflectionPad3D Relu Remainder Repeat ReplicationPad1D ReplicationPad2D ReplicationPad3D ReshapeAlias Roll Rot90 Round
-    RreluWithNoise Rsub Scatter ScatterAdd Select SelectScatter Sign Slice SliceScatter Softshrink Sort Split
-    SplitWithSizes Squeeze Stack Sub Sum T Take Threshold ToCopy Topk Trace Transpose Tril Triu Trunc Unbind
-    Unfold UnsafeSplit UnsafeView Unsqueeze UpsampleBicubic2D UpsampleBilinear2D UpsampleLinear1D
-    UpsampleNearest1D UpsampleNearest2D UpsampleNearest3D UpsampleNearestExact1D UpsampleNearestExact2D
-    UpsampleNearestExact3D UpsampleTrilinear3D View Where
-    """.split()
-)
-# Linear in their first operand, if the others are fixed.
-FIRST_OPERAND = ("Div", "GridSampler2D", "GridSampler3D")
-# Products and the positions of their two factors.
-PRODUCTS = {
-    **dict.fromkeys(("Addbmm", "Addcmul", "Addmm", "Addmv", "Addr", "Baddbmm"), (1, 2)),
-    **dict.fromkeys({"Bmm", "Convolution", "Dot", "Mm", "Mul", "Mv", "PreluKernel"} | _BATCH_NORMS, (0, 1)),
-}
-
+BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
 
 REENTRANT = (
     "The model uses activation checkpointing with use_reentrant=True, which hides its weights from derivatives: "
@@ -87,7 +60,7 @@ def operation(node: Node) -> str:
     return node.name().rsplit("::", 1)[-1].split("Backward")[0]
 
 
-def _nodes(*roots: Node | None) -> list[Any]:  # of Node, which does not declare what an operation saved
+def nodes(*roots: Node | None) -> list[Any]:  # of Node, which does not declare what an operation saved
     """All nodes below some, each after everything it depends on."""
     order: list[Node] = []
     seen: set[Node] = set()
@@ -105,12 +78,12 @@ def _nodes(*roots: Node | None) -> list[Any]:  # of Node, which does not declare
 
 def hides_weights(output: Tensor) -> bool:
     """Whether a part of the computation was hidden from the graph by reentrant activation checkpointing."""
-    return any(operation(node) == "CheckpointFunctionBackward" for node in _nodes(output.grad_fn))
+    return any(operation(node) == "CheckpointFunctionBackward" for node in nodes(output.grad_fn))
 
 
 def differentiable(gradients: Iterable[Tensor]) -> bool:
-    """Whether gradients can be differentiated once more; what forbids it is no error where nothing lies behind it."""
-    return not any(operation(node) == "Error" for node in _nodes(*(gradient.grad_fn for gradient in gradients)))
+    """Whether gradients can be differentiated once more: PyTorch takes what forbids it for zero."""
+    return not any(operation(node) == "Error" for node in nodes(*(gradient.grad_fn for gradient in gradients)))
 
 
 def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
@@ -126,7 +99,7 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
     """
     consumers: dict[Node | None, list[tuple[Node, int]]] = {}
     leaves: dict[int, Node] = {}
-    for node in _nodes(logits.grad_fn):
+    for node in nodes(logits.grad_fn):
         if (variable := getattr(node, "variable", None)) is not None:
             leaves[id(variable)] = node
         for position, (child, _) in enumerate(node.next_functions):
@@ -170,13 +143,13 @@ def _understand(node: Any, position: int, parameter: Tensor, transposed: bool) -
             return Use("linear", edge, node._saved_self, parameter)
         case ("Addmm", 0, 1) | ("Add", 1, 1) if _plain_bias(node, parameter):
             return Use("channel", edge, None, parameter)
-        case norm, 1, 1 if norm in _BATCH_NORMS and not node._saved_training:
+        case norm, 1, 1 if norm in BATCH_NORMS and not node._saved_training:
             x = node._saved_input  # N × C × …
             shape = (1, -1) + (1,) * (x.ndim - 2)
             epsilon = node._saved_eps if norm == "NativeBatchNorm" else node._saved_epsilon
             mean, var = node._saved_running_mean.view(shape), node._saved_running_var.view(shape)
             return Use("channel", edge, (x - mean) * (var + epsilon).rsqrt(), parameter, 1)
-        case norm, 2, 1 if norm in _BATCH_NORMS and not node._saved_training:
+        case norm, 2, 1 if norm in BATCH_NORMS and not node._saved_training:
             return Use("channel", edge, None, parameter, 1)
     return None
 
@@ -184,31 +157,6 @@ def _understand(node: Any, position: int, parameter: Tensor, transposed: bool) -
 def _plain_bias(node: Any, parameter: Tensor) -> bool:
     factor = node._saved_beta if operation(node) == "Addmm" else node._saved_alpha
     return factor == 1 and node._input_metadata[0].shape[-1] == len(parameter)
-
-
-def curved_operation(logits: Tensor, parameters: dict[str, Tensor]) -> str | None:
-    """Say what makes the logits curved in some single weight, or may make them so; ``None`` if nothing does.
-
-    Outputs are piecewise linear in every single weight if every operation is, where a product counts as
-    linear when its two factors depend on different weights. Operations that no weight reaches do not count.
-    """
-    bits = {id(parameter): 1 << i for i, parameter in enumerate(parameters.values())}
-    behind: dict[Node | None, int] = {None: 0}  # the weights that a node depends on, one bit each
-    for node in _nodes(logits.grad_fn):
-        name, parts = operation(node), [behind[child] for child, _ in node.next_functions]
-        behind[node] = bits.get(id(getattr(node, "variable", None)), 0)
-        for part in parts:
-            behind[node] |= part
-        left, right = PRODUCTS.get(name, (0, 1))
-        if not behind[node]:
-            continue
-        if name in FIRST_OPERAND and any(parts[1:]):
-            return f"The operation {name!r} makes the logits curved in a single weight, on which its second operand depends"
-        if name in PRODUCTS and len(parts) > 1 and parts[left] & parts[right]:  # not a product with a number
-            return f"The operation {name!r} makes the logits curved in a single weight, on which both factors depend"
-        if name not in {*FIRST_OPERAND, *PRODUCTS, *PIECEWISE_LINEAR} or getattr(node, "_saved_training", False):
-            return f"The operation {name!r} is not known to be piecewise linear"
-    return None
 
 
 EXPONENTS = 64  # samples that one pass tells apart, by powers of two that float32 holds beside its gradients
@@ -227,8 +175,8 @@ def signatures(gradients: Sequence[Tensor], axes: Sequence[int]) -> list[Tensor]
 def owners(plain: Tensor, scaled: Sequence[Tensor], samples: int) -> tuple[Tensor, Tensor]:
     """Sample that each row belongs to, and whether every row with a gradient belongs to one sample alone.
 
-    Gradients are linear in what comes back from the logits, and a power of two scales them without rounding: where
-    sample n was scaled by 2ⁿ, the rows of sample n are scaled by 2ⁿ, and a row of several samples by no such number.
+    Gradients are linear in what comes back from the logits, and a power of two scales them without rounding:
+    where sample n was scaled by 2ⁿ, the rows of sample n are scaled by 2ⁿ, and a row of several by no such number.
 
     Args:
         plain: signatures of a gradient's rows.
