@@ -146,7 +146,8 @@ class _Squares:
             with torch.no_grad():  # the graph's own tensors would otherwise record every square
                 for (name, use), grad, out in zip(uses.items(), grads, total, strict=True):
                     out += squared_gradients(use, grad, groups, layouts[name])
-            grads = grad = None  # before the next pass makes its own
+            grads = None
+            del grad  # before the next pass makes its own
 
     def find_layouts(
         self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
@@ -186,7 +187,7 @@ class _Squares:
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         """What `owners` and `lies` tell of the rows of each use and input; gradients as ``find_layouts``."""
         n, alone = len(logits), len(seeds) == 1
-        seed = seeds[0] if alone else sum(math.cos(i + 1) * seed for i, seed in enumerate(seeds))
+        seed = torch.stack([math.cos(i) * seed for i, seed in enumerate(seeds)]).sum(0)  # of one, itself
         edges = [use.edge for use in uses.values()] + self.problem.watched
         axes = [use.channel_axis for use in uses.values()] + [1] * len(self.problem.watched)
 
@@ -196,7 +197,7 @@ class _Squares:
             factor = torch.tensor(factors, dtype=logits.dtype, device=logits.device)[:, None]
             scaled.append(signatures(_back(logits, edges, seed * factor, True), axes))
         grads = _back(logits, edges, seed, not alone)
-        marks = []
+        marks: list[tuple[Tensor, ...]] = []
         for plain, *others in zip(signatures(grads, axes), *scaled, strict=True):
             owner, sound = owners(plain, others, n)
             marks.append((owner, sound, lies(owner, n, False), lies(owner, n, True)))

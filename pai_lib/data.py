@@ -35,7 +35,7 @@ class Batch(NamedTuple):
     positional ones. Those of a data set are normalised images (float32 N×C×H×W).
     """
 
-    inputs: Inputs
+    inputs: Any  # Inputs; of images a Tensor
     labels: Tensor
 
     def to(self, device: str | torch.device) -> "Batch":

@@ -297,7 +297,8 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """
     named = (*model.named_parameters(), *model.named_buffers())
     others = {id(tensor): state[name] for name, tensor in named if name in state}
-    holders = [store for module in model.modules() for store in (module._parameters, module._buffers)]
+    modules = list(model.modules())
+    holders: list[Any] = [store for module in modules for store in (module._parameters, module._buffers)]
     before = [dict(store) for store in holders]
     try:
         for store in holders:

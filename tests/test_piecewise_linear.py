@@ -1,4 +1,4 @@
-"""Every operation that is trusted to be piecewise linear: there the exact diagonal is the Hessian's, in float64."""
+"""Every operation that is trusted to be piecewise linear: there the exact diagonal is the Hessian's."""
 
 import pytest
 import torch
