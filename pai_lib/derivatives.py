@@ -163,7 +163,7 @@ class Problem:
                 grads = torch.autograd.grad(loss, self.leaves, create_graph=create_graph, allow_unused=True)
         for name, grad in zip(self.theta, grads, strict=True):
             if grad is None:
-                hidden = hides_weights(loss)
+                hidden = hides_weights(self.logits(part, watch=True))
                 raise ValueError(
                     REENTRANT
                     if hidden
