@@ -153,34 +153,38 @@ class _Squares:
         self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
     ) -> tuple[dict[str, Layout], tuple[Tensor, ...] | None]:
         """Layout of each use in this piece; and, of a single seed, the gradients at the uses."""
-        n = len(logits)
+        n, layouts = len(logits), {}
         marks, grads = self.marks(logits, uses, seeds)  # of uses, then of inputs
-        inputs = [sound & samples_first for _, sound, samples_first, _ in marks[len(uses) :]]
+        own = [torch.stack([owner.amin() >= 0, sound & first]) for owner, sound, first, _ in marks[len(uses) :]]
         if self.careful or not self.layouts:
-            table = torch.stack([torch.stack(mark[1:]) for mark in marks]).tolist()
-            if not all(sound and samples_first for sound, samples_first, _ in table[len(uses) :]):
-                raise ValueError(MIXED)
-            for (name, use), (owner, *_), (sound, samples_first, fastest) in zip(
-                uses.items(), marks[: len(uses)], table[: len(uses)], strict=True
+            table = torch.stack([torch.stack(mark[1:]) for mark in marks[: len(uses)]]).tolist()
+            self.check_inputs(own)
+            for (name, use), (owner, *_), (sound, first, fastest) in zip(
+                uses.items(), marks[: len(uses)], table, strict=True
             ):
                 if not sound:
                     raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
-                regular = Layout(use.rows // n, not samples_first)
-                self.layouts[name] = regular if samples_first or fastest else Layout(owner=owner)
+                regular = Layout(use.rows // n, not first)
+                self.layouts[name] = regular if first or fastest else Layout(owner=owner)
             return dict(self.layouts), grads
-        layouts = {}
-        for (name, use), (owner, sound, samples_first, fastest) in zip(
-            uses.items(), marks[: len(uses)], strict=True
-        ):
-            known = self.layouts[name]
+        for (name, use), mark in zip(uses.items(), marks[: len(uses)], strict=True):
+            known, (owner, sound, first, fastest) = self.layouts[name], mark
             if known.owner is None and use.rows % n == 0:
                 layouts[name] = Layout(use.rows // n, known.fastest)
-                sound = sound & (fastest if known.fastest else samples_first)
+                sound = sound & (fastest if known.fastest else first)
             else:
                 layouts[name] = Layout(owner=owner)
             self.sound.append(sound)
-        self.sound += inputs
+        self.sound += [flags[1] if self.problem.independent else flags.all() for flags in own]
         return layouts, grads
+
+    def check_inputs(self, own: list[Tensor]) -> None:
+        """Raise ValueError if a sample's input reaches other logits; where one reaches none, look at all samples."""
+        flags = torch.stack(own).tolist() if own else []
+        if not all(sound for _, sound in flags):
+            raise ValueError(MIXED)
+        if not all(alive for alive, _ in flags):  # as if tokens were passed as real numbers
+            self.problem.check_independent()
 
     def marks(
         self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]

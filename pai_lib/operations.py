@@ -65,7 +65,10 @@ def curved_operation(logits: Tensor, parameters: dict[str, Tensor]) -> str | Non
         if not behind[node]:
             continue
         if name in FIRST_OPERAND and any(parts[1:]):
-            return f"The operation {name!r} makes the logits curved in a single weight: operand 2 depends on it"
+            return (
+                f"The operation {name!r} makes the logits curved in a single weight, on which its second operand "
+                "depends"
+            )
         if name in PRODUCTS and len(parts) > 1 and parts[left] & parts[right]:  # not a product with a number
             return (
                 f"The operation {name!r} makes the logits curved in a single weight, on which both factors depend"

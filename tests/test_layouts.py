@@ -128,7 +128,7 @@ class Words(nn.Module):
         self.mix, self.words, self.body, self.head = mix, nn.Embedding(20, 4), nn.Linear(4, 4), nn.Linear(4, 3)
 
     def forward(self, tokens):
-        return self.head(self.body(self.mix(self.words(tokens))).relu().mean(1))
+        return self.head(self.body(self.mix(self.words(tokens.long()))).relu().mean(1))
 
 
 MIXES = {
@@ -147,10 +147,11 @@ MIXES = {
 
 
 @pytest.mark.parametrize("case", [name for name in MIXES if name != "attention over samples"])
-@pytest.mark.parametrize("tokens", [True, False])
+@pytest.mark.parametrize("tokens", [True, False, "as real numbers"])
 def test_samples_that_see_one_another_are_refused_wherever_a_batch_is_split(case, tokens):
     if tokens:
         model, x = Words(MIXES[case]).double(), torch.randint(0, 20, (6, 5))
+        x = x if tokens is True else x.double()
     else:
         model = Net(
             lambda net, x: net.head(net.body(MIXES[case](x)).relu().mean(1)), body=linear(), head=linear(4, 3)
