@@ -179,7 +179,7 @@ class _Squares:
         return layouts, grads
 
     def check_inputs(self, own: list[Tensor]) -> None:
-        """Raise ValueError if a sample's input reaches other logits; where one reaches none, look at all samples."""
+        """Raise ValueError if a sample's input reaches other logits; if one reaches none, look at all samples."""
         flags = torch.stack(own).tolist() if own else []
         if not all(sound for _, sound in flags):
             raise ValueError(MIXED)
