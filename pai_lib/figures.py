@@ -248,9 +248,10 @@ def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
 def _in_words(how: pd.Series, results: str | None) -> str:
     size = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
+    data = how["dataset"] + data_note(how["fingerprint"], results)
     return (
         f"{how['model']} ({size}) on {how['train_images']:,.0f} training images of "
-        f"{how['dataset']}{data_note(how['fingerprint'], results)}, {how['epochs']} epochs of {how['optimizer']} at "
+        f"{data}, {how['epochs']} epochs of {how['optimizer']} at "
         f"batch {how['batch_size']}, learning rate {how['lr']:g}, {how['precision']}; "
         f"scores from {how['samples_per_class']} images a class at group size {how['group']}, after "
         f"{how['warmup']} batch-norm updates"

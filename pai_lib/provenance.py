@@ -85,6 +85,26 @@ def run_provenance(device: torch.device, precision: str, started: str, resumed: 
     }
 
 
+def reset_peak_memory(device: torch.device) -> bool:
+    """Have the peak of memory begin anew; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    try:
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
+    except OSError:
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes since the reset: that tensors took on a GPU, and that the process took on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
+
+
 def repository(root: Path) -> tuple[str, str]:
     """Address and branch of the repository, from ``_config.yml``; the address is empty where it has none."""
     path = root / "_config.yml"

@@ -95,7 +95,7 @@ def _by_path(spec: RunSpec) -> RunSpec:
 class Store:
     """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``.
 
-    A run on one's own data is one record, however their path is spelt: its folder has the name that they had first.
+    A run on one's own data is one record, however their path is spelt; its folder has the name they had first.
 
     A file ends with a ``digest``, the SHA-256 of the text before it, so that an edit by hand is noticed. Locks and
     checkpoints of unfinished runs are in ``<root>/.checkpoints``.
@@ -137,15 +137,17 @@ class Store:
     def load(self, spec: RunSpec) -> Record | None:
         """The record of a spec, or ``None`` if there is none yet. ValueError if it cannot be read."""
         path = self.path(spec)
-        return _read(path) if path.is_file() else None
+        if path.is_file() or spec.dataset in dataset_names():
+            return _read(path) if path.is_file() else None
+        older = self.path(_by_path(spec))
+        known = _read(older) if older.is_file() else None
+        return known if known and known.data.get("fingerprint") == spec.data else None
 
     def find(self, spec: RunSpec, fingerprint: str) -> Record | None:
         """The record of a spec for the same data; one that is not, or cannot be read, is named in a warning."""
         spec = spec.with_data(fingerprint)
         try:
             known = self.load(spec)
-            if known is None and spec.dataset not in dataset_names():
-                known = self.load(spec := _by_path(spec))
         except ValueError as error:
             warnings.warn(f"{error} It is not used.", RecordWarning, stacklevel=2)
             return None
@@ -284,7 +286,7 @@ def data_note(fingerprint: str | None, results: str | Path | None = None) -> str
 
     Args:
         fingerprint: of the data.
-        results: folder of the records that are shown, whose ``data.yaml`` is read; ``None`` is ``default_results()``.
+        results: folder of the records that are shown, whose ``data.yaml`` is read; else ``default_results()``.
     """
     path = Path(default_results() if results is None else results) / "data.yaml"
     known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}

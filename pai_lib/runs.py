@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -32,7 +30,7 @@ from .masks import (
     sparsity_of,
 )
 from .models import build_model
-from .provenance import now, run_provenance
+from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
 from .spec import RunSpec
 from .training import TrainingDivergedError, compiled, evaluate, random_stream, train, warm_up
@@ -129,6 +127,7 @@ def run(
     whole = load_data(spec.dataset, image_size=spec.image_size) if data is None else data
     if store is None:
         return perform(spec, whole, device, progress=progress, shared=shared)
+    spec = spec.with_data(whole.fingerprint)
     if known := store.find(spec, whole.fingerprint):
         return known
     work = _Work(spec, whole, device, progress, shared=shared)  # refuses what cannot be before anything is written
@@ -180,6 +179,11 @@ def perform(
     return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
 
 
+def check(spec: RunSpec, whole: Dataset) -> None:
+    """Raise ValueError, as ``run`` would, for a spec that its data do not allow."""
+    _Work(spec, whole, torch.device("cpu"), progress=False)
+
+
 # Fields that do not shape the network that is scored: those of scoring and masks, and those of training.
 _SCORING = set("criterion variant sparsity scope group probes temperature rounds control when".split())
 _TRAINING = tuple(
@@ -200,7 +204,7 @@ class _Work:
         self, spec: RunSpec, whole: Dataset, device: torch.device, progress: bool,
         stop: Callable[[], bool] | None = None, shared: Shared | None = None,
     ) -> None:  # fmt: skip
-        self.spec, self.whole, self.device = spec, whole, device
+        self.spec, self.whole, self.device = spec.with_data(whole.fingerprint), whole, device
         self.progress, self.stop, self.shared = progress, stop, shared or Shared()
         self.data = _part(whole, spec.train_fraction, device)
         self.batch = self.data.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
@@ -216,7 +220,7 @@ class _Work:
         spec, device = self.spec, self.device
         self.go_on(checkpoint)
         result, failure = self.result, None
-        _reset_peak(device)
+        measured = reset_peak_memory(device)
         try:
             mask = self.mask()
             with self.timed("training_seconds"):
@@ -231,7 +235,7 @@ class _Work:
         except TrainingDivergedError as error:
             dense = "" if self.saved["phase"] == "masked" else "dense training, "
             failure = {"reason": str(error), "where": dense + error.where}
-        result["peak_memory_bytes"] = _peak(device)
+        result["peak_memory_bytes"] = peak_memory(device) if measured else None
         sizes = {"train": len(self.data.train_labels), "test": len(self.data.test_labels)}
         made = run_provenance(device, spec.precision, self.saved["started"], self.saved["resumed"])
         return Record(spec, result, failure, {"fingerprint": self.whole.fingerprint, **sizes}, made)
@@ -261,7 +265,7 @@ class _Work:
 
     def drawn(self, purpose: str) -> int:
         """Seed of another stream than those of the run's own seed."""
-        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose)))
+        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose), device="cpu"))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -360,19 +364,6 @@ def _seconds(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int:
-    """Peak memory: of this run on a GPU, of the process so far on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def criterion_label(key: str) -> str:
