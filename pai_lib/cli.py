@@ -242,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, LookupError, OSError, RuntimeError) as error:
+        if getattr(error, "__notes__", ()):  # they name the run of a sweep that raised it
+            raise
         print(f"pai: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ImportError as error:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import importlib.metadata
 import platform
 import re
@@ -86,13 +88,15 @@ def run_provenance(device: torch.device, precision: str, started: str, resumed: 
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Have the peak of memory begin anew; False where the system cannot."""
+    """Have the peak of memory begin anew, without what is no longer used; False where the system cannot."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
+    gc.collect()
     try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what an earlier run has freed
         Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
-    except OSError:
+    except (OSError, AttributeError):
         return False
     return True
 

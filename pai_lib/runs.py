@@ -136,7 +136,8 @@ def run(
         if known := store.find(spec, whole.fingerprint):  # another process was faster
             return known
         store.tidy(spec)
-        record = work.record(store.checkpoint(spec))
+        with torch.enable_grad():
+            record = work.record(store.checkpoint(spec))
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record
@@ -176,7 +177,8 @@ def perform(
         TrainingStoppedError: when ``stop`` said so; the checkpoint is written.
         ValueError: as ``run``.
     """
-    return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
+    with torch.enable_grad():  # whatever its user has set
+        return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
 
 
 def check(spec: RunSpec, whole: Dataset) -> None:
@@ -316,7 +318,11 @@ class _Work:
         mask = None
         if self.spec.criterion != "dense":
             with self.timed("scoring_seconds"):
-                mask = self.scored()
+                try:
+                    mask = self.scored()
+                except ValueError:
+                    self.check_loss()
+                    raise
             self.result |= {
                 "density": layer_density(mask),
                 "collapsed": collapsed_layers(mask),
@@ -326,6 +332,14 @@ class _Work:
         self.saved["phase"] = "masked"
         self.checkpoint.next_phase(mask or {})
         return mask
+
+    def check_loss(self) -> None:
+        """Raise TrainingDivergedError if the last step of training has broken the network that is scored."""
+        _, loss = evaluate(self.model, [self.batch])
+        if not math.isfinite(loss):
+            error = TrainingDivergedError(f"The loss after training is {loss}.")
+            error.where = f"epoch {self.spec.epochs}"
+            raise error
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model

@@ -1,5 +1,6 @@
 """Sweeps: each run once, whatever fails, stops or kills them, here and on a Dask cluster."""
 
+import json
 import os
 import resource
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import replace
 
 import numpy as np
@@ -14,7 +16,7 @@ import pytest
 import torch
 from conftest import SPECS, TINY, assert_complete, files, quick, settled, untimed
 
-from pai_lib import runs
+from pai_lib import cli, runs
 from pai_lib import sweep as engine
 from pai_lib.checkpoints import Checkpoint, epochs_done
 from pai_lib.records import RecordWarning, Store
@@ -177,13 +179,25 @@ def test_what_else_a_run_raises_ends_the_sweep_and_is_no_record(store, records, 
     assert raised.value is error
     assert SPECS[done].id in error.__notes__[-1]
     assert str(SPECS[done]) in error.__notes__[-1]
-    assert where in [entry.name for entry in raised.traceback] or "fail" in [
-        each.name for each in raised.traceback
-    ]
+    assert raised.traceback[-1].name == "fail"  # where it went wrong
     assert capsys.readouterr().out.splitlines()[-1] == f"4 runs: {done} done, 0 reused, 0 failed, {4 - done} left."
     assert len(store.records()) == done
     assert run(store) == (4 - done, done, 0, 0)  # at once: no lock is left, whoever still holds the traceback
     assert_complete(store, records)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), torch.AcceleratorError("CUDA error: device-side assert")])
+def test_the_command_shows_the_traceback_of_a_run_and_its_name(store, tmp_path, monkeypatch, error):
+    campaign = tmp_path / "campaign.yaml"
+    campaign.write_text(json.dumps({"base": TINY.to_dict()}))
+    raising(monkeypatch, "prune", error)
+    words = ["sweep", str(campaign), "--results", str(store.root), "--device", "cpu"]
+    with pytest.raises(type(error)) as raised:  # no sentence for one's own mistake
+        cli.main(words)
+    text = "".join(traceback.format_exception(raised.value))
+    assert "in scored" in text
+    assert f"This was raised by the run {TINY.id}, of which nothing is recorded: RunSpec(dataset='digits'" in text
+    assert files(store.root) == []
 
 
 def test_a_run_that_breaks_after_an_epoch_goes_on_from_its_checkpoint(store, monkeypatch):
