@@ -136,8 +136,7 @@ def run(
         if known := store.find(spec, whole.fingerprint):  # another process was faster
             return known
         store.tidy(spec)
-        with torch.enable_grad():
-            record = work.record(store.checkpoint(spec))
+        record = work.record(store.checkpoint(spec))
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record
@@ -157,9 +156,8 @@ def perform(
 
     Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under the mask, test
     once after the last epoch. With ``when="trained"`` the network is first trained as that of the dense run with
-    the same fields is; after scoring it is trained again in the same way, from the first learning rate on, but
-    with a new optimizer and new random batches (learning-rate rewinding: Renda et al., 2020). Nothing is chosen on
-    test data.
+    the same fields is; after scoring it is trained again from the first learning rate on, with a new optimizer and
+    new random batches (learning-rate rewinding: Renda et al., 2020). Nothing is chosen on test data.
 
     Args:
         spec: what to run.
@@ -177,8 +175,7 @@ def perform(
         TrainingStoppedError: when ``stop`` said so; the checkpoint is written.
         ValueError: as ``run``.
     """
-    with torch.enable_grad():  # whatever its user has set
-        return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
+    return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
 
 
 def check(spec: RunSpec, whole: Dataset) -> None:
@@ -217,12 +214,12 @@ class _Work:
         shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
         self.remember = self.shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)
 
+    @torch.enable_grad()
     def record(self, checkpoint: Path | None) -> Record:
         """Do what is left of the run."""
         spec, device = self.spec, self.device
         self.go_on(checkpoint)
-        result, failure = self.result, None
-        measured = reset_peak_memory(device)
+        result, failure, measured = self.result, None, reset_peak_memory(device)
         try:
             mask = self.mask()
             with self.timed("training_seconds"):
@@ -259,10 +256,9 @@ class _Work:
         self.saved.setdefault("started", here["started"])
 
     def build(self, seed: int) -> nn.Module:
-        channels = self.batch.inputs.shape[1]
-        model = build_model(
-            self.spec.model, self.data.num_classes, in_channels=channels, width=self.spec.width, seed=seed
-        )
+        size: dict[str, Any] = {"width": self.spec.width, "in_channels": self.batch.inputs.shape[1]}
+        with torch.device("cpu"):  # whatever PyTorch's default is
+            model = build_model(self.spec.model, self.data.num_classes, seed=seed, **size)
         return model.to(self.device)
 
     def drawn(self, purpose: str) -> int:
@@ -335,8 +331,7 @@ class _Work:
 
     def check_loss(self) -> None:
         """Raise TrainingDivergedError if the last step of training has broken the network that is scored."""
-        _, loss = evaluate(self.model, [self.batch])
-        if not math.isfinite(loss):
+        if not math.isfinite(loss := evaluate(self.model, [self.batch])[1]):
             error = TrainingDivergedError(f"The loss after training is {loss}.")
             error.where = f"epoch {self.spec.epochs}"
             raise error
