@@ -9,6 +9,7 @@ import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import fields, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -45,24 +46,26 @@ def read_campaign(path: str | Path) -> list[RunSpec]:
 
     Raises:
         ValueError: for a file that is not such a campaign: an unknown field, a wrong type, an empty grid, two
-            entries that mean the same run. It names the entry.
+            entries that mean the same run, for which data of one's own are read. It names the entry.
     """
     try:
         pairs = list(_pairs(yaml.load(Path(path).read_text("utf-8"), _Loader)))
     except (yaml.YAMLError, ValueError) as error:
         raise ValueError(f"{path}: {error}") from error
     specs: list[RunSpec] = []
-    entries: dict[RunSpec, str] = {}
+    entries: dict[tuple[str, RunSpec], str] = {}
+    data = cache(lambda name, image_size: RunSpec(dataset=name, image_size=image_size).data)
     for where, base, grid in pairs:
         for values in itertools.product(*grid.values()):
             own = dict(zip(grid, values, strict=True))
             entry = f"{where} {{{', '.join(f'{name}: {value}' for name, value in own.items())}}}"
             try:
                 spec = RunSpec.from_dict({**base, **own})
-            except ValueError as error:
+                specs.append(spec.with_data(data(spec.dataset, spec.image_size)))
+            except (ValueError, OSError) as error:
                 raise ValueError(f"{path}: {entry}: {error}") from error
-            specs.append(spec)
-            if (known := entries.setdefault(_meaning(spec), entry)) is not entry:
+            meaning = specs[-1].data, replace(_meaning(spec), dataset=RunSpec.dataset)
+            if (known := entries.setdefault(meaning, entry)) is not entry:
                 raise ValueError(f"{path}: {entry} means the same run as {known}.")
     return specs
 
@@ -154,7 +157,7 @@ class Estimate:
 
     @staticmethod
     def _like(spec: RunSpec) -> tuple:
-        return spec.dataset, spec.image_size, spec.model, spec.width
+        return spec.data, spec.image_size, spec.model, spec.width
 
     @staticmethod
     def _images(spec: RunSpec) -> float:
@@ -185,7 +188,10 @@ def lasting(seconds: float) -> str:
 
 
 def show_plan(specs: list[RunSpec], store: Store, device: torch.device, retry_failed: bool = False) -> None:
-    """Say of each run whether it has a record, and how long what is left would take. Data are not read for it."""
+    """Say of each run whether it has a record, and how long what is left would take.
+
+    Registered data are not read for it.
+    """
     names, estimate, states = differing(specs), Estimate(store, device), Counter[str]()
     known, unknown = 0.0, 0
     for spec in specs:

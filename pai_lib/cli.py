@@ -7,6 +7,7 @@ in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit co
 from __future__ import annotations
 
 import argparse
+import contextlib
 import os
 import sys
 import warnings
@@ -107,10 +108,11 @@ def _value(each: Field, text: str) -> Any:
 def run_one(args: argparse.Namespace) -> int:
     """Run one spec, or find its record, and print a line about it."""
     spec = RunSpec(**{each.name: vars(args)[each.name] for each in fields(RunSpec) if each.name in args})
-    store = Store(args.results)
-    path = store.path(spec)
-    before = path.read_bytes() if path.is_file() else None
+    store, before = Store(args.results), None
+    with contextlib.suppress(ValueError):  # the run says what is wrong
+        before = store.load(spec)
     record = run(spec, store, device=args.device, progress=not args.quiet)
+    path = store.path(record.spec)
     seconds = sum(record.result.get(f"{what}_seconds", 0) for what in ("scoring", "training"))
     failure = record.failure
     found = (
@@ -118,8 +120,8 @@ def run_one(args: argparse.Namespace) -> int:
         if failure
         else f"test accuracy {100 * record.result['test_accuracy']:.2f} %"
     )
-    reused = "reused" if path.read_bytes() == before else "new"
-    named = f"{spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
+    reused = "reused" if record == before else "new"
+    named = f"{record.spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
     print(f"{named}  {found}  {seconds:.1f} s  {path} ({reused})")
     return 1 if failure else 0
 
@@ -240,6 +242,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except (ValueError, LookupError, OSError, RuntimeError) as error:
+        if getattr(error, "__notes__", ()):  # they name the run of a sweep that raised it
+            raise
         print(f"pai: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
     except ImportError as error:

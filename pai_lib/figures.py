@@ -243,14 +243,15 @@ def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     plain = plain.assign(lr_drops=plain["lr_drops"].map(tuple))
     groups = [rows for _, rows in plain.groupby([*PROTOCOL, "warmup"], dropna=False)]
     groups = sorted((rows for rows in groups if (rows["sparsity"] > 0).any()), key=len, reverse=True)
-    return [(_in_words(rows.iloc[0]), rows) for rows in groups]
+    return [(_in_words(rows.iloc[0], frame.attrs.get("results")), rows) for rows in groups]
 
 
-def _in_words(how: pd.Series) -> str:
+def _in_words(how: pd.Series, results: str | None) -> str:
     size = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
+    data = how["dataset"] + data_note(how["fingerprint"], results)
     return (
         f"{how['model']} ({size}) on {how['train_images']:,.0f} training images of "
-        f"{how['dataset']}{data_note(how['fingerprint'])}, {how['epochs']} epochs of {how['optimizer']} at "
+        f"{data}, {how['epochs']} epochs of {how['optimizer']} at "
         f"batch {how['batch_size']}, learning rate {how['lr']:g}, {how['precision']}; "
         f"scores from {how['samples_per_class']} images a class at group size {how['group']}, after "
         f"{how['warmup']} batch-norm updates"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import datetime
+import gc
 import importlib.metadata
 import platform
 import re
@@ -83,6 +85,28 @@ def run_provenance(device: torch.device, precision: str, started: str, resumed: 
         **({"compiled": True} if compiled() else {}),
         **({"resumed": resumed} if resumed else {}),
     }
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Have the peak of memory begin anew, without what is no longer used; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what an earlier run has freed
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes since the reset: that tensors took on a GPU, and that the process took on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024
 
 
 def repository(root: Path) -> tuple[str, str]:

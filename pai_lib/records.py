@@ -16,6 +16,7 @@ import yaml
 from filelock import FileLock
 
 from .checkpoints import write_whole
+from .data import dataset_names
 from .spec import RunSpec
 
 if TYPE_CHECKING:
@@ -31,13 +32,23 @@ class RecordWarning(UserWarning):
 
 @dataclass(frozen=True)
 class Record:
-    """What one run gave, and what made it. A failed run has a ``failure`` and no accuracy."""
+    """What one run gave, and what made it. A failed run has a ``failure`` and no accuracy.
+
+    Its spec knows the data by the fingerprint in ``data``, wherever they are now.
+
+    ``result["peak_memory_bytes"]`` is, on a GPU, the most that tensors took during the run; on a CPU the most
+    that the whole process took during it, libraries included, or ``None`` where the system does not tell that of a
+    run alone. A run that went on from a checkpoint tells it of its last piece.
+    """
 
     spec: RunSpec
     result: dict
     failure: dict | None
     data: dict
     provenance: dict
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "spec", self.spec.with_data(self.data.get("fingerprint", self.spec.dataset)))
 
     def to_dict(self) -> dict:
         """The record as its JSON file holds it."""
@@ -57,10 +68,12 @@ class Record:
             if name not in values or not isinstance(values[name], kind):
                 raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
-        if intact and values["spec"].keys() <= _DEFAULTS.keys():
-            record = cls(_as_written(values["spec"]), **parts)
-        elif (record := cls(RunSpec.from_record(values["spec"]), **parts)).spec.id != values["id"]:
-            raise ValueError(f"its id is {values['id']!r}, but its spec's is {record.spec.id!r}: it was edited.")
+        intact = intact and values["spec"].keys() <= _DEFAULTS.keys()
+        record = cls(_as_written(values["spec"]) if intact else RunSpec.from_record(values["spec"]), **parts)
+        if not (intact and record.spec.dataset in dataset_names()) and (found := record.spec.id) != values["id"]:
+            object.__setattr__(record, "spec", _by_path(record.spec))
+            if record.spec.id != values["id"]:
+                raise ValueError(f"its id is {values['id']!r}, but its spec's is {found!r}: it was edited.")
         return record
 
 
@@ -74,8 +87,15 @@ def _as_written(values: dict) -> RunSpec:
     return spec
 
 
+def _by_path(spec: RunSpec) -> RunSpec:
+    """The spec with the id that a run on one's own data once had: by the path as it was spelt."""
+    return spec.with_data(spec.dataset)
+
+
 class Store:
     """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``.
+
+    A run on one's own data is one record, however their path is spelt; its folder has the name they had first.
 
     A file ends with a ``digest``, the SHA-256 of the text before it, so that an edit by hand is noticed. Locks and
     checkpoints of unfinished runs are in ``<root>/.checkpoints``.
@@ -85,8 +105,10 @@ class Store:
         self.root = Path(root)
 
     def path(self, spec: RunSpec) -> Path:
-        """Where the record of a spec is, or would be."""
-        return self.root / _short(spec.dataset) / spec.model / f"{spec.id}.json"
+        """Where the record of a spec is, or would be. One's own data are read for it, see ``RunSpec.data``."""
+        name = f"{spec.model}/{spec.id}.json"
+        known = [] if spec.dataset in dataset_names() else sorted(self.root.glob(f"*/{name}"))
+        return known[0] if known else self.root / _short(spec.dataset) / name
 
     def checkpoint(self, spec: RunSpec) -> Path:
         """Where the checkpoint of an unfinished run is, or would be."""
@@ -115,10 +137,15 @@ class Store:
     def load(self, spec: RunSpec) -> Record | None:
         """The record of a spec, or ``None`` if there is none yet. ValueError if it cannot be read."""
         path = self.path(spec)
-        return _read(path) if path.is_file() else None
+        if path.is_file() or spec.dataset in dataset_names():
+            return _read(path) if path.is_file() else None
+        older = self.path(_by_path(spec))
+        known = _read(older) if older.is_file() else None
+        return known if known and known.data.get("fingerprint") == spec.data else None
 
     def find(self, spec: RunSpec, fingerprint: str) -> Record | None:
         """The record of a spec for the same data; one that is not, or cannot be read, is named in a warning."""
+        spec = spec.with_data(fingerprint)
         try:
             known = self.load(spec)
         except ValueError as error:
@@ -146,7 +173,7 @@ class Store:
             except ValueError:
                 _set_aside(path, "unreadable")
             else:
-                if known.spec != record.spec:
+                if known.spec.id != record.spec.id:
                     raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
                 if (fingerprint := known.data.get("fingerprint")) != record.data.get("fingerprint"):
                     _set_aside(path, f"data-{str(fingerprint)[:12]}")
@@ -154,18 +181,25 @@ class Store:
         return path
 
     def records(self) -> list[Record]:
-        """All records, in the order of their paths; one that cannot be read is named in a warning."""
-        found = []
+        """All records, in the order of their paths; one that cannot be read, or again, is named in a warning."""
+        found, paths = [], dict[str, Path]()
         for path in sorted(self.root.glob("*/*/*.json")):
             try:
-                found.append(_read(path))
+                record = _read(path)
+                if record.spec.dataset not in dataset_names():
+                    spec = record.spec.with_data(record.data.get("fingerprint", record.spec.dataset))
+                    if (known := paths.setdefault(spec.id, path)) is not path:
+                        raise ValueError(f"{path} records the same run as {known}.")
+                found.append(record)
             except ValueError as error:
                 warnings.warn(f"{error} It is left out.", RecordWarning, stacklevel=2)
         return found
 
     def frame(self) -> pd.DataFrame:
-        """``records_frame`` of all records."""
-        return records_frame(self.records())
+        """``records_frame`` of all records, which knows where they are: ``frame.attrs["results"]``."""
+        frame = records_frame(self.records())
+        frame.attrs["results"] = str(self.root)
+        return frame
 
 
 def _set_aside(path: Path, why: str) -> None:
@@ -178,15 +212,21 @@ def _set_aside(path: Path, why: str) -> None:
 
 
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """One row a record: every field of its spec, its id, and the numbers of its result."""
+    """One row a record: every field of its spec, its id, and the numbers of its result.
+
+    The same data have one name in all rows, that of the first of them.
+    """
     import pandas as pd  # here: it is a tenth of the time that importing the library takes
 
     rows, records = [], list(records)
-    short = {name: _short(name) for name in {record.spec.dataset for record in records}}
+    names: dict[str, str] = {}
     for record in records:
+        spec = record.spec
         numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
-        row = {"id": record.spec.id, **vars(record.spec), **numbers}
-        row["dataset"] = short[record.spec.dataset]
+        row = {"id": spec.id, **{name: getattr(spec, name) for name in _DEFAULTS}, **numbers}
+        own = spec.dataset not in dataset_names()
+        data = record.data.get("fingerprint", spec.dataset) if own else spec.dataset
+        row["dataset"] = names.setdefault(data, _short(spec.dataset))
         row["collapsed"] = len(record.result.get("collapsed", []))
         row["train_images"], row["fingerprint"] = record.data.get("train"), record.data.get("fingerprint")
         row["device"] = record.provenance.get("device")
@@ -241,8 +281,13 @@ def _read(path: Path) -> Record:
         raise ValueError(f"{path} is not a readable record: {str(error).removesuffix('.')}.") from error
 
 
-def data_note(fingerprint: str | None) -> str:
-    """What ``results/data.yaml`` says of the data with this fingerprint, in brackets after a space; or nothing."""
-    path = default_results() / "data.yaml"
+def data_note(fingerprint: str | None, results: str | Path | None = None) -> str:
+    """What is known of the data with this fingerprint, in brackets after a space; or nothing.
+
+    Args:
+        fingerprint: of the data.
+        results: folder of the records that are shown, whose ``data.yaml`` is read; else ``default_results()``.
+    """
+    path = Path(default_results() if results is None else results) / "data.yaml"
     known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
     return f" ({known[fingerprint]})" if fingerprint in known else ""

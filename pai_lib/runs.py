@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import resource
-import sys
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
@@ -32,7 +30,7 @@ from .masks import (
     sparsity_of,
 )
 from .models import build_model
-from .provenance import now, run_provenance
+from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
 from .spec import RunSpec
 from .training import TrainingDivergedError, compiled, evaluate, random_stream, train, warm_up
@@ -129,6 +127,7 @@ def run(
     whole = load_data(spec.dataset, image_size=spec.image_size) if data is None else data
     if store is None:
         return perform(spec, whole, device, progress=progress, shared=shared)
+    spec = spec.with_data(whole.fingerprint)
     if known := store.find(spec, whole.fingerprint):
         return known
     work = _Work(spec, whole, device, progress, shared=shared)  # refuses what cannot be before anything is written
@@ -157,9 +156,8 @@ def perform(
 
     Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under the mask, test
     once after the last epoch. With ``when="trained"`` the network is first trained as that of the dense run with
-    the same fields is; after scoring it is trained again in the same way, from the first learning rate on, but
-    with a new optimizer and new random batches (learning-rate rewinding: Renda et al., 2020). Nothing is chosen on
-    test data.
+    the same fields is; after scoring it is trained again from the first learning rate on, with a new optimizer and
+    new random batches (learning-rate rewinding: Renda et al., 2020). Nothing is chosen on test data.
 
     Args:
         spec: what to run.
@@ -178,6 +176,11 @@ def perform(
         ValueError: as ``run``.
     """
     return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
+
+
+def check(spec: RunSpec, whole: Dataset) -> None:
+    """Raise ValueError, as ``run`` would, for a spec that its data do not allow."""
+    _Work(spec, whole, torch.device("cpu"), progress=False)
 
 
 # Fields that do not shape the network that is scored: those of scoring and masks, and those of training.
@@ -200,7 +203,7 @@ class _Work:
         self, spec: RunSpec, whole: Dataset, device: torch.device, progress: bool,
         stop: Callable[[], bool] | None = None, shared: Shared | None = None,
     ) -> None:  # fmt: skip
-        self.spec, self.whole, self.device = spec, whole, device
+        self.spec, self.whole, self.device = spec.with_data(whole.fingerprint), whole, device
         self.progress, self.stop, self.shared = progress, stop, shared or Shared()
         self.data = _part(whole, spec.train_fraction, device)
         self.batch = self.data.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
@@ -211,12 +214,12 @@ class _Work:
         shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
         self.remember = self.shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)
 
+    @torch.enable_grad()
     def record(self, checkpoint: Path | None) -> Record:
         """Do what is left of the run."""
         spec, device = self.spec, self.device
         self.go_on(checkpoint)
-        result, failure = self.result, None
-        _reset_peak(device)
+        result, failure, measured = self.result, None, reset_peak_memory(device)
         try:
             mask = self.mask()
             with self.timed("training_seconds"):
@@ -231,7 +234,7 @@ class _Work:
         except TrainingDivergedError as error:
             dense = "" if self.saved["phase"] == "masked" else "dense training, "
             failure = {"reason": str(error), "where": dense + error.where}
-        result["peak_memory_bytes"] = _peak(device)
+        result["peak_memory_bytes"] = peak_memory(device) if measured else None
         sizes = {"train": len(self.data.train_labels), "test": len(self.data.test_labels)}
         made = run_provenance(device, spec.precision, self.saved["started"], self.saved["resumed"])
         return Record(spec, result, failure, {"fingerprint": self.whole.fingerprint, **sizes}, made)
@@ -253,15 +256,14 @@ class _Work:
         self.saved.setdefault("started", here["started"])
 
     def build(self, seed: int) -> nn.Module:
-        channels = self.batch.inputs.shape[1]
-        model = build_model(
-            self.spec.model, self.data.num_classes, in_channels=channels, width=self.spec.width, seed=seed
-        )
+        size: dict[str, Any] = {"width": self.spec.width, "in_channels": self.batch.inputs.shape[1]}
+        with torch.device("cpu"):  # whatever PyTorch's default is
+            model = build_model(self.spec.model, self.data.num_classes, seed=seed, **size)
         return model.to(self.device)
 
     def drawn(self, purpose: str) -> int:
         """Seed of another stream than those of the run's own seed."""
-        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose)))
+        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose), device="cpu"))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
@@ -312,7 +314,11 @@ class _Work:
         mask = None
         if self.spec.criterion != "dense":
             with self.timed("scoring_seconds"):
-                mask = self.scored()
+                try:
+                    mask = self.scored()
+                except ValueError:
+                    self.check_loss()
+                    raise
             self.result |= {
                 "density": layer_density(mask),
                 "collapsed": collapsed_layers(mask),
@@ -322,6 +328,13 @@ class _Work:
         self.saved["phase"] = "masked"
         self.checkpoint.next_phase(mask or {})
         return mask
+
+    def check_loss(self) -> None:
+        """Raise TrainingDivergedError if the last step of training has broken the network that is scored."""
+        if not math.isfinite(loss := evaluate(self.model, [self.batch])[1]):
+            error = TrainingDivergedError(f"The loss after training is {loss}.")
+            error.where = f"epoch {self.spec.epochs}"
+            raise error
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model
@@ -360,19 +373,6 @@ def _seconds(device: torch.device) -> float:
     if device.type == "cuda":
         torch.cuda.synchronize(device)
     return time.perf_counter()
-
-
-def _reset_peak(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
-
-
-def _peak(device: torch.device) -> int:
-    """Peak memory: of this run on a GPU, of the process so far on a CPU."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device)
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit
 
 
 def criterion_label(key: str) -> str:

@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
 from .criteria import CRITERIA, get_criterion
-from .data import dataset_names, find_own
+from .data import dataset_names, find_own, load_data
 from .masks import SCOPES, check_sparsity
 from .models import model_names
 from .parameters import nearest
@@ -36,11 +36,14 @@ class RunSpec:
     """Everything that shapes one run: prune a network, at initialization or trained, train it, test it.
 
     The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from them, so that a
-    field added later (with the old behaviour as its default) renames no record.
+    field added later (with the old behaviour as its default) renames no record. Data of one's own are hashed by
+    their fingerprint: however their path is spelt it is one run, and with other images it is another.
 
     >>> RunSpec(dataset="digits", model="resnet8", sparsity=0.9).id
     '0c6754f1fed4'
     """
+
+    _known_data = ""  # what `with_data` was told: no field
 
     dataset: str = _option(
         "cifar10", "a registered data set, or your own: a folder of class folders or an .npz file"
@@ -129,9 +132,28 @@ class RunSpec:
             raise ValueError(f"label_smoothing={self.label_smoothing}: it must be at least 0 and below 1.")
 
     @property
+    def data(self) -> str:
+        """What tells the data from others: a registered name, or the fingerprint of one's own.
+
+        These are read for it, unless ``with_data`` was told it; of data that are not there it is the name.
+        """
+        if self.dataset in dataset_names():
+            return self.dataset
+        if self._known_data or find_own(self.dataset) is None:
+            return self._known_data or self.dataset
+        return load_data(self.dataset, image_size=self.image_size).fingerprint
+
+    def with_data(self, fingerprint: str) -> RunSpec:
+        """The same spec, which need not read one's own data again to know their fingerprint."""
+        spec = object.__new__(RunSpec)
+        vars(spec).update(vars(self), _known_data=fingerprint)
+        return spec
+
+    @property
     def id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 over the fields that differ from their defaults."""
         differing = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        differing |= {"dataset": self.data} if "dataset" in differing else {}
         return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict:

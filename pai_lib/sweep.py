@@ -6,30 +6,28 @@ repeated, one that another process works on is left to it, one that was interrup
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import gc
-import logging
 import os
 import signal
 import threading
 import time
-import uuid
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
 from .campaigns import Estimate, differing, lasting, named
+from .cluster import connected
 from .data import Dataset, load_data
 from .provenance import now, run_provenance
 from .records import Record, Store
-from .runs import Shared, perform, resolve_device
+from .runs import Shared, check, perform, resolve_device
 from .spec import RunSpec
 from .training import TrainingStoppedError
 
@@ -65,9 +63,12 @@ def sweep(
         first of which lets each epoch end, ``interrupted`` it.
 
     Raises:
-        ValueError: for data that cannot be had, or a budget or number of workers that is not positive.
+        ValueError: for data that cannot be had or do not fit a run, or a budget or number of workers that is not
+            positive.
         OSError: for a results folder that cannot be written; unfinished runs keep their checkpoints.
         RuntimeError: for a scheduler that does not answer or is lost, or without Dask where it is needed.
+        Exception: whatever a run raises, with a note that names the run, unless its loss diverged or the memory is
+            exhausted. Nothing is recorded of that run, and no other is begun: what broke it may break them all.
     """
     for name, value in (("budget", budget), ("workers", workers)):
         if value is not None and not value > 0:
@@ -76,13 +77,13 @@ def sweep(
     _data.cache_clear()
     asked = threading.Event()
     here = workers is None and scheduler is None
-    engine = _Here(device, asked) if here else _Dask(device, asked, workers, scheduler)
-    try:
+    with contextlib.ExitStack() as stack:
+        with _signals(asked):  # a cluster that is interrupted while it starts would be left behind
+            cluster = None if here else connected(_on_worker, device, asked, workers, scheduler)
+            engine = stack.enter_context(cluster) if cluster else _Here(device, asked)
         work = _Sweep(specs, store, engine, budget, retry_failed, quiet)
-        with _signals(asked), engine.connected():
+        with _signals(asked):
             work.go(asked)
-    finally:
-        engine.close()
     return work.counts + Counter(interrupted=asked.is_set())
 
 
@@ -95,11 +96,12 @@ class _Sweep:
         self.store, self.engine, self.quiet = store, engine, quiet
         self.end = time.monotonic() + (float("inf") if budget is None else budget)
         self.prints = {(s.dataset, s.image_size): _data(s.dataset, s.image_size).fingerprint for s in specs}
+        specs = [s.with_data(self.prints[s.dataset, s.image_size]) for s in specs]
         self.estimate = Estimate(store, engine.device)
         self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
         self.left: deque[RunSpec] = deque()
         self.failed: dict[RunSpec, Record] = {}  # to be repeated
-        self.running: dict[Future, tuple[RunSpec, FileLock]] = {}
+        self.running: dict[Future, tuple[RunSpec, contextlib.ExitStack]] = {}  # which holds the lock
         self.closed = False  # nothing more is started
         self.busy = 0  # so many in a row of those left are locked by other processes
         for spec in specs:
@@ -111,6 +113,19 @@ class _Sweep:
                 self.count(known, "reused")
                 if not known.failure:  # a worker may have outlived the sweep that it worked for
                     store.checkpoint(spec).unlink(missing_ok=True)
+        self.check()
+
+    def check(self) -> None:
+        """Refuse a run that its data do not allow, before the first one begins."""
+        kinds = {}
+        for spec in self.left:
+            scored = spec.criterion == "dense" or spec.samples_per_class
+            kinds[spec.dataset, spec.image_size, spec.train_fraction, spec.model, spec.width, scored] = spec
+        for spec in kinds.values():
+            try:
+                check(spec, _data(spec.dataset, spec.image_size))
+            except ValueError as error:
+                raise ValueError(f"{named(spec, self.names)}: {error}") from error
 
     def find(self, spec: RunSpec) -> Record | None:
         return self.store.find(spec, self.prints[spec.dataset, spec.image_size])
@@ -129,8 +144,8 @@ class _Sweep:
                 for future in self.engine.wait(list(self.running)):
                     self.finish(future)
         finally:
-            for _, lock in self.running.values():
-                lock.release()
+            for _, held in self.running.values():
+                held.close()
             self.counts["left"] = self.total - self.counts.total()
             told = ", ".join(f"{self.counts[name]} {name}" for name in ("done", "reused", "failed", "left"))
             say(f"{self.total} runs: {told}.")
@@ -145,32 +160,34 @@ class _Sweep:
         if seconds is None and self.running and self.end < float("inf"):
             return False  # the first of its kind tells how long the others take
         lock = self.store.lock(spec)
-        try:
-            lock.acquire(blocking=False)
-        except Timeout:
-            self.left.rotate(-1)
-            self.busy += 1
-            return True
-        self.left.popleft()
-        known = self.find(spec)
-        if known is None or known == self.failed.get(spec):
-            self.store.tidy(spec)
-            future = self.engine.submit(spec, self.store.checkpoint(spec), self.end - time.monotonic())
-            self.running[future] = spec, lock
-        else:  # another process has done it since
-            self.count(known, "reused")
-            lock.release()
+        with contextlib.ExitStack() as held:
+            held.callback(lock.release)  # whatever happens while the run is done here
+            try:
+                lock.acquire(blocking=False)
+            except Timeout:
+                self.left.rotate(-1)
+                self.busy += 1
+                return True
+            self.left.popleft()
+            known = self.find(spec)
+            if known is None or known == self.failed.get(spec):
+                self.store.tidy(spec)
+                future = self.engine.submit(spec, self.store.checkpoint(spec), self.end - time.monotonic())
+                self.running[future] = spec, held.pop_all()
+            else:  # another process has done it since
+                self.count(known, "reused")
         return True
 
     def finish(self, future: Future) -> None:
         """Keep what a run gave."""
-        spec, lock = self.running[future]
-        record = self.engine.result(future, spec)
+        spec, held = self.running[future]
+        fingerprint = self.prints[spec.dataset, spec.image_size]
+        record = self.engine.result(future, spec, fingerprint)
         if record is None:  # it was stopped
             self.left.appendleft(spec)
             self.closed = True
         else:
-            if record.data["fingerprint"] != self.prints[spec.dataset, spec.image_size]:
+            if record.data["fingerprint"] != fingerprint:
                 raise ValueError(f"A worker's data set {spec.dataset!r} is not the one that is here.")
             if before := self.failed.get(spec):  # what failed stays visible
                 failure = {**(before.failure or {}), "finished": before.provenance.get("finished")}
@@ -181,7 +198,7 @@ class _Sweep:
             self.estimate.add(record)
             self.count(record, "done")
         del self.running[future]
-        lock.release()
+        held.close()
         if record is not None and not self.quiet:
             self.tell(record)
 
@@ -223,18 +240,19 @@ def _data(name: str, image_size: int | None) -> Dataset:
 def _attempt(
     spec: RunSpec, device: torch.device, checkpoint: Path | None, stop: Callable[[], bool], shared: Shared
 ) -> Record | None:
-    """Run a spec; ``None`` if it was stopped. What goes wrong is its failure, unless it is about a file."""
+    """Run a spec; ``None`` if it was stopped. Exhausted memory is its failure; else what goes wrong is raised."""
     whole, started = _data(spec.dataset, spec.image_size), now()
     try:
         return perform(spec, whole, device, checkpoint=checkpoint, stop=stop, shared=shared)
     except TrainingStoppedError:
         return None
-    except OSError:
-        raise
     except Exception as error:
+        if not _exhausted(error):
+            error.add_note(f"This was raised by the run {spec.id}, of which nothing is recorded: {spec}")
+            raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         failure = {"reason": reason, "where": getattr(error, "where", "preparation")}
-    shared.known.clear()  # it may have been for want of memory
+    shared.known.clear()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -242,13 +260,18 @@ def _attempt(
     return Record(spec, {}, failure, {"fingerprint": whole.fingerprint}, made)
 
 
+def _exhausted(error: Exception) -> bool:
+    """Whether memory is exhausted, which PyTorch's CPU allocator and the system tell in words alone."""
+    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")
+    said = isinstance(error, RuntimeError | OSError) and any(each in str(error) for each in words)
+    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
+
 class _Here:
     """One run after the other, in this process."""
 
     def __init__(self, device: str | None, asked: threading.Event):
         self.device, self.asked, self.shared = resolve_device(device), asked, Shared()
-
-    connected = staticmethod(contextlib.nullcontext)
 
     def slots(self) -> int:
         return 1
@@ -263,11 +286,8 @@ class _Here:
             time.sleep(0.2)  # other processes are at work on what is left
         return futures
 
-    def result(self, future: Future, spec: RunSpec) -> Record | None:
+    def result(self, future: Future, spec: RunSpec, fingerprint: str) -> Record | None:
         return future.result()
-
-    def close(self) -> None:
-        self.shared.known.clear()
 
 
 _BUSY, _SHARED = threading.Lock(), Shared()  # of a worker
@@ -280,79 +300,6 @@ def _on_worker(spec: RunSpec, device: str | None, checkpoint: Path, seconds: flo
     with _BUSY:  # a run has the process to itself, however many threads the worker has
         stop = _Stop(Event(event).is_set, seconds)
         return _attempt(spec, resolve_device(device), checkpoint if seen else None, stop, _SHARED)
-
-
-class _Dask:
-    """One run at a time on each worker of a Dask cluster; this process alone writes records."""
-
-    device = None  # that of the workers is not known here
-
-    def __init__(self, device: str | None, asked: threading.Event, workers: int | None, scheduler: str | None):
-        try:
-            import distributed
-        except ImportError as error:
-            text = "--workers and --scheduler need Dask: pip install 'distributed>=2024.8'"
-            raise RuntimeError(text) from error
-        self.dask, self.on, self.asked, self.cluster = distributed, device, asked, None
-        if scheduler is None:
-            self.cluster = distributed.LocalCluster(
-                n_workers=workers, threads_per_worker=1, host="127.0.0.1", dashboard_address=None, memory_limit=0,
-                silence_logs=logging.ERROR,
-                preload=["import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"],  # Ctrl-C is for this one
-            )  # fmt: skip
-        else:
-            try:
-                asyncio.run(self.reach(scheduler))
-            except (OSError, ValueError) as error:
-                reason = str(error) or "it is silent"
-                raise RuntimeError(f"The scheduler {scheduler} does not answer: {reason}") from error
-        self.client = distributed.Client(self.cluster or scheduler)
-        self.event = distributed.Event(f"pai-{uuid.uuid4().hex}", client=self.client)
-
-    async def reach(self, address: str) -> None:
-        async with asyncio.timeout(10):  # a client would wait for ever for a greeting
-            comm = await self.dask.comm.connect(address, timeout=10)
-            await comm.close()
-
-    @contextlib.contextmanager
-    def connected(self) -> Iterator[None]:
-        """Say it clearly when the scheduler is gone."""
-        try:
-            yield
-        except (self.dask.comm.CommClosedError, CancelledError) as error:
-            raise RuntimeError("The connection to the Dask scheduler is lost; start the sweep again.") from error
-
-    def slots(self) -> int:
-        return len(self.client.nthreads())
-
-    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Any:
-        arguments = (spec, self.on, checkpoint.resolve(), seconds, self.event.name)
-        return self.client.submit(_on_worker, *arguments, pure=False)
-
-    def wait(self, futures: list) -> list:
-        if self.asked.is_set() and not self.event.is_set():
-            self.event.set()
-        if not futures:
-            time.sleep(0.2)
-            return []
-        with contextlib.suppress(TimeoutError):
-            self.dask.wait(futures, timeout=0.5, return_when="FIRST_COMPLETED")
-        return [future for future in futures if future.done()]
-
-    def result(self, future: Any, spec: RunSpec) -> Record | None:
-        try:
-            return future.result()
-        except self.dask.KilledWorker as error:  # after three workers it is the run that kills them
-            failure = {"reason": str(error), "where": "a worker"}
-            data = {"fingerprint": _data(spec.dataset, spec.image_size).fingerprint}
-            return Record(spec, {}, failure, data, run_provenance(torch.device("cpu"), spec.precision, now(), []))
-        except ImportError as error:
-            raise RuntimeError(f"A worker has not what it needs: {error}") from error
-
-    def close(self) -> None:
-        self.client.close()
-        if self.cluster is not None:
-            self.cluster.close()
 
 
 @contextlib.contextmanager

@@ -12,8 +12,10 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
 from conftest import SPECS, TINY, assert_complete, files, quick, settled
 
@@ -35,7 +37,7 @@ HUNDRED = {
 LENIENT = dict.fromkeys((f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name}" for name in ("CONNECT", "TCP")), "300s")
 DRIVER = """
 import os, sys, time
-from pai_lib import checkpoints, cli, records, runs, sweep
+from pai_lib import checkpoints, cli, provenance, records, runs, sweep
 
 # once a process: Dask loads what it preloads a second time
 own = vars(sweep).setdefault("own", (os.fsync, records.Store.save, sweep.perform, runs.evaluate))
@@ -70,6 +72,8 @@ def noted_evaluate(*args, **options):  # all is computed and nothing is recorded
 
 os.fsync, records.Store.save, sweep.perform, runs.evaluate = slow, noted_save, noted_perform, noted_evaluate
 checkpoints.Checkpoint.__init__.__defaults__ = (0.0,)  # one before each epoch
+if "DEADLY" in os.environ:
+    provenance.device_name = lambda device: f"CPU of the process {os.getpid()}"
 if __name__ == "__main__":
     sys.exit(cli.main(sys.argv[1:]))
 """
@@ -315,9 +319,29 @@ def test_a_run_that_kills_its_workers_is_a_failure(sweeper, monkeypatch):
     assert (code, line) == (1, "4 runs: 3 done, 0 reused, 1 failed, 0 left.")
     failure = sweeper.store.load(SPECS[1]).failure
     assert failure["where"] == "a worker"
+    made = sweeper.store.load(SPECS[1]).provenance
+    assert made["device"].startswith("CPU of the process ")
+    assert made["device"] != f"CPU of the process {sweeper.running[-1].pid}"  # where the worker was, not who asked
+    assert made["torch"] == torch.__version__
     monkeypatch.delenv("DEADLY")
     assert sweeper.finish("--retry-failed")[:2] == (0, "4 runs: 1 done, 3 reused, 0 failed, 0 left.")
     assert sweeper.store.load(SPECS[1]).provenance["retried"][0]["reason"] == failure["reason"]
+
+
+def test_a_client_that_fails_leaves_no_cluster(sweeper, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    me = SimpleNamespace(pid=os.getpid())
+    before = workers_of(me)
+
+    def fail(*args, **options):
+        until(lambda: len(workers_of(me)) == len(before) + 1)
+        raise OSError("Timed out trying to connect")
+
+    monkeypatch.setattr(distributed, "Client", fail)
+    with pytest.raises(OSError, match="Timed out trying to connect"):
+        sweep(SPECS, sweeper.store, device="cpu", workers=1)
+    until(lambda: workers_of(me) == before)
+    assert files(sweeper.store.root) == []
 
 
 # --- with a scheduler and workers elsewhere

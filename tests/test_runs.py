@@ -2,8 +2,14 @@
 
 import json
 import math
+import os
+import random
 import subprocess
+import sys
+import textwrap
 from dataclasses import replace
+from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -97,6 +103,106 @@ def test_the_spec_is_what_training_gets(monkeypatch):
     assert given.pop("checkpoint").path is None
     control = {"progress": False, "stop": None, "compile": False}
     assert given == {**control, **{name: getattr(spec, name) for name in names}}
+
+
+# --- the user's own settings
+
+
+@pytest.fixture
+def settings():
+    """Put the global settings of PyTorch back."""
+    yield
+    torch.set_default_dtype(torch.float32)
+    torch.set_default_device(None)
+    torch.set_grad_enabled(True)
+
+
+KINDS = {
+    "snip": {},
+    "random": {"criterion": "random"},
+    "hts": {"criterion": "hts", "group": 2},
+    "noise": {"criterion": "weight_noise"},
+    "synflow": {"criterion": "synflow", "rounds": 2},
+    "exact": {"criterion": "exact_taylor", "scope": "layer", "sparsity": 0.5},
+    "reinit": {"control": "reinit"},
+    "trained": {"when": "trained", "control": "shuffle"},
+    "dense": {"criterion": "dense", "sparsity": 0},
+}
+DEFAULTS = {
+    "float64": lambda: torch.set_default_dtype(torch.float64),
+    "bfloat16": lambda: torch.set_default_dtype(torch.bfloat16),
+    "meta": lambda: torch.set_default_device("meta"),  # where nothing is computed: no part of a run may be there
+    "cpu": lambda: torch.set_default_device("cpu"),
+    "seed": lambda: torch.manual_seed(1),
+    "no_grad": lambda: torch.set_grad_enabled(False),
+}
+
+
+@cache
+def of_kind(kind):
+    return untimed(quick(replace(SPEC, width=2, train_fraction=0.1, **KINDS[kind])))
+
+
+@pytest.mark.parametrize("change", DEFAULTS)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_is_the_same_whatever_the_defaults_of_pytorch_are(settings, kind, change):
+    expected = of_kind(kind)
+    DEFAULTS[change]()
+    assert of_kind.__wrapped__(kind) == expected
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_run_leaves_the_random_state_of_its_user_alone(kind):
+    torch.manual_seed(5)
+    random.seed(5)
+    before, numbers = torch.get_rng_state(), random.getstate()
+    of_kind.__wrapped__(kind)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert random.getstate() == numbers
+
+
+# --- memory
+
+
+def test_peak_memory_is_that_of_the_run(tmp_path):
+    """In a process of its own: of a run after a larger one, and after a block that was freed, as of the first."""
+    code = """
+        import torch
+        from conftest import SPEC
+        from dataclasses import replace
+        from pai_lib.data import load_data
+        from pai_lib.runs import perform
+
+        def peak(**fields):
+            spec = replace(SPEC, **{"width": 2, "train_fraction": 0.1, **fields})
+            record = perform(spec, load_data("digits"), torch.device("cpu"))
+            return record.result["peak_memory_bytes"] // 2**20
+
+        first, large = peak(), peak(width=48, train_fraction=1.0, batch_size=1400)
+        block = torch.ones(100 * 2**20)
+        held = peak()
+        del block
+        print(first, large, held, peak())
+    """
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    here = {**os.environ, "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *sys.path])}
+    first, large, held, last = map(
+        int, subprocess.run(command, env=here, capture_output=True, check=True).stdout.split()
+    )
+    assert large > first + 100
+    assert abs(held - first - 400) < 80
+    assert abs(last - first) < 80
+
+
+def test_peak_memory_that_the_system_does_not_tell_is_not_claimed(monkeypatch, store):
+    monkeypatch.setattr(runs, "reset_peak_memory", lambda device: False)
+    record = quick(store=store)
+    assert record.result["peak_memory_bytes"] is None
+    assert store.load(SPEC) == record
+    assert "peak_memory_bytes" not in store.frame().dropna(axis=1)
+    with monkeypatch.context() as patch:
+        patch.setattr(provenance, "Path", lambda path: Path("/nowhere") / path.lstrip("/"))
+        assert not provenance.reset_peak_memory(torch.device("cpu"))
 
 
 # --- reuse
@@ -275,6 +381,21 @@ def test_any_criterion_and_control_after_training(options):
 
 def test_divergence_tells_in_which_training():
     assert quick(replace(TRAINED, lr=1e9)).failure["where"].startswith("dense training, epoch ")
+
+
+@pytest.mark.parametrize("key", ["snip", "fisher_pruning", "hts", "exact_taylor"])
+def test_a_network_that_the_last_step_broke_has_no_scores_and_is_a_failure(key):
+    record = quick(replace(TRAINED, criterion=key, lr=1e8, epochs=1, batch_size=2000))
+    assert record.failure == {"reason": "The loss after training is nan.", "where": "dense training, epoch 1"}
+
+
+def test_scores_that_are_not_finite_for_another_reason_are_no_failure_of_training(monkeypatch):
+    def fail(*args, **options):
+        raise ValueError("The scores hold NaN or infinite values.")
+
+    monkeypatch.setattr(runs, "prune", fail)
+    with pytest.raises(ValueError, match="The scores hold NaN"):
+        quick(TRAINED)
 
 
 # --- parts that runs share

@@ -1,5 +1,6 @@
 """Sweeps: each run once, whatever fails, stops or kills them, here and on a Dask cluster."""
 
+import json
 import os
 import resource
 import signal
@@ -7,6 +8,7 @@ import subprocess
 import sys
 import threading
 import time
+import traceback
 from dataclasses import replace
 
 import numpy as np
@@ -14,9 +16,9 @@ import pytest
 import torch
 from conftest import SPECS, TINY, assert_complete, files, quick, settled, untimed
 
-from pai_lib import runs
+from pai_lib import cli, runs
 from pai_lib import sweep as engine
-from pai_lib.checkpoints import epochs_done
+from pai_lib.checkpoints import Checkpoint, epochs_done
 from pai_lib.records import RecordWarning, Store
 from pai_lib.sweep import sweep
 
@@ -50,7 +52,7 @@ def test_a_sweep_does_each_run_once(store, records, capsys, monkeypatch):
 
 
 def test_the_checkpoint_of_a_recorded_run_is_removed_and_that_of_a_failed_one_kept(store):
-    failing = replace(TINY, samples_per_class=200)
+    failing = replace(TINY, lr=1e12, epochs=4, seed=7)
     run(store, [TINY, failing])
     for spec in (TINY, failing):  # the first by a worker that lost its sweep, the second by one that tries again
         store.checkpoint(spec).write_bytes(b"")
@@ -74,16 +76,25 @@ def test_data_are_read_once(store, monkeypatch):
 
 def test_a_run_that_fails_is_recorded_and_repeated_on_request(store, monkeypatch, capsys):
     diverging = replace(TINY, lr=1e12, epochs=4, seed=7)
-    too_many = replace(TINY, samples_per_class=200)
-    specs = [diverging, too_many, TINY]
-    assert run(store, specs) == (1, 0, 2, 0)
+    too_large = replace(TINY, seed=8)
+    specs = [diverging, too_large, TINY]
+    plain = engine.perform
+
+    def perform(spec, *args, **options):
+        if spec == too_large:
+            raise MemoryError("no room\nat all")
+        return plain(spec, *args, **options)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(engine, "perform", perform)
+        assert run(store, specs) == (1, 0, 2, 0)
     lines = capsys.readouterr().out.splitlines()
     assert "  failed in epoch " in lines[0]
-    assert "  failed in preparation: ValueError: samples_per_class=200 must be 1 to " in lines[1]
+    assert "  failed in preparation: MemoryError: no room at all" in lines[1]
     failures = {spec: store.load(spec).failure for spec in specs}
     assert failures[diverging]["reason"].startswith("The training loss became ")
     assert failures[TINY] is None
-    record = store.load(too_many)
+    record = store.load(too_large)
     assert record.result == {}
     assert record.data == {"fingerprint": store.load(TINY).data["fingerprint"]}
     assert store.frame()["failure"].notna().sum() == 2
@@ -95,27 +106,133 @@ def test_a_run_that_fails_is_recorded_and_repeated_on_request(store, monkeypatch
     assert before == {**failures[diverging], "finished": before["finished"]}
 
 
-@pytest.mark.parametrize("where", ["warm_up", "prune", "train", "evaluate"])
-def test_whatever_a_run_raises_is_its_failure(store, records, monkeypatch, where):
+STAGES = {"warm_up": "scoring", "prune": "scoring", "train": "training", "evaluate": "test"}
+
+
+def raising(monkeypatch, where, error, at=1):
+    """Have the call with a number of a function that runs use raise an error."""
     plain, calls = getattr(runs, where), []
 
     def fail(*args, **options):
         calls.append(1)
-        if len(calls) == 1:
-            raise torch.OutOfMemoryError("out of memory\n  tried to allocate")
+        if len(calls) == at:
+            raise error
         return plain(*args, **options)
 
     monkeypatch.setattr(runs, where, fail)
+
+
+@pytest.mark.parametrize("where", STAGES)
+def test_exhausted_memory_is_the_failure_of_a_run(store, records, monkeypatch, where):
+    raising(monkeypatch, where, torch.OutOfMemoryError("out of memory\n  tried to allocate"))
     assert run(store) == (3, 0, 1, 0)
-    stage = {"warm_up": "scoring", "prune": "scoring", "train": "training", "evaluate": "test"}[where]
+    stage = STAGES[where]
     reason = "OutOfMemoryError: out of memory tried to allocate"
     assert store.load(SPECS[0]).failure == {"reason": reason, "where": stage}
     assert run(store, retry_failed=True) == (1, 3, 0, 0)
     assert all(settled(store.load(spec)) == records[spec] for spec in SPECS[1:])
 
 
+def allocate_too_much(*args, **options):
+    torch.empty(10**15)  # four petabytes
+
+
+@pytest.mark.parametrize(
+    "fail",
+    [
+        allocate_too_much,
+        lambda *args, **options: np.empty(10**15),
+        RuntimeError(
+            "[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried to allocate"
+        ),
+        torch.AcceleratorError("CUDA error: out of memory"),
+        OSError(12, "Cannot allocate memory"),  # no process for the images' reader, say
+    ],
+)
+def test_what_counts_as_exhausted_memory(store, monkeypatch, fail):
+    if isinstance(fail, Exception):
+        raising(monkeypatch, "prune", fail)
+    else:
+        monkeypatch.setattr(runs, "prune", fail)
+    assert run(store, [TINY]) == (0, 0, 1, 0)
+    assert store.load(TINY).failure["where"] == "scoring"
+
+
+BROKEN = [
+    torch.AcceleratorError("CUDA error: device-side assert triggered"),
+    RuntimeError("CUDA error: an illegal memory access was encountered"),
+    ValueError("a bug"),
+    KeyError("a bug"),
+    OSError(5, "Input/output error"),
+    AssertionError(),
+]
+
+
+@pytest.mark.parametrize("where", STAGES)
+@pytest.mark.parametrize("error", BROKEN, ids=repr)
+def test_what_else_a_run_raises_ends_the_sweep_and_is_no_record(store, records, monkeypatch, capsys, where, error):
+    done = 2 if where == "warm_up" else 1  # the second seed is the third run
+    with monkeypatch.context() as patch:
+        raising(patch, where, error, at=2)
+        with pytest.raises(type(error)) as raised:
+            run(store)
+    assert raised.value is error
+    assert SPECS[done].id in error.__notes__[-1]
+    assert str(SPECS[done]) in error.__notes__[-1]
+    assert raised.traceback[-1].name == "fail"  # where it went wrong
+    assert capsys.readouterr().out.splitlines()[-1] == f"4 runs: {done} done, 0 reused, 0 failed, {4 - done} left."
+    assert len(store.records()) == done
+    assert run(store) == (4 - done, done, 0, 0)  # at once: no lock is left, whoever still holds the traceback
+    assert_complete(store, records)
+
+
+@pytest.mark.parametrize("error", [ValueError("a bug"), torch.AcceleratorError("CUDA error: device-side assert")])
+def test_the_command_shows_the_traceback_of_a_run_and_its_name(store, tmp_path, monkeypatch, error):
+    campaign = tmp_path / "campaign.yaml"
+    campaign.write_text(json.dumps({"base": TINY.to_dict()}))
+    raising(monkeypatch, "prune", error)
+    words = ["sweep", str(campaign), "--results", str(store.root), "--device", "cpu"]
+    with pytest.raises(type(error)) as raised:  # no sentence for one's own mistake
+        cli.main(words)
+    text = "".join(traceback.format_exception(raised.value))
+    assert "in scored" in text
+    assert f"This was raised by the run {TINY.id}, of which nothing is recorded: RunSpec(dataset='digits'" in text
+    assert files(store.root) == []
+
+
+def test_a_run_that_breaks_after_an_epoch_goes_on_from_its_checkpoint(store, monkeypatch):
+    spec = replace(TINY, epochs=3)
+    monkeypatch.setattr(Checkpoint.__init__, "__defaults__", (0.0,))
+    with monkeypatch.context() as patch:
+        raising(patch, "evaluate", RuntimeError("CUDA error: device-side assert triggered"))
+        with pytest.raises(RuntimeError, match="device-side assert"):
+            run(store, [spec])
+    assert epochs_done(store.checkpoint(spec)) == 2
+    assert run(store, [spec]) == (1, 0, 0, 0)
+    assert [piece["epoch"] for piece in store.load(spec).provenance["resumed"]] == [2]
+    assert settled(store.load(spec)) == settled(quick(spec))
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [
+        ({"samples_per_class": 200}, "samples_per_class=200 must be 1 to 14, the images of class 0"),
+        ({"samples_per_class": 20, "train_fraction": 0.05}, "samples_per_class=20 must be 1 to 7"),
+        ({"model": "vgg11", "width": 4}, ""),
+    ],
+)
+def test_a_run_that_its_data_do_not_allow_is_refused_before_the_first(store, monkeypatch, change, sentence):
+    impossible = replace(TINY, seed=9, **change)
+    monkeypatch.setattr(engine, "perform", lambda *args, **options: pytest.fail("work was done"))
+    with pytest.raises(ValueError, match=f"{impossible.id} .*: .*{sentence}") as error:
+        run(store, [TINY, impossible])
+    assert "\n" not in str(error.value)
+    assert files(store.root) == []
+
+
 def test_a_failure_whose_record_is_gone_is_repeated_all_the_same(store, monkeypatch):
-    assert run(store, [replace(TINY, samples_per_class=200)]) == (0, 0, 1, 0)
+    failing = replace(TINY, lr=1e12, epochs=4, seed=7)
+    assert run(store, [failing]) == (0, 0, 1, 0)
     plain = engine.Estimate.seconds
 
     def removing(self, spec):  # asked for after the records have been read, and before the run begins
@@ -123,7 +240,7 @@ def test_a_failure_whose_record_is_gone_is_repeated_all_the_same(store, monkeypa
         return plain(self, spec)
 
     monkeypatch.setattr(engine.Estimate, "seconds", removing)
-    assert run(store, [replace(TINY, samples_per_class=200)], retry_failed=True) == (0, 0, 1, 0)
+    assert run(store, [failing], retry_failed=True) == (0, 0, 1, 0)
 
 
 def test_data_that_cannot_be_had_stop_it_before_it_starts(store, tmp_path, monkeypatch):
@@ -269,14 +386,18 @@ def test_an_interrupt_ends_after_the_epoch(store, records, monkeypatch, capfd, n
     assert_complete(store, records)
 
 
-def test_a_second_interrupt_ends_at_once(store, records, monkeypatch):
+def test_a_second_interrupt_ends_at_once_and_leaves_no_lock(store, records, monkeypatch):
     with monkeypatch.context() as patch:
         interrupting(patch, at=2, times=2)
-        with pytest.raises(KeyboardInterrupt):
+        with pytest.raises(KeyboardInterrupt) as held:  # with every frame of the sweep
             sweep(SPECS, store, device="cpu")
     assert len(store.records()) == 1
+    for spec in SPECS:
+        with store.lock(spec).acquire(blocking=False):
+            pass
     assert run(store) == (3, 1, 0, 0)
     assert_complete(store, records)
+    assert held.type is KeyboardInterrupt
 
 
 # --- several processes

@@ -55,13 +55,13 @@ def page_data(root: Path) -> tuple[dict, list]:
             {"key": key, "label": criterion_label(key), "color": s["color"], "marker": outline(s["marker"])}
             for key, s in styles.items()
         ],
-        "groups": groups(frame),
+        "groups": groups(frame, root),
         "unreadable": unreadable,
     }
     return data, records
 
 
-def groups(frame: pd.DataFrame) -> list[dict]:
+def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
     """Return one entry a protocol and warm-up, with the numbers that ``figures.summarize`` gives for it."""
     from pai_lib import figures
     from pai_lib.verdicts import PROTOCOL
@@ -69,7 +69,7 @@ def groups(frame: pd.DataFrame) -> list[dict]:
     found = [rows for _, rows in figures.protocols(frame)]
     found.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))  # real images come first
     kinds = {tuple(rows.iloc[0][PROTOCOL].map(str)): rows.iloc[0] for rows in found}
-    names = dict(zip(kinds, in_words(list(kinds.values())), strict=True))
+    names = dict(zip(kinds, in_words(list(kinds.values()), root), strict=True))
     entries = []
     for rows in found:
         how = rows.iloc[0]
@@ -91,7 +91,7 @@ def groups(frame: pd.DataFrame) -> list[dict]:
     return entries
 
 
-def in_words(kinds: list[pd.Series]) -> list[str]:
+def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
     from pai_lib.records import data_note
     from pai_lib.verdicts import PROTOCOL
@@ -102,7 +102,7 @@ def in_words(kinds: list[pd.Series]) -> list[str]:
         varied = [name for name in PROTOCOL if name not in SAID and len({str(other[name]) for other in alike}) > 1]
         text = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
         images = "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images"
-        images += data_note(how["fingerprint"]) + ", " * bool(images)
+        images += data_note(how["fingerprint"], root) + ", " * bool(images)
         text += (
             f", {images}{how['epochs']} epochs at batch {how['batch_size']}, learning rate {how['lr']:g}, "
             f"{how['precision']}; scores from {how['samples_per_class']} images a class at "
@@ -126,7 +126,7 @@ def outline(marker: str) -> str:
 
 def write_data(app: Sphinx) -> None:
     """Write what the page needs, in place of what an earlier build wrote."""
-    from pai_lib.records import Store, records_csv
+    from pai_lib.records import Store, records_csv, records_frame
 
     if app.builder.format != "html" or not (Path(app.srcdir) / f"{PAGE}.md").is_file():
         return
@@ -138,11 +138,11 @@ def write_data(app: Sphinx) -> None:
     script = f"window.RECORDS = {json.dumps(data, separators=(',', ':'), allow_nan=False)};\n"
     (folder / "data.js").write_text(script, "utf-8")
     (folder / "records.csv").write_bytes(records_csv(records))
-    for record in records:
-        path = store.path(record.spec)
-        copy = folder / path.relative_to(store.root)
+    addresses = records_frame(records)[["dataset", "model", "id"]].itertuples(index=False)  # as the table links to
+    for record, (dataset, model, name) in zip(records, addresses, strict=True):
+        copy = folder / dataset / model / f"{name}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(path, copy)
+        shutil.copyfile(store.path(record.spec), copy)
 
 
 def outdated(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
