@@ -18,21 +18,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .parameters import checked, nearest, notebook_parameters, text_of
+from .parameters import checked, load_yaml, nearest, notebook_parameters, text_of
 from .provenance import repository, version
 
 PROFILES = ("smoke", "paper")
 RUNS = "runs"  # folder below book/
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-3`` is a number, as everywhere else."""
-
-
-_FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 # --- chapters and their keys
@@ -116,11 +106,10 @@ def find_root(start: Path | None = None) -> Path:
 
 def load_chapters(root: Path) -> dict[str, Chapter]:
     """Return the chapters of ``notebooks/chapters.yaml`` in their order."""
-    text = (root / "notebooks" / "chapters.yaml").read_text("utf-8")
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"chapters.yaml is not YAML: {' '.join(str(error).split())}") from None
+        content = load_yaml(root / "notebooks" / "chapters.yaml")
+    except ValueError as error:
+        raise ValueError(f"chapters.yaml is not YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("chapters"), dict):
         raise ValueError("chapters.yaml: it must hold a mapping 'chapters:'")
     return {name: _chapter(root, str(name), entry or {}) for name, entry in content["chapters"].items()}
@@ -131,7 +120,7 @@ def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
     known = {"notebook": str, "title": str, "parameters": dict, "paper": dict, "records": list}
     if not isinstance(entry, dict):
         raise ValueError(f"chapters.yaml: {name} must be a mapping with 'notebook:', not {entry!r}")
-    for key in sorted(set(entry) - set(known)):
+    for key in sorted(set(entry) - set(known), key=str):
         raise ValueError(f"chapters.yaml: {name} has an unknown key {key!r}; {nearest(key, known)}")
     for key, kind in known.items():
         if entry.get(key) is not None and not isinstance(entry[key], kind):
