@@ -36,7 +36,7 @@ _CORE = {  # the core schema of YAML 1.2.2, section 10.3.2; with the merges of Y
 class _Loader(yaml.SafeLoader):
     """YAML 1.2, in which 010 is ten, 1e-3 a number, and `no`, 1:30 and dates are text; no key stands twice."""
 
-    yaml_implicit_resolvers: typing.ClassVar = {}
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
