@@ -180,7 +180,7 @@ def asked_jobs(
         name = (check_run_name(run) if run else run_name(chapter, profile, overrides)) if beside else None
         job = Job(chapter, profile, overrides, name)
         every = {name: p.default for name, p in declared.items()} | dict(job.values)
-        check_values(every, f"chapter {chapter.name}")
+        check_values(every, f"chapter {chapter.name}", {name: p.help for name, p in declared.items()})
         jobs.append(job)
     return jobs
 

@@ -2,7 +2,8 @@
 
 They are declared in its first code cell and checked before and while it runs.
 
-The cell has the tag ``parameters`` and holds annotated literals, ``sparsity: float = 0.98  # help``.
+The cell has the tag ``parameters`` and holds annotated literals, ``hidden: int = 16  # units [at least 1]``: the
+meaning and, where `RunSpec` has no field of that name to say it, the bounds.
 """
 
 from __future__ import annotations
@@ -183,11 +184,13 @@ def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> 
     >>> parse_overrides(["lr=1e-3"], {"lr": Parameter("lr", "float", 0.1, "step size")})
     {'lr': 0.001}
     """
-    values = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"-p {pair}: write name=value")
+        if name in values:
+            raise ValueError(f"-p {pair}: {name} is given twice, first as {text_of(values[name])}")
         if name not in declared:
             raise ValueError(f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}")
         annotation = declared[name].annotation
@@ -220,6 +223,11 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         except ValueError:
             raise ValueError(f"{line}: the default of {name} must be a literal") from None
         default = checked({name: default}, {name: annotation}, line)[name]
-        rest = source.splitlines()[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :]  # ast counts bytes
-        declared[name] = Parameter(name, annotation, default, rest.decode().partition("#")[2].strip())
+        declared[name] = Parameter(name, annotation, default, comment_after(source, node))
     return declared
+
+
+def comment_after(source: str, node: ast.stmt) -> str:
+    """Return the text of the comment behind a statement of a cell."""
+    rest = source.split("\n")[(node.end_lineno or 0) - 1].encode()[node.end_col_offset or 0 :]  # ast counts bytes
+    return rest.decode().partition("#")[2].strip()
