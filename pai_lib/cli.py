@@ -244,10 +244,12 @@ def _is_meant(error: Exception) -> bool:
     """
     if isinstance(error, OSError | UnicodeError):
         return True
-    (*_, last) = traceback.walk_tb(error.__traceback__)
-    code, position = last[0].f_code, last[0].f_lasti
-    ours = Path(code.co_filename).parent == Path(__file__).parent
-    return dis.opname[code.co_code[position]] == "RAISE_VARARGS" and (ours or isinstance(error, ValueError))
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    if at is None or dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] != "RAISE_VARARGS":
+        return False
+    return isinstance(error, ValueError) or Path(at.tb_frame.f_code.co_filename).parent == Path(__file__).parent
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -104,11 +104,13 @@ class Watch:
             self.clients.remove(client)
 
     def stop(self) -> None:
-        """End all kernels now, and each that starts later at its first cell."""
+        """End all kernels, those that are about to start too; return when they have ended."""
         self.stopped = True
-        for client in list(self.clients):
-            if process := getattr(getattr(client.km, "provisioner", None), "process", None):
-                process.kill()
+        while self.clients:
+            for client in list(self.clients):
+                if process := getattr(getattr(client.km, "provisioner", None), "process", None):
+                    process.kill()
+            time.sleep(0.1)
 
     def text(self, label: str) -> str:
         """Return how far a notebook is."""

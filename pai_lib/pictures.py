@@ -55,7 +55,10 @@ def list_folder(
         if (table := part / "val_annotations.txt").is_file():
             return samples(train), _annotated(table, labels)
     names = " and ".join(f"{part.name}/" for part in tried)
-    raise ValueError(f"{folder}: {names} must have the class folders of {train_folder.name}/: {_some(labels)}")
+    without = f"or give {train_folder} itself, of which a fifth is held out"
+    raise ValueError(
+        f"{folder}: {names} must have the class folders of {train_folder.name}/, {_some(labels)}; {without}"
+    )
 
 
 def _splits(folder: Path, held: tuple[str, ...]) -> dict[str, Path]:

@@ -316,7 +316,7 @@ def _refused():
     yield case("flat splits", "train holds no class folder", a="train/0.png", b="test/0.png")
     yield case(
         "unlabelled test alone",
-        "test/ must have the class folders of train/: cat/, dog/",
+        "test/ must have the class folders of train/, cat/, dog/; or give .*train itself",
         "train/cat",
         "train/dog",
         "test/images",
