@@ -1,6 +1,7 @@
 """Which values a notebook's parameters may have: those of the fields of `RunSpec` that they are named after.
 
-Others, and those for which that is too much, say it at the end of their comment: ``[at least 0 and below 1]``.
+Others, and those for which that is too much, say it at the end of their comment: ``[at least 0 and below 1]``, or
+``[two or more, above 0]`` of a list.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ def bounds_of(comment: str) -> str:
     >>> bounds_of("fraction of the labels [at least 0 and at most 1]"), bounds_of("units [of the network]")
     ('at least 0 and at most 1', '')
     """
-    found = re.search(rf"\[({_LIMIT}( and {_LIMIT})?)\]$", comment)
+    found = re.search(rf"\[((two or more, )?{_LIMIT}( and {_LIMIT})?)\]$", comment)
     return found[1] if found else ""
 
 
@@ -60,6 +61,8 @@ def _check_bounds(name: str, value: Any, bounds: str) -> None:
     given, items = f"{name}={text_of(value)}", value if isinstance(value, list) else [value]
     if not items:
         raise ValueError(f"{given}: it must hold at least one value.")
+    if bounds.startswith("two or more") and len(items) < 2:
+        raise ValueError(f"{given}: it must hold two values or more.")
     if twice := [item for number, item in enumerate(items) if item in items[:number]]:
         raise ValueError(f"{given}: {text_of(twice[0])} stands there twice.")
     limits = [(_LIMITS[word], float(limit)) for word, limit in re.findall(_LIMIT, bounds)]
