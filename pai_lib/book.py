@@ -94,13 +94,14 @@ def execute_all(root: Path, jobs: list[Job]) -> None:
                     failures.append(str(done.exception()))
                 else:
                     done.result()
-        except BaseException as error:
+        except KeyboardInterrupt:
             pool.shutdown(wait=False, cancel_futures=True)
-            if isinstance(error, KeyboardInterrupt):
-                text = "ending the notebooks under way; their pages stay as they were, others are done or wait"
-                print(f"pai: interrupted: {text}", file=sys.stderr, flush=True)
+            text = "ending the notebooks under way; their pages stay as they were, others are done or wait"
+            print(f"pai: interrupted: {text}", file=sys.stderr, flush=True)
             watch.stop()
             raise
+        finally:  # failed, say: begin no other
+            pool.shutdown(wait=False, cancel_futures=True)
     if failures:
         raise ChapterError("; ".join(failures))
 

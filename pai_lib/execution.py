@@ -134,9 +134,8 @@ class Watch:
                     print(text, flush=True)
 
 
-_WHERE = (
-    "__import__('importlib.util').util.find_spec('pai_lib').origin"  # told by a kernel that imports nothing yet
-)
+# Told by a kernel, which imports nothing for it.
+_WHERE = "__import__('importlib.util').util.find_spec('pai_lib').origin"
 
 
 def _engine() -> str:
