@@ -5,6 +5,7 @@ Jupyter packages are imported where they are used: ``import pai_lib`` works with
 
 from __future__ import annotations
 
+import fnmatch
 import json
 import os
 import re
@@ -12,7 +13,7 @@ import shlex
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
@@ -24,8 +25,10 @@ from .chapters import (
     RUNS,
     Job,
     chapter_key,
+    check_library,
     check_run_name,
     code_digest,
+    data_digest,
     is_fresh,
     load_chapters,
     pick,
@@ -60,12 +63,14 @@ def execute(root: Path, job: Job, watch: Watch) -> None:
     """Execute a chapter and, if every cell succeeded, put it in its place in ``book/``."""
     import nbformat
 
-    code = code_digest(job.chapter)
+    code, data = code_digest(job.chapter), data_digest(job)
     nb, seconds = run_notebook(root, job.chapter.notebook, job.values, job.page, watch)
     dress(nb, job.page, job.title)
     nb.cells.append(nbformat.v4.new_markdown_cell(provenance(root, job, seconds)))
-    # the code as it was before the run; the records as they are after it, since it may have written some
-    nb.metadata.pai = {"key": chapter_key(root, job, code), "profile": job.profile}
+    # code and data as they were before the run; the records as they are after it, since it may have written some
+    nb.metadata.pai = {"key": chapter_key(root, job, code, data), "profile": job.profile}
+    if data:
+        nb.metadata.pai.data = data
     nb.metadata.pai.update(overrides=dict(job.overrides), seconds=round(seconds, 1))
     if job.run is not None:
         nb.metadata.pai.chapter = job.chapter.name
@@ -89,7 +94,13 @@ def execute_all(root: Path, jobs: list[Job]) -> None:
                     failures.append(str(done.exception()))
                 else:
                     done.result()
-        finally:  # interrupted, say: begin no other
+        except KeyboardInterrupt:
+            pool.shutdown(wait=False, cancel_futures=True)
+            text = "ending the notebooks under way; their pages stay as they were, others are done or wait"
+            print(f"pai: interrupted: {text}", file=sys.stderr, flush=True)
+            watch.stop()
+            raise
+        finally:  # failed, say: begin no other
             pool.shutdown(wait=False, cancel_futures=True)
     if failures:
         raise ChapterError("; ".join(failures))
@@ -180,7 +191,7 @@ def asked_jobs(
         name = (check_run_name(run) if run else run_name(chapter, profile, overrides)) if beside else None
         job = Job(chapter, profile, overrides, name)
         every = {name: p.default for name, p in declared.items()} | dict(job.values)
-        check_values(every, f"chapter {chapter.name}")
+        check_values(every, f"chapter {chapter.name}", {name: p.help for name, p in declared.items()})
         jobs.append(job)
     return jobs
 
@@ -200,6 +211,8 @@ def build_book(
     before the pages are built.
     """
     names = list(names)
+    if html:
+        check_contents(root, root / "_toc.yml")
     asked = asked_jobs(root, profile, names, pairs, run)
     jobs = [job for job in asked if not is_fresh(root, job)]
     if html or not names:
@@ -219,6 +232,24 @@ def run_jupyter_book(root: Path, clean: bool) -> None:
     command = [sys.executable, "-c", program, "build", str(root), "-W", "-n", "--keep-going", "-q"]
     if subprocess.run(command, env={**os.environ, CHAPTERS_READY: "1"}).returncode:
         raise ChapterError("the book did not build: its warnings are above")
+
+
+def check_contents(root: Path, toc: Path) -> None:
+    """Raise ValueError for a chapter that the table of contents does not hold: no list would lead to its page."""
+
+    def files(node: Any) -> Iterator[str]:
+        for key, value in node.items() if isinstance(node, dict) else enumerate(node):
+            if isinstance(value, dict | list):
+                yield from files(value)
+            elif key in ("root", "file", "glob"):
+                yield str(value).removesuffix(".ipynb")
+
+    listed = list(files(yaml.safe_load(toc.read_text("utf-8")) or {}))
+    for name in load_chapters(root):
+        if not any(fnmatch.fnmatchcase(f"book/{name}", entry) for entry in listed):
+            raise ValueError(
+                f"{toc.name} holds no page of the chapter {name}: add '- file: book/{name}' to a part"
+            )
 
 
 def contents(root: Path, toc: Path, built: Path) -> Path:
@@ -247,6 +278,7 @@ def _one_stdout(outputs: list[Any]) -> list[Any]:
 
 def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:
     """Execute notebook sources in place and keep only the outputs that tests compare."""
+    check_library(root)
     paths = {path.stem: path for path in sorted((root / "notebooks").glob("*.ipynb"))}
     for path in tqdm(pick(paths, names, "notebook"), unit="notebook", disable=None):
         before = json.loads(path.read_text("utf-8"))["cells"]

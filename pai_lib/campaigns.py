@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import re
 import statistics
 import warnings
 from collections import Counter, defaultdict
@@ -14,33 +13,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from .checkpoints import epochs_done
 from .criteria import get_criterion
-from .parameters import nearest
+from .parameters import load_yaml, nearest
 from .records import Record, RecordWarning, Store
 from .spec import RunSpec
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML with 1e-3 as a number, and without a key that stands twice."""
-
-    def construct_mapping(self, node: Any, deep: bool = False) -> dict:
-        names = Counter(str(self.construct_object(key, deep=True)) for key, _ in node.value)
-        if twice := [name for name, count in names.items() if count > 1]:
-            raise ValueError(f"line {node.start_mark.line + 1}: {twice[0]!r} stands there twice.")
-        return super().construct_mapping(node, deep)
-
-
-_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _NUMBER, list("-+.0123456789"))
 
 
 def read_campaign(path: str | Path) -> list[RunSpec]:
     """Read the specs of a campaign file, in its order.
 
-    The file is YAML with ``base`` (fields of every run), ``grid`` (lists, crossed; the last one varies fastest)
+    It is YAML 1.2 with ``base`` (fields of every run), ``grid`` (lists, crossed; the last one varies fastest)
     and ``also`` (a list of further pairs of base and grid, whose bases add to the first one). A pair without a
     grid is one run, except the first where there is ``also``.
 
@@ -49,8 +33,8 @@ def read_campaign(path: str | Path) -> list[RunSpec]:
             entries that mean the same run, for which data of one's own are read. It names the entry.
     """
     try:
-        pairs = list(_pairs(yaml.load(Path(path).read_text("utf-8"), _Loader)))
-    except (yaml.YAMLError, ValueError) as error:
+        pairs = list(_pairs(load_yaml(Path(path))))
+    except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
     specs: list[RunSpec] = []
     entries: dict[tuple[str, RunSpec], str] = {}

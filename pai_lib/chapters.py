@@ -18,21 +18,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import yaml
-
-from .parameters import checked, nearest, notebook_parameters, text_of
-from .provenance import repository, version
+from .choices import field_of
+from .data import dataset_names, find_own
+from .parameters import checked, load_yaml, nearest, notebook_parameters, text_of
+from .pictures import stamp
+from .provenance import LIBRARY, repository, version
 
 PROFILES = ("smoke", "paper")
 RUNS = "runs"  # folder below book/
-
-
-class _Loader(yaml.SafeLoader):
-    """YAML in which ``1e-3`` is a number, as everywhere else."""
-
-
-_FLOAT = re.compile(r"^[-+]?\d+(\.\d*)?[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _FLOAT, list("-+0123456789"))
 
 
 # --- chapters and their keys
@@ -114,13 +107,21 @@ def find_root(start: Path | None = None) -> Path:
     raise FileNotFoundError(f"no notebooks/chapters.yaml in {start} or above: run this inside the repository")
 
 
+def check_library(root: Path) -> None:
+    """Raise ValueError if this library is that of another checkout, whose code chapters of this one would run."""
+    own = root / "pai_lib"
+    if own.is_dir() and own.resolve() != LIBRARY:
+        how = f"install this one, pip install -e {root}, or use the environment that has it"
+        raise ValueError(f"the chapters in {root} need its own pai_lib, not that in {LIBRARY.parent}: {how}")
+
+
 def load_chapters(root: Path) -> dict[str, Chapter]:
     """Return the chapters of ``notebooks/chapters.yaml`` in their order."""
-    text = (root / "notebooks" / "chapters.yaml").read_text("utf-8")
+    check_library(root)
     try:
-        content = yaml.load(text, Loader=_Loader)
-    except yaml.YAMLError as error:
-        raise ValueError(f"chapters.yaml is not YAML: {' '.join(str(error).split())}") from None
+        content = load_yaml(root / "notebooks" / "chapters.yaml")
+    except ValueError as error:
+        raise ValueError(f"chapters.yaml is not YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("chapters"), dict):
         raise ValueError("chapters.yaml: it must hold a mapping 'chapters:'")
     return {name: _chapter(root, str(name), entry or {}) for name, entry in content["chapters"].items()}
@@ -131,7 +132,7 @@ def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
     known = {"notebook": str, "title": str, "parameters": dict, "paper": dict, "records": list}
     if not isinstance(entry, dict):
         raise ValueError(f"chapters.yaml: {name} must be a mapping with 'notebook:', not {entry!r}")
-    for key in sorted(set(entry) - set(known)):
+    for key in sorted(set(entry) - set(known), key=str):
         raise ValueError(f"chapters.yaml: {name} has an unknown key {key!r}; {nearest(key, known)}")
     for key, kind in known.items():
         if entry.get(key) is not None and not isinstance(entry[key], kind):
@@ -185,12 +186,28 @@ def code_digest(chapter: Chapter) -> str:
     return _digest(sources, library, sys.version_info[:2], version("torch"))
 
 
-def chapter_key(root: Path, job: Job, code: str | None = None) -> str:
-    """Return the digest of everything that an executed chapter depends on, the records it shows included."""
-    found = job.chapter.record_files(root, job.values)
-    records = [(str(path.relative_to(root)), path.read_text("utf-8")) for path in found]
+def data_digest(job: Job) -> str | None:
+    """Return a digest of names, times and sizes of the files of your own data that a job reads, None without."""
+    every = {name: p.default for name, p in notebook_parameters(job.chapter.notebook).items()} | dict(job.values)
+    given = [
+        value if isinstance(value, list) else [value]
+        for name, value in every.items()
+        if field_of(name) == "dataset"
+    ]
+    own = [
+        find_own(name) for name in sorted({name for names in given for name in names if name} - {*dataset_names()})
+    ]
+    stamps = [stamp(path) for path in own if path]
+    return _digest(stamps) if stamps else None
+
+
+def chapter_key(root: Path, job: Job, code: str | None = None, data: str | None = None) -> str:
+    """Return the digest of everything that an executed chapter depends on, records and your own data included."""
+    files = job.chapter.record_files(root, job.values)
+    records = [(str(path.relative_to(root)), path.read_text("utf-8")) for path in files]
     where = repository(root)  # the page links to it
-    return _digest(job.page, job.title, job.profile, job.values, code or code_digest(job.chapter), records, where)
+    code, own = code or code_digest(job.chapter), [found] if (found := data or data_digest(job)) else []
+    return _digest(job.page, job.title, job.profile, job.values, code, records, where, *own)
 
 
 def chapters_digest(root: Path) -> str:
@@ -211,8 +228,9 @@ def stored(root: Path, page: str) -> dict[str, Any]:
 
 
 def is_fresh(root: Path, job: Job) -> bool:
-    """Tell whether the executed chapter is what this job would make again."""
-    return stored(root, job.page).get("key") == chapter_key(root, job)
+    """Tell whether the executed chapter is what this job would make again; of data that are gone, what it has."""
+    made = stored(root, job.page)
+    return made.get("key") == chapter_key(root, job, data=data_digest(job) or made.get("data"))
 
 
 def stale_jobs(root: Path, chapters: Mapping[str, Chapter], but: Iterable[str] = ()) -> list[Job]:

@@ -1,9 +1,15 @@
-"""Which values a notebook's parameters may have: those of the fields of `RunSpec` that they are named after."""
+"""Which values a notebook's parameters may have: those of the fields of `RunSpec` that they are named after.
+
+Others, and those for which that is too much, say it at the end of their comment: ``[at least 0 and below 1]``, or
+``[two or more, above 0]`` of a list.
+"""
 
 from __future__ import annotations
 
 import ast
 import contextlib
+import math
+import operator
 import re
 from collections.abc import Mapping
 from dataclasses import fields
@@ -11,11 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from .data import dataset_names, find_own
-from .parameters import INJECTED, checked, kind_of, text_of
+from .parameters import INJECTED, checked, comment_after, kind_of, text_of
 from .runs import resolve_device
 from .spec import RunSpec, choices
 
 FIELDS = {each.name: each for each in fields(RunSpec)}
+_LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+_LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"
 
 
 def field_of(parameter: str) -> str | None:
@@ -38,23 +46,51 @@ def _values(parameter: str, value: Any) -> list[Any]:
     return [value] if alone else value
 
 
-def check_values(values: Mapping[str, Any], where: str) -> None:
-    """Raise ValueError unless `RunSpec` takes the values of all parameters that are named after its fields.
+def bounds_of(comment: str) -> str:
+    """Return the bounds that end a parameter's comment, or an empty text.
+
+    >>> bounds_of("fraction of the labels [at least 0 and at most 1]"), bounds_of("units [of the network]")
+    ('at least 0 and at most 1', '')
+    """
+    found = re.search(rf"\[((two or more, )?{_LIMIT}( and {_LIMIT})?)\]$", comment)
+    return found[1] if found else ""
+
+
+def _check_bounds(name: str, value: Any, bounds: str) -> None:
+    """Raise ValueError unless each number is within the bounds, and a list of values holds some, each once."""
+    given, items = f"{name}={text_of(value)}", value if isinstance(value, list) else [value]
+    if not items:
+        raise ValueError(f"{given}: it must hold at least one value.")
+    if bounds.startswith("two or more") and len(items) < 2:
+        raise ValueError(f"{given}: it must hold two values or more.")
+    if twice := [item for number, item in enumerate(items) if item in items[:number]]:
+        raise ValueError(f"{given}: {text_of(twice[0])} stands there twice.")
+    limits = [(_LIMITS[word], float(limit)) for word, limit in re.findall(_LIMIT, bounds)]
+    for item in items:
+        if limits and item is not None and not all(math.isfinite(item) and test(item, at) for test, at in limits):
+            raise ValueError(f"{given}: it must be {bounds}.")
+
+
+def check_values(values: Mapping[str, Any], where: str, comments: Mapping[str, str] | None = None) -> None:
+    """Raise ValueError unless values are within their bounds, and `RunSpec` takes those named after its fields.
 
     Args:
         values: of all parameters of a notebook, each of its declared type.
         where: begins the sentence.
+        comments: of parameters, with the bounds that they declare.
     """
     for name, value in values.items():
-        field = field_of(name)
+        field, bounds = field_of(name), bounds_of((comments or {}).get(name, ""))
         try:
+            if bounds or (field and not FIELDS[field].type.startswith("tuple")):
+                _check_bounds(name, value, bounds)
             if name == "device":
                 resolve_device(value)
             for one in _values(name, value):
                 if field and one is not None:  # where a notebook allows None it says what that means
                     RunSpec(**{field: one, **({"criterion": "dense"} if (field, one) == ("sparsity", 0) else {})})
         except ValueError as error:
-            what = "" if name in (field, "device") else f"{name}={text_of(value)}: "
+            what = "" if name in (field, "device") or str(error).startswith(name) else f"{name}={text_of(value)}: "
             raise ValueError(f"{where}: {what}{error}") from None
     together = {name: value for name, value in values.items() if name in FIELDS and value is not None}
     try:
@@ -98,7 +134,7 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
     Raises:
         ValueError: for an unknown name, a wrong type, or a value that `RunSpec` refuses in a field of that name.
     """
-    annotations, injected = {}, []
+    annotations, comments, injected = {}, {}, []
     for source in namespace.get("In", []):
         with contextlib.suppress(SyntaxError):
             nodes = ast.parse(source).body
@@ -107,8 +143,10 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
                     with contextlib.suppress(ValueError):  # an annotation of the reader's own
                         kind_of(annotation := ast.unparse(node.annotation))
                         annotations[node.target.id] = annotation
+                        comments[node.target.id] = comment_after(source, node)
             if source.startswith(INJECTED):  # the latest one counts: it may have been corrected
                 targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
                 injected = [target.id for target in targets if isinstance(target, ast.Name)]
     names = [name for name in (*annotations, *injected) if name in namespace]
-    check_values(checked({name: namespace[name] for name in names}, annotations, "parameters"), "parameters")
+    where = "parameters"
+    check_values(checked({name: namespace[name] for name in names}, annotations, where), where, comments)

@@ -1,15 +1,18 @@
 """The ``pai`` command: one function a subcommand, each adding its own parser.
 
 To add a subcommand, write ``add_<name>(commands)`` that makes a parser and sets its ``call``, and list it
-in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit code 2; a run that failed is 1.
+in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit code 2; a run that failed is 1. Any
+other exception is a mistake in the code, and shows its traceback.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import dis
 import os
 import sys
+import traceback
 import warnings
 from collections.abc import Sequence
 from dataclasses import Field, fields
@@ -164,6 +167,8 @@ def add_export(commands: argparse._SubParsersAction) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the records' CSV, whole or not at all."""
+    if args.file.is_dir():
+        raise ValueError(f"{args.file} is a folder: give the name of a file")
     if args.file.exists() and not args.overwrite:
         raise ValueError(f"{args.file} is there already: give another name, or --overwrite to replace it")
     records = Store(args.results).records()
@@ -219,39 +224,82 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(message)
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code."""
+def _make_parser() -> Parser:
+    """Return the parser of the command and its subcommands."""
     parser = Parser(prog="pai", description="Pruning at initialization: book, runs, data.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.add_argument("--version", action="version", version=f"pai {sys.modules[__package__].__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
-    for command in commands.choices.values():
+    for command in (parser, *commands.choices.values()):
         command.allow_abbrev = False
+        about = "show where an error comes from, as PAI_TRACEBACK=1 in the environment does"
+        command.add_argument("--traceback", action="store_true", help=about)
+    return parser
+
+
+def _is_meant(error: Exception) -> bool:
+    """Tell whether an error is a sentence for whoever typed the command, and no mistake in the code.
+
+    A raise statement made it, in this library if it is no ValueError: what the interpreter raises itself (a
+    conversion, an index) nobody has worded. Files and their content are always the user's. What ended a sweep has
+    a note that names its run, and is shown whole.
+    """
+    if getattr(error, "__notes__", ()):
+        return False
+    if isinstance(error, OSError | UnicodeError):
+        return True
+    at = error.__traceback__
+    while at is not None and at.tb_next is not None:
+        at = at.tb_next
+    if at is None or dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] != "RAISE_VARARGS":
+        return False
+    return isinstance(error, ValueError) or Path(at.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line and return its exit code."""
+    words = sys.argv[1:] if argv is None else list(argv)
     try:
-        args, rest = parser.parse_known_args(argv)
-        if rest:
-            own = [each.name for each in fields(RunSpec)] if args.call is run_one else []
-            close = closest(rest[0], map(_flag, {*vars(args), *own} - {"call"}))
-            raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
-        with warnings.catch_warnings():
-            warnings.showwarning = lambda message, *_: print(f"pai: warning: {message}", file=sys.stderr)
-            status = args.call(args) or 0
-        sys.stdout.flush()
-        return status
+        return _call(_make_parser(), words)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, LookupError, OSError, RuntimeError) as error:
-        if getattr(error, "__notes__", ()):  # they name the run of a sweep that raised it
+    except (ValueError, OSError, RuntimeError) as error:
+        if not _is_meant(error):
             raise
-        print(f"pai: error: {' '.join(str(error).split())}", file=sys.stderr)
+        if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "0") != "0":
+            traceback.print_exc()
+        text = str(error)
+        if isinstance(error, OSError) and error.filename is not None:  # without "[Errno 2]"
+            text = f"{error.strerror}: {str(error.filename)!r}"
+        print(f"pai: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
-    except ImportError as error:
+    except ModuleNotFoundError as error:
+        if str(error.name).startswith("pai_lib"):
+            raise
         print(f"pai: error: {error}: the book needs pip install -e '.[book]'", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("pai: interrupted", file=sys.stderr)
         return 130
+
+
+def _call(parser: Parser, words: list[str]) -> int:
+    """Do what the words of a command say; return its exit code."""
+    args, rest = parser.parse_known_args(words)
+    if rest:
+        own = [each.name for each in fields(RunSpec)] if vars(args).get("call") is run_one else []
+        close = closest(rest[0], map(_flag, {*vars(args), *own} - {"call"}))
+        raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
+    if "call" not in args:
+        parser.print_help()
+        return 0
+    with warnings.catch_warnings():
+        warnings.showwarning = lambda message, *_: print(f"pai: warning: {message}", file=sys.stderr)
+        status = args.call(args) or 0
+    sys.stdout.flush()
+    return status
 
 
 if __name__ == "__main__":

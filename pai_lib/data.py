@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache, partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from tqdm import tqdm
 
 from .parameters import closest
+from .pictures import list_folder, open_image, stamp
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
 
@@ -112,6 +113,7 @@ class Dataset:
 
         `image_size` resizes to squares, bilinearly. Raises ValueError naming an array that is otherwise.
         """
+        x_train, y_train, x_test, y_test = map(np.asarray, (x_train, y_train, x_test, y_test))
         _check_arrays(x_train, y_train, x_test, y_test)
         images = [to_tensor(x, image_size) for x in (x_train, x_test)]
         labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
@@ -223,6 +225,13 @@ def _root(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
 
 
+def download_folder(root: Path) -> Path:
+    """Return the folder to download to; FileNotFoundError if $PAI_DATA names one that is not there."""
+    if os.environ.get("PAI_DATA") and root == _root(None) and not root.is_dir():
+        raise FileNotFoundError(f"$PAI_DATA is {root}, which is no folder: make it, or correct its name")
+    return root
+
+
 def find_own(name: str | Path, root: str | Path | None = None) -> Path | None:
     """Return the folder or .npz file that `load_data` would read for an unregistered name, or None."""
     paths = (Path(name).expanduser().resolve(), _root(root) / name, _root(root) / f"{name}.npz")
@@ -237,7 +246,8 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
     as torchvision's own files, and are then downloaded there. `tiny-imagenet-200` is read as distributed, tested
     on its `val/`, and downloaded if it is not in `root`. `imagenet` is streamed from `root`: see `ImageStream`.
     Any other name is data of your own, itself or in `root`: `<name>.npz` with those arrays, or a folder. It holds
-    `train/` and `test/` (or `val/`) with class folders, or only these, a fixed fifth of which is then for tests.
+    `train/` and `test/` (or `val/`, if `test/` has no labels or is not there) with class folders, or only these, a
+    fixed fifth of which is then for tests. Pictures become 8-bit RGB, turned as their EXIF orientation says.
 
     `image_size` resizes to squares, bilinearly; images of differing sizes need it. Raises ValueError for an
     unknown name or unusable contents, FileNotFoundError for what is neither there nor can be downloaded.
@@ -249,9 +259,9 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
         loader, augment = _LOADERS[name]
         if augment is None:
             return loader(name, root, image_size)
-        return _load(name, root, image_size, _stamp(root / f"{name}.npz") + _stamp(root / name))
+        return _load(name, root, image_size, stamp(root / f"{name}.npz") + stamp(root / name))
     if own := find_own(name, root):
-        return _load(str(own), own, image_size, _stamp(own))
+        return _load(str(own), own, image_size, stamp(own))
     close = closest(name, _LOADERS)
     hint = f" (did you mean {close!r}?)" if close else ""
     known = f"{', '.join(_LOADERS)}, or a folder of class folders or .npz file, itself or in {root}"
@@ -282,11 +292,6 @@ def _load(name: str, root: Path, image_size: int | None, stamp: tuple) -> Datase
         raise ValueError(f"{location}: {error}") from error
 
 
-def _stamp(path: Path) -> tuple:
-    """Return names, times and sizes of the file, or of every file in the folder: they change as it does."""
-    return tuple((f, f.stat().st_mtime_ns, f.stat().st_size) for f in (path, *path.rglob("*")) if f.exists())
-
-
 def _crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
     """Crop image i out of its zero-padded self at (`rows[i]`, `columns[i]`); mirror it if `flips[i]`."""
     padded = F.pad(images, (PADDING,) * 4)  # B×C×(H+8)×(W+8)
@@ -311,7 +316,7 @@ def _check_arrays(x_train: np.ndarray, y_train: np.ndarray, x_test: np.ndarray, 
 
 def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     """Turn uint8 N×H×W×C into N×C×H×W; resize to squares of `size` if given, averaging where they shrink."""
-    tensor = torch.from_numpy(images).permute(0, 3, 1, 2).clone(memory_format=torch.contiguous_format)
+    tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))  # a copy, whatever its layout was
     if size is None or tensor.shape[2:] == (size, size):
         return tensor
     resize = partial(F.interpolate, size=(size, size), mode="bilinear", antialias=True)
@@ -338,36 +343,6 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.
     from sklearn.model_selection import train_test_split
 
     return train_test_split(np.arange(len(labels)), train_size=fraction, stratify=labels, random_state=seed)
-
-
-def list_folder(folder: Path, held: tuple[str, ...] = ("test", "val")) -> tuple[list[tuple[str, int]], ...]:
-    """List (path, label) of the training images, and of the test images where they are kept apart, in `held`."""
-    from torchvision.datasets import ImageFolder
-
-    if not (folder / "train").is_dir():
-        return ImageFolder(folder).samples, []
-    train, annotations = ImageFolder(folder / "train"), folder / "val" / "val_annotations.txt"
-    if annotations.is_file():  # Tiny ImageNet: its val/ has no class folders, its test/ no labels
-        rows = [line.split("\t")[:2] for line in annotations.read_text().splitlines()]
-        return train.samples, [(f"{folder}/val/images/{file}", train.class_to_idx[c]) for file, c in rows]
-    there = [folder / part for part in held if (folder / part).is_dir()]
-    if not there:
-        raise FileNotFoundError(f"{folder} has train/ but not {'/ or '.join(held)}/ beside it")
-    test = ImageFolder(there[0])
-    if odd := set(test.classes) ^ set(train.classes):
-        raise ValueError(f"{test.root} and {train.root} must have the same classes: one lacks {min(odd)}")
-    return train.samples, test.samples
-
-
-def open_image(path: str | Path) -> Any:
-    """Return an image file as PIL's RGB image; raises ValueError naming what cannot be read."""
-    from PIL import Image
-
-    try:
-        with Image.open(path) as file:
-            return file.convert("RGB")
-    except Exception as error:  # Pillow's decoders raise more kinds than it documents
-        raise ValueError(f"{path} is not a readable image: {error}") from error
 
 
 def read_folder(name: str, folder: Path, image_size: int | None = None) -> tuple:

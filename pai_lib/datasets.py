@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .data import ARRAYS, dataset, read_arrays, to_tensor
+from .data import ARRAYS, dataset, download_folder, read_arrays, to_tensor
 
 
 @dataset("digits", "digits32", augment=False)
@@ -30,7 +30,7 @@ def load_cifar(name: str, root: Path) -> tuple:
 
     cifar = getattr(datasets, name.upper())
     try:  # torchvision compares all files with their checksums: one that was cut short is fetched again
-        train, test = cifar(root, train=True, download=True), cifar(root, train=False)
+        train, test = cifar(download_folder(root), train=True, download=True), cifar(root, train=False)
     except (OSError, RuntimeError) as error:
         files = f"put {name}.npz with {', '.join(ARRAYS)} there, or {cifar.filename} from {cifar.url}"
         raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error

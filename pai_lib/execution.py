@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import logging
@@ -17,6 +18,7 @@ from tqdm import tqdm
 
 from .campaigns import lasting
 from .progress import PROGRESS_FILE
+from .provenance import LIBRARY
 
 
 class ChapterError(RuntimeError):
@@ -27,17 +29,25 @@ class ChapterError(RuntimeError):
 def own_kernel() -> Iterator[None]:
     """Make the kernel ``python3`` this interpreter, whatever kernels the user or the system installed.
 
+    It imports the library that runs this, and finds data where this does, though it runs in another folder.
+
     It computes on one thread unless OMP_NUM_THREADS says otherwise: small networks gain nothing from threads,
     and on a machine whose cores are busy threads that wait for each other are tens of times slower.
     """
     from ipykernel.kernelspec import get_kernel_dict  # it names sys.executable
 
-    threads = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
+    if (LIBRARY.parent / "pyproject.toml").is_file():  # a checkout, not the folder of all packages
+        environment["PYTHONPATH"] = os.pathsep.join(
+            filter(None, [str(LIBRARY.parent), os.environ.get("PYTHONPATH")])
+        )
+    if os.environ.get("PAI_DATA"):
+        environment["PAI_DATA"] = str(Path(os.environ["PAI_DATA"]).expanduser().resolve())
     before = os.environ.get("JUPYTER_PATH")
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
-        spec.write_text(json.dumps({**get_kernel_dict(["--log-level=CRITICAL"]), "env": threads}))
+        spec.write_text(json.dumps({**get_kernel_dict(["--log-level=CRITICAL"]), "env": environment}))
         os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, *filter(None, [before])])
         try:
             yield
@@ -59,6 +69,8 @@ class Watch:
         self.cells: dict[str, Any] = {}
         self.files: dict[str, Any] = {}
         self.said: dict[str, tuple[str, float]] = {}  # of each notebook the last line, and when
+        self.clients: list[Any] = []  # of the kernels under way
+        self.stopped = False
         self._ended = threading.Event()
         self._thread = threading.Thread(target=self._look, daemon=True)
 
@@ -82,6 +94,24 @@ class Watch:
                 known.pop(label, None)
             file.unlink(missing_ok=True)
 
+    @contextlib.contextmanager
+    def running(self, client: Any) -> Iterator[None]:
+        """Know the client of a kernel while it runs, for `stop`."""
+        self.clients.append(client)
+        try:
+            yield
+        finally:
+            self.clients.remove(client)
+
+    def stop(self) -> None:
+        """End all kernels, those that are about to start too; return when they have ended."""
+        self.stopped = True
+        while self.clients:
+            for client in list(self.clients):
+                if process := getattr(getattr(client.km, "provisioner", None), "process", None):
+                    process.kill()
+            time.sleep(0.1)
+
     def text(self, label: str) -> str:
         """Return how far a notebook is."""
         text = label + " · cell {} of {}".format(*self.cells.get(label, (0, 0)))
@@ -104,25 +134,41 @@ class Watch:
                     print(text, flush=True)
 
 
+# Told by a kernel, which imports nothing for it.
+_WHERE = "__import__('importlib.util').util.find_spec('pai_lib').origin"
+
+
 def _engine() -> str:
-    """Teach papermill to say which cell it begins, and to give kernels an environment; return its name."""
+    """Teach papermill to say which cell it begins, and to check its kernel; return the engine's name."""
     from papermill.clientwrap import PapermillNotebookClient
     from papermill.engines import Engine, papermill_engines
+
+    class Client(PapermillNotebookClient):
+        def papermill_execute_cells(self) -> None:
+            asked = self.kc.execute("", silent=True, user_expressions={"where": _WHERE})
+            answer = self.wait_for_reply(asked)["content"]["user_expressions"]["where"]
+            found = ast.literal_eval(answer["data"]["text/plain"]) if answer["status"] == "ok" else "nowhere"
+            if Path(found).resolve().parent != LIBRARY:
+                raise ChapterError(f"the kernel would import pai_lib from {found}, not from {LIBRARY}")
+            super().papermill_execute_cells()
 
     class Telling(Engine):
         @classmethod
         def execute_managed_notebook(  # type: ignore[no-untyped-def]
-            cls, nb_man, kernel_name, tell, environment, **_
+            cls, nb_man, kernel_name, watch, tell, environment, **_
         ) -> None:
             begin = nb_man.cell_start
 
             def cell_start(cell: Any, cell_index: int, **options: Any) -> None:
+                if watch.stopped:
+                    raise ChapterError("interrupted")
                 tell(cell_index + 1, len(nb_man.nb.cells))
                 begin(cell, cell_index, **options)
 
             nb_man.cell_start = cell_start
-            client = PapermillNotebookClient(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120)
-            client.execute(env={**os.environ, **environment})
+            client = Client(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120)
+            with watch.running(client):
+                client.execute(env={**os.environ, **environment})
 
     papermill_engines.register("pai", Telling)
     return "pai"
@@ -142,12 +188,15 @@ def run_notebook(
     start = time.perf_counter()
     try:
         with watch.of(label, file) as tell:
-            options |= {"engine_name": _engine(), "tell": tell, "environment": {PROGRESS_FILE: str(file)}}
+            options |= {"engine_name": _engine(), "watch": watch, "tell": tell}
+            options |= {"environment": {PROGRESS_FILE: str(file)}}
             nb = papermill.execute_notebook(source, attempt, dict(values), **options)
     except papermill.PapermillExecutionError as error:
         line = next((text for text in error.source.splitlines() if text.strip()), "")
         what = f"cell {error.cell_index + 1} ({line!r}): {error.ename}: {error.evalue}"
         raise ChapterError(f"{label} failed in {what} (see {attempt.relative_to(root)})") from None
+    except ChapterError as error:
+        raise ChapterError(f"{label}: {error}") from None
     except Exception as error:  # for example a kernel that was killed
         raise ChapterError(f"{label} failed: {type(error).__name__}: {error}") from error
     attempt.unlink()

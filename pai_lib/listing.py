@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from .chapters import RUNS, heading, is_fresh, load_chapters, pick, run_files, run_job, with_notebooks
-from .choices import allowed, field_of
+from .choices import allowed, bounds_of, field_of
 from .parameters import Parameter, notebook_parameters, text_of
 from .spec import choices
 
@@ -27,6 +27,7 @@ def list_parameter(parameter: Parameter, value: object) -> str:
     start = f"  {parameter.name}: {parameter.annotation} = {text_of(value)}"
     names, rule = choices(field_of(parameter.name) or ""), allowed(parameter.name)
     rule = f"a {field_of(parameter.name)}, see below" if len(names) > INLINE else rule
+    rule = "" if bounds_of(parameter.help) else rule
     about = parameter.help + (f" [{rule}]" if rule else "")
     if len(start) < COLUMN:
         return _wrapped(about, COLUMN, start.ljust(COLUMN)) if about else start

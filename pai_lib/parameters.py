@@ -2,7 +2,8 @@
 
 They are declared in its first code cell and checked before and while it runs.
 
-The cell has the tag ``parameters`` and holds annotated literals, ``sparsity: float = 0.98  # help``.
+The cell has the tag ``parameters`` and holds annotated literals, ``hidden: int = 16  # units [at least 1]``: the
+meaning and, where `RunSpec` has no field of that name to say it, the bounds.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import ast
 import contextlib
 import difflib
 import json
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -19,6 +21,58 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+
+_CORE = {  # the core schema of YAML 1.2.2, section 10.3.2; with the merges of YAML 1.1, which everybody writes
+    "null": (r"null|Null|NULL|~|", "nN~\0"),
+    "bool": (r"true|True|TRUE|false|False|FALSE", "tTfF"),
+    "int": (r"[-+]?[0-9]+|0o[0-7]+|0x[0-9a-fA-F]+", "-+0123456789"),
+    "float": (
+        r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
+        "-+.0123456789",
+    ),
+    "merge": (r"<<", "<"),
+}
+
+
+class _Loader(yaml.SafeLoader):
+    """YAML 1.2, in which 010 is ten, 1e-3 a number, and `no`, 1:30 and dates are text; no key stands twice."""
+
+    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        node = super().compose_mapping_node(anchor)
+        seen = set()
+        for key, _ in node.value:  # before merges: a mapping may override what it merges
+            text = f"{key.value if key.tag.endswith(':merge') else self.construct_object(key, deep=True)}"
+            if text in seen:
+                raise ValueError(f"line {node.start_mark.line + 1}: {text!r} stands there twice.")
+            seen.add(text)
+        return node
+
+    def construct_yaml_int(self, node: Any) -> int:
+        text = self.construct_scalar(node)
+        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+
+
+for _tag, (_pattern, _first) in _CORE.items():
+    _whole = re.compile(rf"(?:{_pattern})$")
+    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, ["" if c == "\0" else c for c in _first])
+_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
+
+
+def load_yaml(path: Path) -> Any:
+    """Return what a YAML 1.2 file holds.
+
+    Raises:
+        ValueError: for a file that is not YAML or holds a key twice. It names the line, not the file.
+    """
+    try:
+        return yaml.load(path.read_bytes(), _Loader)
+    except RecursionError:
+        raise ValueError("it holds itself, or is nested too deep.") from None
+    except yaml.YAMLError as error:
+        raise ValueError(" ".join(str(error).replace('in "<byte string>", ', "at ").split())) from None
+
 
 INJECTED = "# Parameters"  # first line of the cell that papermill injects
 _TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
@@ -130,11 +184,13 @@ def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> 
     >>> parse_overrides(["lr=1e-3"], {"lr": Parameter("lr", "float", 0.1, "step size")})
     {'lr': 0.001}
     """
-    values = {}
+    values: dict[str, Any] = {}
     for pair in pairs:
         name, equals, text = pair.partition("=")
         if not equals:
             raise ValueError(f"-p {pair}: write name=value")
+        if name in values:
+            raise ValueError(f"-p {pair}: {name} is given twice, first as {text_of(values[name])}")
         if name not in declared:
             raise ValueError(f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}")
         annotation = declared[name].annotation
@@ -167,6 +223,11 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         except ValueError:
             raise ValueError(f"{line}: the default of {name} must be a literal") from None
         default = checked({name: default}, {name: annotation}, line)[name]
-        rest = source.splitlines()[(node.end_lineno or 0) - 1].encode()[node.end_col_offset :]  # ast counts bytes
-        declared[name] = Parameter(name, annotation, default, rest.decode().partition("#")[2].strip())
+        declared[name] = Parameter(name, annotation, default, comment_after(source, node))
     return declared
+
+
+def comment_after(source: str, node: ast.stmt) -> str:
+    """Return the text of the comment behind a statement of a cell."""
+    rest = source.split("\n")[(node.end_lineno or 0) - 1].encode()[node.end_col_offset or 0 :]  # ast counts bytes
+    return rest.decode().partition("#")[2].strip()

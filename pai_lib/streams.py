@@ -1,6 +1,6 @@
 """Data sets that are folders of images: Tiny ImageNet, downloaded and read whole; ImageNet, streamed from disk."""
 
-import fcntl
+import contextlib
 import hashlib
 import multiprocessing
 import os
@@ -15,20 +15,13 @@ from typing import BinaryIO
 
 import numpy as np
 import torch
+from filelock import FileLock
 from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data import (
-    Batch,
-    balanced_sample,
-    dataset,
-    list_folder,
-    open_image,
-    read_folder,
-    shuffled,
-    stratified_split,
-)
+from .data import Batch, balanced_sample, dataset, download_folder, read_folder, shuffled, stratified_split
+from .pictures import list_folder, open_image
 
 # Of the archive that is distributed since 2015 (Le & Yang).
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -42,7 +35,7 @@ def load_tiny_imagenet(name: str, root: Path) -> tuple:
     folder, archive = root / name, root / f"{name}.zip"
     if not folder.is_dir():
         try:
-            fetch(TINY_URL, archive, TINY_BYTES, TINY_SHA256)
+            fetch(TINY_URL, download_folder(root) / archive.name, TINY_BYTES, TINY_SHA256)
         except OSError as error:
             files = f"put its folder there, or {archive.name} from {TINY_URL}"
             raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error
@@ -57,18 +50,22 @@ def fetch(url: str, path: Path, size: int, sha256: str) -> None:
     Raises OSError if it cannot be had, ValueError if it is another file, which is then deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path if path.exists() else path.with_name(f"{path.name}.part")
-    with open(part, "a+b") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        if part != path and not path.exists():
-            _download(url, file, size)
-        file.seek(0)
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-        if digest != sha256:
-            part.unlink(missing_ok=True)
-            raise ValueError(f"{part} had SHA-256 {digest} instead of {sha256} and was deleted: try again")
-        if not path.exists():
-            part.rename(path)
+    lock = path.with_name(f".{path.name}.lock")
+    with FileLock(lock):
+        part = path if path.exists() else path.with_name(f"{path.name}.part")
+        try:
+            with open(part, "a+b") as file:
+                if part != path:
+                    _download(url, file, size)
+                file.seek(0)
+                digest = hashlib.file_digest(file, "sha256").hexdigest()
+            if digest != sha256:
+                part.unlink()
+                raise ValueError(f"{part} had SHA-256 {digest} instead of {sha256} and was deleted: try again")
+            part.replace(path)
+        finally:
+            with contextlib.suppress(OSError):  # where an open file cannot be deleted, its release does it
+                lock.unlink()
 
 
 def _download(url: str, file: BinaryIO, size: int) -> None:
@@ -209,11 +206,11 @@ class _Images(torch.utils.data.Dataset):
 def load_imagenet(name: str, root: Path, image_size: int | None) -> ImageStream:
     """1,281,167 + 50,000 photographs of 1,000 classes (Deng et al. 2009), in class folders in train/ and val/."""
     folder = root / name
-    if not (folder / "train").is_dir():
+    parts = list_folder(folder, held=("val",)) if folder.is_dir() else ([], [])
+    if not parts[1]:
         raise FileNotFoundError(
             f"{name} cannot be downloaded: put train/ and val/ with its class folders in {folder}"
         )
-    parts = list_folder(folder, held=("val",))
     files = [np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in part]) for part in parts]
     labels = [torch.tensor([label for _, label in part]) for part in parts]
     digest = hashlib.sha256()

@@ -1,13 +1,17 @@
 """The ``pai`` command: runs, data, criteria; one line for each error; no package that it does not need."""
 
+import importlib
 import json
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import fields
 
+import numpy as np
 import pytest
+import torch
 
+import pai_lib
 from pai_lib import cli, runs
 from pai_lib.criteria import CRITERIA
 from pai_lib.records import Store
@@ -38,7 +42,7 @@ def parsed(monkeypatch, *words):
 
     def stop(spec, *args, **options):
         seen.append(spec)
-        raise RuntimeError("stop")
+        raise ValueError("stop")
 
     monkeypatch.setattr(cli, "run", stop)
     cli.main(["run", *words])
@@ -110,7 +114,6 @@ def test_none_and_lists(monkeypatch, words, values):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("", "the following arguments are required: COMMAND"),
         ("rum", "invalid choice: 'rum'"),
         ("run --sparsty 0.9", "unknown argument '--sparsty': did you mean '--sparsity'?"),
         ("run --spars 0.9", "unknown argument '--spars': did you mean '--sparsity'?"),
@@ -146,10 +149,113 @@ def test_errors_are_one_line_and_exit_code_two(capsys, elsewhere, words, sentenc
 
 def test_an_error_of_several_lines_is_told_in_one(capsys, monkeypatch):
     def fail(*args, **options):
-        raise RuntimeError("out of memory\n  tried to allocate\n")
+        raise ValueError("out of memory\n  tried to allocate\n")
 
     monkeypatch.setattr(cli, "run", fail)
     assert call(capsys, "run") == (2, "", "pai: error: out of memory tried to allocate\n")
+
+
+def test_alone_it_shows_its_help(capsys):
+    code, out, err = call(capsys)
+    assert (code, err) == (0, "")
+    assert out.startswith("usage: pai ")
+    assert all(command in out for command in ("book", "notebooks", "run", "sweep", "export", "data", "criteria"))
+
+
+def test_the_version(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--version"])
+    assert stop.value.code == 0
+    assert capsys.readouterr().out == f"pai {pai_lib.__version__}\n"
+
+
+def test_a_sentence_is_one_wherever_it_is_raised(monkeypatch, capsys, tmp_path):
+    def fail(*args, **options):
+        with open(tmp_path / "x", "w"):
+            try:
+                raise ValueError("so it is")
+            finally:
+                str(tmp_path)
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert call(capsys, "run") == (2, "", "pai: error: so it is\n")
+
+
+def bugs():
+    yield "a key", lambda: {}["a"]
+    yield "an index", lambda: [][0]
+    yield "a conversion", lambda: int("a")
+    yield "an attribute", lambda: None.a
+    yield "a call", lambda: len(3)
+    yield "a name", lambda: nowhere  # noqa: F821
+    yield "a shape", lambda: torch.zeros(2) @ torch.zeros(3)
+    yield "an array", lambda: np.zeros(2) + np.zeros(3)
+    yield "an import", lambda: importlib.import_module("pai_lib.nowhere")
+    yield "a search", lambda: [].index(1)
+
+
+@pytest.mark.parametrize("bug", [pytest.param(bug, id=name) for name, bug in bugs()])
+def test_a_mistake_in_the_code_is_not_taken_for_one_of_the_users(monkeypatch, capsys, bug):
+    monkeypatch.setattr(cli, "run", lambda *args, **options: bug())
+    with pytest.raises(Exception) as error:  # noqa: PT011
+        cli.main(["run"])
+    assert not isinstance(error.value, SystemExit)
+    assert capsys.readouterr().err == ""
+
+
+def test_an_error_of_another_library_that_is_no_value_error_is_a_mistake(monkeypatch):
+    def fail(*args, **options):
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    monkeypatch.setattr(cli, "run", fail)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        cli.main(["run"])
+
+
+def test_a_traceback_reaches_whoever_typed_the_command():
+    program = "import sys\nfrom pai_lib import cli\ncli.run = lambda *a, **b: {}['a']\nsys.exit(cli.main(['run']))"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 1
+    assert done.stderr.startswith("Traceback")
+    assert done.stderr.endswith("KeyError: 'a'\n")
+
+
+@pytest.mark.parametrize(
+    "words", ["data check nowhere --traceback", "--traceback data check nowhere", "rum --traceback"]
+)
+def test_a_switch_shows_where_a_sentence_comes_from(capsys, words):
+    code, out, err = call(capsys, *words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith("Traceback")
+    assert err.splitlines()[-1].startswith("pai: error: ")
+
+
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), (None, False)])
+def test_the_environment_is_the_same_switch(capsys, monkeypatch, value, shown):
+    monkeypatch.setenv("PAI_TRACEBACK", value) if value else monkeypatch.delenv("PAI_TRACEBACK", raising=False)
+    assert call(capsys, "data", "check", "nowhere")[2].startswith("Traceback") is shown
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ("export results", "results is a folder: give the name of a file"),
+        ("export taken.csv", "taken.csv is there already: give another name, or --overwrite to replace it"),
+        ("export taken.csv/x.csv", "File exists: not written: 'taken.csv/x.csv'"),
+        ("export x.csv --results taken.csv", "taken.csv holds no records"),
+        ("export x.csv --results nowhere", "nowhere holds no records"),
+        ("sweep results", "Is a directory: 'results'"),
+    ],
+)
+def test_what_cannot_be_read_or_written_is_named(capsys, elsewhere, words, sentence):
+    call(capsys, *QUICK)
+    (elsewhere / "taken.csv").write_text("mine")
+    before = sorted(elsewhere.rglob("*"))
+    code, out, err = call(capsys, *words.split())
+    assert (code, out) == (2, "")
+    assert err.startswith(f"pai: error: {sentence}")
+    assert err.count("\n") == 1
+    assert sorted(elsewhere.rglob("*")) == before
 
 
 def test_a_tampered_record_is_named(capsys):

@@ -23,14 +23,15 @@ def execute(app: Sphinx, config: Config) -> None:
     except ImportError as error:
         raise ExtensionError(f"{error}: install the project first, pip install -e '.[book]'") from error
     root = Path(app.srcdir)
+    toc = root / config["external_toc_path"]
     if book.CHAPTERS_READY not in os.environ:
         try:
+            book.check_contents(root, toc)
             book.execute_all(root, chapters.stale_jobs(root, chapters.load_chapters(root)))
         except (book.ChapterError, ValueError, OSError) as error:
             raise ExtensionError(str(error)) from error
     if config["html_theme_options"].get("repository_url"):  # without an address there is nothing to link to
         config["html_theme_options"] |= {"use_repository_button": True, "use_issues_button": True}
-    toc = root / config["external_toc_path"]
     config["external_toc_path"] = book.contents(root, toc, Path(app.outdir).parent).as_posix()
     stamp = Path(app.doctreedir) / STAMP
     if not stamp.is_file() or stamp.read_text() != chapters.chapters_digest(root):
