@@ -79,7 +79,9 @@ def fisher_diag(
             part = slice(batch_of_groups[0].start, batch_of_groups[-1].stop)
             logits = problem.logits(part)
             local = [slice(g.start - part.start, g.stop - part.start) for g in batch_of_groups]
-            sizes = torch.tensor([size(g) for g in local for _ in range(size(g))]).to(logits)
+            sizes = torch.tensor(
+                [size(g) for g in local for _ in range(size(g))], dtype=logits.dtype, device=logits.device
+            )
             residual = logits.detach().softmax(1) - F.one_hot(problem.labels[part], logits.shape[1])
             _add_squares(problem, logits, [residual / sizes[:, None]], local, total)
         return problem.mapped(torch._foreach_div(total, len(groups)))
@@ -204,11 +206,20 @@ def _ggn_diag(
             if mode == "exact":
                 seeds = _factor(logits.detach())
             else:
-                drawn = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
-                seeds = [p - F.one_hot(drawn, p.shape[1]).to(p)]
+                seeds = [p - F.one_hot(_draw_labels(p, generator), p.shape[1]).to(p)]
             singles = [slice(i, i + 1) for i in range(size(part))]
             _add_squares(problem, logits, seeds, singles, total)
         return problem.mapped(torch._foreach_div(total, len(problem.inputs)))
+
+
+def _draw_labels(p: Tensor, generator: torch.Generator) -> Tensor:
+    """One label a sample with probabilities p (n×C), as `torch.multinomial` draws them from the same generator.
+
+    It takes the class of the largest p_c/e_c with e_c exponential. That is done here since the generator may be of
+    another device than p, and since it would have a GPU's host wait to see whether the p are probabilities.
+    """
+    waiting = torch.empty(p.shape, dtype=p.dtype, device=generator.device).exponential_(generator=generator)
+    return (p / waiting.to(p.device)).argmax(1)
 
 
 def _factor(logits: Tensor) -> list[Tensor]:
@@ -221,9 +232,11 @@ def _factor(logits: Tensor) -> list[Tensor]:
     log_q = log_p.flip(1).logcumsumexp(1).flip(1)
     columns = []
     for c in range(logits.shape[1] - 1):
-        below = (log_p[:, c + 1 :] - log_q[:, [c + 1]]).exp()  # sums to 1
+        below = (log_p[:, c + 1 :] - log_q[:, c + 1 : c + 2]).exp()  # sums to 1
         scale = ((log_p[:, c] + log_q[:, c + 1] - log_q[:, c]) / 2).exp()
-        columns.append(F.pad(-below, (c + 1, 0)).index_fill_(1, torch.tensor(c), 1.0) * scale[:, None])
+        column = F.pad(-below, (c + 1, 0))
+        column[:, c] = 1.0
+        columns.append(column * scale[:, None])
     return columns
 
 
@@ -362,9 +375,9 @@ def _mean_and_squares(draws: Iterable[tuple[Tensor, ...] | list[Tensor]]) -> tup
 
 
 def _probe(like: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    # Drawn on the generator's device, so that a seed means the same probe wherever the model lives.
+    # On the generator's device and in one dtype, so that a seed means the same probe wherever the model lives.
     if distribution == "normal":
-        drawn = torch.randn(like.shape, generator=generator, device=generator.device)
+        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float32, device=generator.device)
     else:
         drawn = torch.randint(0, 2, like.shape, dtype=torch.int8, generator=generator, device=generator.device)
         drawn = drawn.mul_(2).sub_(1)
