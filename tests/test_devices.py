@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from conftest import SPEC, Net, randomize
+from conftest import SPEC
+from own_models import MODELS, seeded
 from PIL import Image
 from second_device import DEVICE, READS, reads, second_device, to_cpu, to_second
 from torch import nn
@@ -23,46 +24,19 @@ from pai_lib import runs
 from pai_lib.checkpoints import Checkpoint
 from pai_lib.training import TrainingStoppedError
 
-# --- models of one's own, and what is asked about them
-
-
-def convolutional():
-    return randomize(pai.build_model("resnet8", 10, in_channels=1, width=2, seed=1)), (1, 8, 8)
-
-
-def depthwise():
-    layers = [nn.Conv1d(4, 4, 3, groups=4), nn.ReLU(), nn.Conv1d(4, 6, 1), nn.AvgPool1d(2), nn.Flatten()]
-    return nn.Sequential(*layers, nn.Linear(18, 10)), (4, 8)
-
-
-def transformer():
-    tokens, block = nn.Linear(5, 8), nn.TransformerEncoderLayer(8, 2, 12, dropout=0.0, batch_first=True)
-    token, head = nn.Parameter(torch.randn(8, dtype=torch.float32)), nn.Linear(8, 10)
-    return Net(
-        lambda net, x: net.head(net.block(net.tokens(x) + net.token).mean(1)),
-        tokens=tokens, block=block, token=token, head=head,
-    ), (3, 5)  # fmt: skip
-
-
-def tied():
-    a, b = nn.Linear(6, 6), nn.Linear(6, 6)
-    b.weight = a.weight
-    return nn.Sequential(nn.Linear(4, 6), nn.ReLU(), a, nn.ReLU(), b, nn.ReLU(), nn.Linear(6, 10)), (4,)
-
-
-MODELS = {function.__name__: function for function in (convolutional, depthwise, transformer, tied)}
+# --- what is asked of each model
 
 
 @functools.cache
 def inputs_of(name):
     """What the cases take, on the CPU and in float32; each is given a copy."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model, shape = MODELS[name]()
-        batch = pai.Batch(torch.randn(6, *shape), torch.arange(6) % 10)
-        masks, scores = [], {n: torch.randn(model.get_parameter(n).shape) for n in pai.prunable(model)}
-        for _ in range(2):
-            masks.append({n: torch.rand(value.shape) < 0.6 for n, value in scores.items()})
+    model, batch = seeded(name)
+    generator = torch.Generator().manual_seed(1)
+    shapes = {name: model.get_parameter(name).shape for name in pai.prunable(model)}
+    scores = {name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
+    masks = [
+        {name: torch.rand(shape, generator=generator) < 0.6 for name, shape in shapes.items()} for _ in range(2)
+    ]
     data = pai.load_data("digits").split(0.08)[0]
     data = replace(data, test_images=data.test_images[:70], test_labels=data.test_labels[:70])
     return {"model": model, "batch": batch, "mask": masks[0], "other": masks[1], "scores": scores, "data": data}
@@ -205,12 +179,12 @@ def test_every_public_name_has_a_case():
     assert sorted(pai.__all__) == sorted([*CASES, *BELOW, *WITHOUT])
 
 
-def outcome(function, x):
+def outcome(function, *inputs, **options):
     """What a case gives, or the sentence with which it refuses."""
     try:
         with sdpa_kernel(SDPBackend.MATH):  # fused attention is each device's own
-            return to_cpu(function(x))
-    except ValueError as error:
+            return to_cpu(function(*inputs, **options))
+    except (ValueError, TypeError) as error:
         return str(error)
 
 
@@ -246,9 +220,9 @@ def every_criterion(x):
 
     for key, variant in RULES:
         options = {"variant": variant, "probes": 2, "chunk": 4}
-        scores = outcome(lambda x: pai.score_many(x.model, x.batch, [key], remember=remember, **options), x)
+        scores = outcome(pai.score_many, x.model, x.batch, [key], remember=remember, **options)
         rounds = {"rounds": 2} if pai.CRITERIA[key].rounds > 1 else {"remember": remember}
-        mask = outcome(lambda x: pai.prune(x.model, x.batch, key, 0.6, **rounds, **options), x)
+        mask = outcome(pai.prune, x.model, x.batch, key, 0.6, **rounds, **options)
         found[key, variant] = scores, mask
     return found, state(x.model)
 
