@@ -7,9 +7,10 @@ ResNet-18, or another model, for ten classes on 32×32 noise, random crop and fl
 loop is float32, with images opened, cropped and flipped by Pillow in two worker processes; ours trains under a
 random mask of sparsity 0.9. Each contender is a process of its own that runs one epoch when told to, A B A B …,
 after a first one that is not counted (start-up, compilation). A ratio is the median of the rounds' ratios, the
-range their least and greatest: of wall-clock time, in which the plain loop's workers run on other cores, and of the
-CPU seconds of the training process alone, which a busy machine disturbs less. On a GPU an epoch has 50,000 images
-and the data stay on the device. ``--together N`` runs N copies of the fastest at once. About 15 minutes on a CPU.
+range their least and greatest: of wall-clock time, in which the plain loop's workers run on other cores, and of
+the CPU seconds of the training process alone, which a busy machine disturbs less. On a GPU an epoch has 50,000
+images, and the data stay on the device. ``--together N`` runs N copies of the fastest at once. About 15 minutes on
+a CPU.
 """
 
 from __future__ import annotations

@@ -108,8 +108,7 @@ class Shared(nn.Module):
 
 @pytest.mark.parametrize("options", RECIPES, ids=["momentum", "plain", "adamw"])
 def test_what_has_several_names_is_written_once_and_goes_on(data, tmp_path, options):
-    options = {"epochs": 4, "batch_size": 8, "lr": 0.05, "progress": False, **options}
-    options |= {"lr_warmup": 0}
+    options = {"epochs": 4, "batch_size": 32, "lr": 0.05, "progress": False, **options, "lr_warmup": 0}
     whole, path = Shared(), tmp_path / "run.safetensors"
     curves = train(whole, data, **options)
     with pytest.raises(TrainingStoppedError):
@@ -127,6 +126,17 @@ def test_what_has_several_names_is_written_once_and_goes_on(data, tmp_path, opti
     assert model.b.weight is model.a.weight
     assert model.again is model.seen
     assert torch.equal(model.c.weight.T, model.e)
+
+
+def test_the_count_of_steps_is_not_rounded_to_a_scalars_type(tmp_path):
+    model = nn.ParameterDict({"scale": nn.Parameter(torch.ones((), dtype=torch.bfloat16))})
+    optimizer, order = torch.optim.AdamW(model.parameters()), torch.Generator()
+    model["scale"].grad = torch.ones((), dtype=torch.bfloat16)
+    optimizer.step()
+    optimizer.state[model["scale"]]["step"].fill_(301)  # bf16 has 8 bits
+    Checkpoint(tmp_path / "c", KEY).keep(model, optimizer, order, epoch=1)
+    Checkpoint(tmp_path / "c", KEY).restore(model, optimizer, order)
+    assert optimizer.state[model["scale"]]["step"] == 301
 
 
 def test_another_network_is_not_filled(data, tmp_path):
