@@ -8,7 +8,12 @@ export OMP_NUM_THREADS ?= 1
 
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: book test test-all test-browser test-slow lint links notebooks picture bench clean
+# Where a GPU is, there may be no net to set up .venv from: `make gpu` takes what python3 has.
+DEVICE ?= cuda
+GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
+GPU_RESULTS ?= _build/gpu
+
+.PHONY: book test test-all test-browser test-slow lint links notebooks picture bench gpu clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -18,6 +23,7 @@ test: $(READY)  ## every test: library, doctests, and the stored outputs of the 
 	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
 
 test-all: lint test book test-browser test-slow  ## everything
+	$(MAKE) gpu DEVICE=cpu QUICK=1
 
 test-browser: book  ## the built pages in Chromium (Debian's package chromium, or PAI_CHROMIUM=/path/to/it)
 	@test -n "$(PAI_CHROMIUM)" || command -v chromium || { echo "Chromium is needed: apt-get install chromium"; exit 1; }
@@ -40,6 +46,9 @@ notebooks: $(READY)  ## re-execute the notebook sources and refresh the outputs 
 bench: $(READY)  ## time and memory of the estimators beside their peers: a quarter of an hour
 	$(INSTALL) -e '.[bench]'
 	$(BIN)/python benchmarks/curvature.py --json _build/benchmarks/curvature.json
+
+gpu:  ## all that needs a GPU in 9 minutes: tests, timings, notebooks, runs; JSON in GPU_RESULTS=FOLDER
+	$(GPU_PYTHON) benchmarks/gpu.py --device $(DEVICE) --json $(GPU_RESULTS) $(if $(QUICK),--quick)
 
 links: $(READY)  ## open every link of the book: this alone needs the net
 	$(BIN)/jupyter-book build . --builder linkcheck -q

@@ -58,7 +58,7 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
     {'fc.weight': tensor([[ True, False]])}
     """
     _check_bools(mask, "This mask")
-    plain = {name: kept.detach().cpu().contiguous().clone() for name, kept in mask.items()}
+    plain = {name: _copied(kept) for name, kept in mask.items()}
     write_whole(Path(path), save(plain, {name: str(value) for name, value in about.items()}))
 
 
@@ -137,15 +137,15 @@ class Checkpoint:
         """
         if self.path is None:
             return
-        state = {f"model/{name}": tensor for name, tensor in model.state_dict().items()}
+        state = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
         for index, values in optimizer.state_dict()["state"].items():
             state |= {f"optimizer/{index}/{name}": t for name, t in values.items() if isinstance(t, Tensor)}
         state |= {"random/order": order.get_state(), "random/cpu": torch.get_rng_state()}
-        if torch.cuda.is_available():
-            state["random/cuda"] = torch.cuda.get_rng_state()
+        if (device := _device(optimizer)).type != "cpu":
+            state[f"random/{device.type}"] = torch.get_device_module(device).get_rng_state(device)
         tensors = {**self.tensors, **{f"training/{name}": tensor for name, tensor in state.items()}}
         header = json.dumps({"key": self.key, "values": self.values, "training": training})
-        plain = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+        plain = {name: _copied(tensor) for name, tensor in tensors.items()}
         try:
             write_whole(self.path, save(plain, {"checkpoint": header}))
         except OSError as error:  # the run itself may yet succeed
@@ -153,31 +153,56 @@ class Checkpoint:
         self._written = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: Optimizer, order: torch.Generator) -> None:
-        """Put back what ``keep`` wrote."""
-        state: dict[str, dict] = {"model": {}, "optimizer": {}, "random": {}}
-        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        """Put back what ``keep`` wrote. Raises ValueError if that was another network's."""
+        state: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
         for path, tensor in self._state.items():
             _, part, name = path.split("/", 2)
-            if part == "optimizer":
-                index, name = name.split("/")
-                like = parameters[int(index)]
-                if tensor.shape == like.shape:  # with the strides that it had: kernels may differ by them
-                    tensor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
-                state[part].setdefault(int(index), {})[name] = tensor
-            else:
-                state[part][name] = tensor
-        model.load_state_dict(state["model"])
+            state[part][name] = tensor
+        own = _tensors(model)
+        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in state["model"].items()}:
+            raise ValueError(f"The checkpoint {self.path} is of a network with other names or shapes.")
+        for name, tensor in state["model"].items():
+            own[name].copy_(tensor)
+        parameters = [p for group in optimizer.param_groups for p in group["params"]]
+        moments: dict[int, dict[str, Tensor]] = {}
+        for path, tensor in state["optimizer"].items():
+            index, name = path.split("/")
+            like = parameters[int(index)]
+            if tensor.shape == like.shape and name != "step":  # with its strides: kernels may differ by them
+                tensor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
+            moments.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
-        optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
+        optimizer.load_state_dict({"state": moments, "param_groups": groups})
         order.set_state(state["random"]["order"])
         torch.set_rng_state(state["random"]["cpu"])
-        if torch.cuda.is_available() and "cuda" in state["random"]:
-            torch.cuda.set_rng_state(state["random"]["cuda"])
+        device = _device(optimizer)
+        if device.type != "cpu" and device.type in state["random"]:
+            torch.get_device_module(device).set_rng_state(state["random"][device.type], device)
         self._state = {}
 
     def next_phase(self, tensors: dict[str, Tensor]) -> None:
         """Forget the training that has ended, and keep ``tensors`` from now on."""
         self.training, self._state, self.tensors = {}, {}, tensors
+
+
+def _tensors(model: nn.Module) -> dict[str, Tensor]:
+    """Memory of parameters and buffers, also of those that no state_dict holds; that of several names once."""
+
+    def memory(tensor: Tensor) -> Tensor:  # an expanded axis repeats it
+        for axis, stride in enumerate(tensor.stride()):
+            tensor = tensor.narrow(axis, 0, min(1, tensor.shape[axis])) if stride == 0 else tensor
+        return tensor
+
+    return {name: memory(t.detach()) for name, t in (*model.named_parameters(), *model.named_buffers())}
+
+
+def _device(optimizer: Optimizer) -> torch.device:
+    return optimizer.param_groups[0]["params"][0].device
+
+
+def _copied(tensor: Tensor) -> Tensor:
+    """A plain copy on the CPU: the format holds no two tensors that share memory."""
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())
 
 
 def epochs_done(path: Path) -> int:

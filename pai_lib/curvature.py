@@ -307,13 +307,23 @@ def _ggn_diag(
             return _factor(logits.detach())
         p = logits.detach().softmax(1)
         if part.start not in drawn:
-            drawn[part.start] = torch.multinomial(p.to(generator.device), 1, generator=generator)[:, 0]
-        return [p - F.one_hot(drawn[part.start].to(p.device), p.shape[1])]
+            drawn[part.start] = _draw_labels(p, generator)
+        return [p - F.one_hot(drawn[part.start], p.shape[1])]
 
     with problem_at(model, batch, temperature, parameters) as problem:
         pieces = [[slice(i, i + 1) for i in range(p.start, p.stop)] for p in chunks(problem, chunk)]
         total = _Squares(problem, seeds).total(pieces)
         return problem.mapped(torch._foreach_div(total, problem.samples))
+
+
+def _draw_labels(p: Tensor, generator: torch.Generator) -> Tensor:
+    """One label a sample with probabilities p (n×C), as `torch.multinomial` draws them from the same generator.
+
+    It takes the class of the largest p_c/e_c with e_c exponential. That is done here since the generator may be of
+    another device than p, and since it would have a GPU's host wait to see whether the p are probabilities.
+    """
+    waiting = torch.empty(p.shape, dtype=p.dtype, device=generator.device).exponential_(generator=generator)
+    return (p / waiting.to(p.device)).argmax(1)
 
 
 def _factor(logits: Tensor) -> list[Tensor]:
@@ -326,9 +336,11 @@ def _factor(logits: Tensor) -> list[Tensor]:
     log_q = log_p.flip(1).logcumsumexp(1).flip(1)
     columns = []
     for c in range(logits.shape[1] - 1):
-        below = (log_p[:, c + 1 :] - log_q[:, [c + 1]]).exp()  # sums to 1
+        below = (log_p[:, c + 1 :] - log_q[:, c + 1 : c + 2]).exp()  # sums to 1
         scale = ((log_p[:, c] + log_q[:, c + 1] - log_q[:, c]) / 2).exp()
-        columns.append(F.pad(-below, (c + 1, 0)).index_fill_(1, torch.tensor(c), 1.0) * scale[:, None])
+        column = F.pad(-below, (c + 1, 0))
+        column[:, c] = 1.0
+        columns.append(column * scale[:, None])
     return columns
 
 
@@ -467,9 +479,9 @@ def _mean_and_squares(draws: Iterable[tuple[Tensor, ...] | list[Tensor]]) -> tup
 
 
 def _probe(like: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    # Drawn on the generator's device, so that a seed means the same probe wherever the model lives.
+    # On the generator's device and in one dtype, so that a seed means the same probe wherever the model lives.
     if distribution == "normal":
-        drawn = torch.randn(like.shape, generator=generator, device=generator.device)
+        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float32, device=generator.device)
     else:
         drawn = torch.randint(0, 2, like.shape, dtype=torch.int8, generator=generator, device=generator.device)
         drawn = drawn.mul_(2).sub_(1)

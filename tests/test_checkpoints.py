@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+import torch.nn.functional as F
 from conftest import SPEC, untimed
 from safetensors import safe_open
 from safetensors.torch import save_file
@@ -75,6 +76,88 @@ def test_training_goes_on_bit_for_bit(data, tmp_path, options):
         assert resumed == curves
         assert all(torch.equal(state[name], whole[name]) for name in whole | state)
         path.unlink()
+
+
+class Shared(nn.Module):
+    """Weights and buffers of several names, views of one storage, state that no state_dict holds."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.a, self.b = nn.Linear(64, 12), nn.Linear(12, 12), nn.Linear(12, 12)
+        self.c, self.d, self.head = nn.Linear(12, 12), nn.Linear(12, 12), nn.Linear(12, 10)
+        self.b.weight = self.a.weight
+        whole = torch.randn(3, 12, 12) / 4
+        self.c.weight, self.d.weight = nn.Parameter(whole[0]), nn.Parameter(whole[1])
+        self.e = nn.Parameter(self.c.weight.detach().T)  # memory in common, one row's another's column
+        self.scalar = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+        self.register_buffer("seen", torch.zeros(2))
+        self.register_buffer("again", self.seen)
+        self.register_buffer("steps", torch.zeros(()), persistent=False)
+        self.register_buffer("repeated", torch.ones(1).expand(12))
+
+    def forward(self, x):
+        if self.training:
+            self.seen.add_(1)
+            self.steps.add_(0.01)
+        x = self.first(x.flatten(1)).relu() * self.repeated * self.scalar.float()
+        for layer in (self.a, self.b, self.c, self.d):
+            x = layer(x).relu() + self.steps
+        return self.head(F.linear(x, self.e))
+
+
+@pytest.mark.parametrize("options", RECIPES, ids=["momentum", "plain", "adamw"])
+def test_what_has_several_names_is_written_once_and_goes_on(data, tmp_path, options):
+    options = {"epochs": 4, "batch_size": 32, "lr": 0.05, "progress": False, **options, "lr_warmup": 0}
+    whole, path = Shared(), tmp_path / "run.safetensors"
+    curves = train(whole, data, **options)
+    with pytest.raises(TrainingStoppedError):
+        train(Shared(), data, checkpoint=Checkpoint(path, KEY), stop=after(2), **options)
+    with safe_open(path, "pt") as file:
+        names = {name.removeprefix("training/model/") for name in file.keys()}  # noqa: SIM118
+        assert names.isdisjoint({"b.weight", "again"})
+        assert {"a.weight", "seen", "steps"} <= names
+        assert file.get_tensor("training/model/repeated").numel() == 1
+    model = Shared()
+    assert train(model, data, checkpoint=Checkpoint(path, KEY), **options) == curves
+    tensors = dict(model.named_parameters()) | dict(model.named_buffers())
+    for name, tensor in (*whole.named_parameters(), *whole.named_buffers()):
+        assert torch.equal(tensor, tensors[name]), name
+    assert model.b.weight is model.a.weight
+    assert model.again is model.seen
+    assert torch.equal(model.c.weight.T, model.e)
+
+
+def test_the_count_of_steps_is_not_rounded_to_a_scalars_type(tmp_path):
+    model = nn.ParameterDict({"scale": nn.Parameter(torch.ones((), dtype=torch.bfloat16))})
+    optimizer, order = torch.optim.AdamW(model.parameters()), torch.Generator()
+    model["scale"].grad = torch.ones((), dtype=torch.bfloat16)
+    optimizer.step()
+    optimizer.state[model["scale"]]["step"].fill_(301)  # bf16 has 8 bits
+    Checkpoint(tmp_path / "c", KEY).keep(model, optimizer, order, epoch=1)
+    Checkpoint(tmp_path / "c", KEY).restore(model, optimizer, order)
+    assert float(optimizer.state[model["scale"]]["step"]) == 301
+
+
+def test_another_network_is_not_filled(data, tmp_path):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(TrainingStoppedError):
+        fit(data, Checkpoint(path, KEY), after(1))
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
+    before = model[1].weight.clone()
+    with pytest.raises(ValueError, match=f"checkpoint {path} is of a network with other names or shapes"):
+        train(model, data, epochs=2, progress=False, checkpoint=Checkpoint(path, KEY))
+    assert torch.equal(model[1].weight, before)
+
+
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(data, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *args: pytest.fail("the GPU was asked"))
+    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *args: pytest.fail("the GPU was changed"))
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(TrainingStoppedError):
+        fit(data, Checkpoint(path, KEY), after(1))
+    assert fit(data, Checkpoint(path, KEY))[1] == fit(data)[1]
 
 
 def test_it_is_written_when_it_is_due(data, tmp_path):
