@@ -7,12 +7,11 @@ from .criteria import CRITERIA, Criterion, criterion, score, score_many
 from .curvature import exact_diag, fisher_diag, ggn_diag, hessian_row_norm, hutchinson_diag
 from .data import Batch, Dataset, check_data, dataset_names, load_data
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
+from .inspection import effective_sparsity, flops_left
 from .masks import (
     SparsityWarning,
     apply_mask,
     collapsed_layers,
-    effective_sparsity,
-    flops_left,
     invert_scores,
     jaccard,
     layer_density,

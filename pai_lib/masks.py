@@ -5,22 +5,17 @@ A mask is ``{parameter name: bool tensor}`` with True = kept, over prunable para
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Iterable
 from typing import Any
-from unittest.mock import patch
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
-from torch.overrides import TorchFunctionMode
 
 from .criteria import get_criterion, score
 from .data import Batch
-from .derivatives import ByParameter, problem_at, synaptic_flow
-from .graph import find_uses
+from .derivatives import ByParameter
 from .parameters import nearest
 
 SCOPES = ("global", "layer", "erk")
@@ -242,91 +237,6 @@ def sparsity_of(mask: ByParameter) -> float:
     """Fraction of the masked parameters' weights that is removed."""
     total = sum(kept.numel() for kept in mask.values())
     return 1 - sum(int(kept.sum()) for kept in mask.values()) / total
-
-
-def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
-    """Sparsity counting also the weights that no path from input to output uses (Vysogorets & Kempe, 2023).
-
-    A weight is on a path if positive flow passes it when every kept weight and every other scale is 1 and every
-    shift, token and position embedding is 0. A maximum passes flow from all its inputs, a layer norm unit by unit,
-    attention from its values and from queries and keys where both are alive. Only the batch's input shape matters.
-    Raises ValueError where another operation lets no flow pass.
-    """
-    check_mask(model, mask)
-
-    def used(kept: ByParameter) -> ByParameter:
-        with _EveryPath():
-            flow = synaptic_flow(model, batch, parameters=list(mask), state=_connections(model, kept))
-        return {name: value > 0 for name, value in flow.items()}
-
-    for name, reached in used({name: torch.ones_like(kept) for name, kept in mask.items()}).items():
-        if not bool(reached.flatten(1).any(1).all()):  # units that nothing reaches, although all is kept
-            raise ValueError(
-                f"Flow does not pass {name!r} even in the whole network (an operation stops it), "
-                "so the effective sparsity of this model cannot be told."
-            )
-    on_path = sum(int(value.sum()) for value in used(mask).values())
-    return 1 - on_path / sum(kept.numel() for kept in mask.values())
-
-
-def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
-    """Fraction of the masked layers' multiply-adds that is left: a weight costs one an output position.
-
-    What hardware could save at most if it skipped every removed weight; only the batch's input shape matters.
-    Early layers of a convolutional network have few weights and many positions, so it is not the density.
-    """
-    check_mask(model, mask)
-    with problem_at(model, Batch(batch.inputs[:1], batch.labels[:1]), 1.0, list(mask)) as problem:
-        uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
-    left = whole = 0
-    for name, use in uses.items():
-        shape = use.edge.node._input_metadata[0].shape  # 1×channels×… or …×channels, of the layer's output
-        positions = math.prod(shape) // shape[use.channel_axis]
-        left += positions * int(mask[name].sum())
-        whole += positions * mask[name].numel()
-    return left / whole
-
-
-def _bounded(flow: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Flow over its largest entry, so that products do not overflow."""
-    return flow / flow.detach().amax().clamp(min=1)
-
-
-_FLOW: dict[str, Any] = {
-    "layer_norm": _bounded,
-    "softmax": lambda scores, *_, **__: 1 + _bounded(scores),  # uniform, and more where query and key meet
-    "scaled_dot_product_attention": lambda query, key, value, *_, **__: (1 + _bounded(query @ key.mT)) @ value,
-}
-
-
-class _EveryPath(TorchFunctionMode):
-    """Operations that stop flow, although a path leads through them, let it pass."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        kind, dimensions = name[:-2], name[-2:]
-        if kind == "adaptive_max_pool" and dimensions in ("1d", "2d", "3d"):
-            return getattr(F, name.replace("max", "avg"))(args[0], kwargs.get("output_size", args[-1]))
-        if kind == "max_pool" and kwargs.get("dilation", 1) in (1, (1, 1)) and len(args) < 5:
-            windows = dict(zip(("kernel_size", "stride", "padding"), args[1:4], strict=False))
-            windows |= {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
-            return getattr(F, name.replace("max", "avg"))(args[0], **windows)
-        if name == "multi_head_attention_forward":  # it calls two of them where this mode does not see it
-            with patch.multiple(F, **{key: _FLOW[key] for key in ("softmax", "scaled_dot_product_attention")}):
-                return func(*args, **kwargs)
-        return _FLOW.get(name, func)(*args, **kwargs)
-
-
-_ZERO = {"bias", "running_mean", "in_proj_bias", "class_token", "cls_token", "pos_embedding", "pos_embed"}
-
-
-def _connections(model: nn.Module, mask: ByParameter) -> ByParameter:
-    state = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            zero = name.rpartition(".")[2] in _ZERO
-            state[name] = torch.zeros_like(tensor) if zero else torch.ones_like(tensor)
-    return {**state, **{name: kept.to(state[name]) for name, kept in mask.items()}}
 
 
 def _check_same(first: ByParameter, second: ByParameter) -> None:
