@@ -333,8 +333,8 @@ _RULES: dict[str, Rule] = {
             _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_trilinear3d zero""",
         _looked_up: "embedding index",
         _scattered: "scatter",
-        _reduced: """all amax amin any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean median min
-            nansum norm std std_mean sum var var_mean""",
+        _reduced: """all amax amin aminmax any argmax argmin count_nonzero linalg_vector_norm logsumexp max mean
+            median min nansum norm std std_mean sum var var_mean""",
         _ordered: "cummax cummin sort topk",
         _softmax: "_log_softmax _safe_softmax _softmax",
         _pooled: "max_pool2d_with_indices max_pool3d_with_indices",

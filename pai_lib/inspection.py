@@ -15,7 +15,7 @@ from .data import Batch
 from .derivatives import ByParameter, evaluation_mode, problem_at
 from .flow import Value, results
 from .graph import find_uses
-from .masks import check_mask
+from .masks import check_mask, count_kept
 from .tape import Call, Operand, Tape
 
 
@@ -44,7 +44,7 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
                     f"Flow does not pass {name!r} even in the whole network (it is a shift there, is not used, or "
                     "an operation stops it), so the effective sparsity of this model cannot be told."
                 )
-        on_path = sum(int(value.sum()) for value in passes.used(mask).values())
+        on_path = count_kept(passes.used(mask))
     return 1 - on_path / sum(kept.numel() for kept in mask.values())
 
 

@@ -16,7 +16,7 @@ PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
     "parameters progress data datasets streams models graph adjoints derivatives curvature criteria masks "
-    "tape flow inspection "
+    "exports tape flow inspection "
     "checkpoints training spec provenance records runs campaigns sweep verdicts figures choices chapters listing "
     "execution book cli"
 ).split()
