@@ -99,7 +99,7 @@ class Tape(TorchDispatchMode):
             for tensor in _tensors(out):
                 self.kept.append(tensor)
                 self.roots.setdefault(id(tensor), self.root(viewed[0]))
-        elif live:
+        elif live and (written or _tensors(out)):
             self.live |= {id(self.root(tensor)) for tensor in _tensors(out)}
             self.calls.append(
                 Call(_functional(function), noted, list(map(self.operand, written or _tensors(out))))

@@ -183,7 +183,7 @@ def test_arrays_and_other_types_rank_alike(dtype):
 def test_equal_scores_at_the_threshold_are_told_with_numbers():
     """Of 200 weights 60 score above zero: at sparsity 0.5 forty of the zeros are kept since they come first."""
     scores = {"a": torch.zeros(100), "b": torch.cat([torch.zeros(40), torch.rand(60) + 1])}
-    said = r"Of 140 weights .* threshold 40 are kept by .* position alone \(100 .*\): a \(40 of 100\), b \(0 of 40\)\."
+    said = r"Of 140 weights .* threshold 40 are kept by .* alone \(100 .*\): a \(40 of 100\), b \(0 of 40\)\."
     with pytest.warns(pai.TiedScoresWarning, match=said):
         mask = pai.make_mask(scores, 0.5)
     assert torch.equal(flat(mask), kept_by_sorting(flat(scores), 100))
