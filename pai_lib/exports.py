@@ -31,7 +31,8 @@ def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
     for name, kept in mask.items():
         for module, attribute in owners[name]:
             torch_prune.custom_from_mask(module, attribute, kept.to(parameters[name].device))
-            module._forward_pre_hooks.move_to_end(next(reversed(module._forward_pre_hooks)), last=False)
+            hooks: Any = module._forward_pre_hooks
+            hooks.move_to_end(next(reversed(hooks)), last=False)  # others may read the weight
     pruned = {module for places in owners.values() for module, _ in places}
     for module in model.modules():
         above = any(inner in pruned for inner in module.modules() if inner is not module)

@@ -15,7 +15,7 @@ from .data import Batch
 from .derivatives import ByParameter, evaluation_mode, problem_at
 from .flow import Value, results
 from .graph import find_uses
-from .masks import check_mask, count_kept
+from .masks import check_mask, count_kept, host_numbers
 from .tape import Call, Operand, Tape
 
 
@@ -38,14 +38,18 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
     with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         passes = _ForwardPass(model, batch)
         whole = passes.used({name: torch.ones_like(kept) for name, kept in mask.items()})
-        for name, reached in whole.items():
-            if not bool(reached.reshape(len(reached) if reached.ndim else 1, -1).any(1).all()):
+        for name, all_reached in host_numbers(_every_unit, whole).items():
+            if not all_reached:
                 raise ValueError(
                     f"Flow does not pass {name!r} even in the whole network (it is a shift there, is not used, or "
                     "an operation stops it), so the effective sparsity of this model cannot be told."
                 )
         on_path = count_kept(passes.used(mask))
     return 1 - on_path / sum(kept.numel() for kept in mask.values())
+
+
+def _every_unit(reached: Tensor) -> Tensor:
+    return reached.reshape(len(reached) if reached.ndim else 1, -1).any(1).all()
 
 
 class _ForwardPass:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import numbers
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -94,16 +94,17 @@ def _checked(scores: Mapping[str, Any]) -> ByParameter:
             what = "empty" if value.numel() == 0 else value.dtype
             raise ValueError(f"The scores of {name!r} are {what}: they must be real numbers, one a weight.")
         tensors[name] = value.detach()
-    for name, finite in zip(tensors, _read(torch.isfinite(v).all() for v in tensors.values()), strict=True):
+    for name, finite in host_numbers(lambda value: torch.isfinite(value).all(), tensors).items():
         if not finite:
             raise ValueError(f"The scores of {name!r} hold NaN or infinite values.")
     return tensors
 
 
-def _read(values: Iterable[Tensor]) -> list[Any]:
-    """The host's copy of single numbers, in one read."""
-    values = list(values)
-    return torch.stack([value.to(values[0].device) for value in values]).tolist() if values else []
+def host_numbers(function: Callable[[Tensor], Tensor], tensors: ByParameter) -> dict[str, Any]:
+    """What a function makes of each tensor, one number, for the host to know: in one read."""
+    numbers = [function(tensor) for tensor in tensors.values()]
+    values = torch.stack([number.to(numbers[0].device) for number in numbers]).cpu().tolist() if numbers else []
+    return dict(zip(tensors, values, strict=True))
 
 
 def _ranked(scores: ByParameter, density: float, scope: str) -> ByParameter:
@@ -121,7 +122,8 @@ def _ranked(scores: ByParameter, density: float, scope: str) -> ByParameter:
         pieces = kept.split([value.numel() for value in values])
         mask |= {n: p.view_as(v).to(v.device) for n, p, v in zip(names, pieces, values, strict=True)}
         ties.append(found)
-    if any(found.decided for found in ties) and len({s for v in scores.values() for s in _read(v.aminmax())}) == 1:
+    choice = any(found.decided for found in ties)
+    if choice and len({n for end in (torch.amin, torch.amax) for n in host_numbers(end, scores).values()}) == 1:
         raise ValueError("All scores are equal, so they cannot tell which weights to remove: is the head zero?")
     _warn_of_ties(scores, mask, {n: t for (_, names, _), t in zip(rankings, ties, strict=True) for n in names})
     return mask
@@ -131,14 +133,14 @@ def _warn_of_ties(scores: ByParameter, mask: ByParameter, ties: dict[str, _Ties]
     """Warn where equal scores at the threshold left more than ``TIED_PART`` of a ranking to position."""
     shared = {name: found for name, found in ties.items() if found.decided > TIED_PART * found.kept}
     tied = {name: scores[name] == found.threshold.to(scores[name].device) for name, found in shared.items()}
-    counts = {name: _read([(mask[name] & equal).sum(), equal.sum()]) for name, equal in tied.items()}
-    layers = [f"{name} ({kept} of {equal})" for name, (kept, equal) in counts.items() if equal]
+    kept = host_numbers(torch.sum, {name: mask[name] & equal for name, equal in tied.items()})
+    layers = [f"{name} ({kept[name]} of {n})" for name, n in host_numbers(torch.sum, tied).items() if n]
     if layers:
-        kept, equal = map(sum, zip(*counts.values(), strict=True))
         more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
         warnings.warn(
-            f"Of {equal} weights whose scores are equal at the threshold {kept} are kept by their position alone "
-            f"({count_kept({name: mask[name] for name in tied})} are kept in all): {', '.join(layers[:5])}{more}.",
+            f"Of {count_kept(tied)} weights whose scores are equal at the threshold {sum(kept.values())} are kept "
+            f"by their position alone ({count_kept({name: mask[name] for name in tied})} are kept in all): "
+            f"{', '.join(layers[:5])}{more}.",
             TiedScoresWarning,
             stacklevel=4,
         )
@@ -303,14 +305,12 @@ def invert_scores(scores: ByParameter) -> ByParameter:
 
 def layer_density(mask: ByParameter) -> dict[str, float]:
     """Fraction kept in each layer."""
-    return dict(zip(mask, _read(kept.float().mean() for kept in mask.values()), strict=True))
+    return host_numbers(lambda kept: kept.float().mean(), mask)
 
 
 def collapsed_layers(mask: ByParameter) -> list[str]:
     """Names of the layers with no weight left."""
-    return [
-        name for name, alive in zip(mask, _read(kept.any() for kept in mask.values()), strict=True) if not alive
-    ]
+    return [name for name, alive in host_numbers(torch.any, mask).items() if not alive]
 
 
 def sparsity_of(mask: ByParameter) -> float:
@@ -320,7 +320,7 @@ def sparsity_of(mask: ByParameter) -> float:
 
 def count_kept(mask: ByParameter) -> int:
     """Number of weights that are kept."""
-    return sum(_read(kept.sum() for kept in mask.values()))
+    return sum(host_numbers(torch.sum, mask).values())
 
 
 def _check_same(first: ByParameter, second: ByParameter) -> None:
