@@ -21,7 +21,7 @@ from .parameters import nearest
 
 SCOPES = ("global", "layer", "erk")
 
-TIED_PART = 0.01
+TIED_PART = 0.1
 """Part of the kept weights that equal scores may decide by position before ``TiedScoresWarning`` is given."""
 
 

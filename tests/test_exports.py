@@ -53,10 +53,22 @@ def recurrent():
     return Net(lambda net, x: net.head(net.rnn(x[:, None])[0][:, 0]), **parts)
 
 
-NAMES = {own_parameters: ["w", "weights.0"], recurrent: ["rnn.weight_ih_l0", "rnn.weight_hh_l0"]}
+def read_by_another_hook():
+    net = nn.Sequential(Net(lambda layer, x: F.linear(x, layer.twice), weight=nn.Parameter(torch.eye(4).double())))
+    net[0].register_forward_pre_hook(lambda layer, _: setattr(layer, "twice", 2 * layer.weight))
+    return net.append(linear(4, 3))
 
 
-@pytest.mark.parametrize("build", [tied, used_by_the_parent, attention, encoder, own_parameters, recurrent])
+NAMES = {
+    read_by_another_hook: ["0.weight"],
+    own_parameters: ["w", "weights.0"],
+    recurrent: ["rnn.weight_ih_l0", "rnn.weight_hh_l0"],
+}
+
+
+@pytest.mark.parametrize(
+    "build", [tied, used_by_the_parent, attention, encoder, own_parameters, recurrent, read_by_another_hook]
+)
 def test_the_pruned_model_computes_and_learns_what_the_masked_one_does(build):
     torch.manual_seed(0)
     masked = build()

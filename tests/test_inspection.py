@@ -320,12 +320,16 @@ def test_a_softmax_sees_all_scores_but_those_that_it_must_not():
     )  # without values its scores tell nothing
     assert off_path(weighted, ROWS, {"a.weight": NONE, "b.weight": 1}) == 4
 
-    def first_only(net, x):  # token 0 sees itself alone: what token 1 holds, in other features, never counts
-        hidden = net.a(x)
-        return F.scaled_dot_product_attention(hidden, hidden, hidden, is_causal=True)[:, 0]
+    def first_token(net, x, causal):
+        rows = torch.cat([net.a(x[:, :1]), net.b(x[:, 1:])], 1)
+        return F.scaled_dot_product_attention(rows, rows, rows, is_causal=causal)[:, 0]
 
-    model = net(first_only, a=nn.Linear(4, 6))
+    model = net(lambda net, x: first_token(net, x, False), **layers("a"), b=nn.Linear(4, 6))
+    assert off_path(model, ROWS, {"a.weight": NONE, "b.weight": NONE}) == 0
+    model.function = lambda net, x: net.head(first_token(net, x, True))  # it sees itself alone
     assert off_path(model, ROWS, {"a.weight": NONE}) == 0
+    with pytest.raises(ValueError, match=r"Flow does not pass 'b.weight' even in the whole network"):
+        off_path(model, ROWS, {"a.weight": NONE, "b.weight": NONE})
     learned = net(
         lambda net, x: F.scaled_dot_product_attention(net.query.expand(len(x), 1, 6), net.a(x), net.b(x))[:, 0],
         query=nn.Parameter(torch.randn(1, 1, 6)), a=nn.Linear(4, 6), b=nn.Linear(4, 6),
