@@ -184,7 +184,8 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     Early layers of a convolutional network have few weights and many positions, so it is not the density.
     """
     check_mask(model, mask)
-    with problem_at(model, Batch(batch.inputs[:1], batch.labels[:1]), 1.0, list(mask)) as problem:
+    first = Batch(*tree_map_only(Tensor, lambda tensor: tensor[:1], (batch[0], batch[1])))
+    with problem_at(model, first, 1.0, list(mask)) as problem:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
     left = whole = 0
     for name, use in uses.items():

@@ -29,7 +29,7 @@ class SparsityWarning(UserWarning):
     """A tensor keeps more weights than the sparsity asks for, since it must keep one."""
 
 
-class TiedScoresWarning(SparsityWarning):
+class TiedScoresWarning(UserWarning):
     """Equal scores at the threshold: for more than ``TIED_PART`` of the kept weights their position decided."""
 
 
@@ -247,8 +247,8 @@ def prune(
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
                 scores[name] = scores[name].masked_fill(~kept, -torch.inf)
             with warnings.catch_warnings():
-                if released:
-                    warnings.simplefilter("ignore", TiedScoresWarning)  # its schedule is to fill up with ties
+                if released or k < rounds:  # released: its schedule is to fill up with ties
+                    warnings.simplefilter("ignore", TiedScoresWarning)
                 if k == rounds:
                     return _ranked(scores, 1.0 - sparsity, scope)
                 warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
