@@ -7,12 +7,13 @@ from .criteria import CRITERIA, Criterion, criterion, score, score_many
 from .curvature import exact_diag, fisher_diag, ggn_diag, hessian_row_norm, hutchinson_diag
 from .data import Batch, Dataset, check_data, dataset_names, load_data
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
+from .exports import to_torch_prune
+from .inspection import effective_sparsity, flops_left
 from .masks import (
     SparsityWarning,
+    TiedScoresWarning,
     apply_mask,
     collapsed_layers,
-    effective_sparsity,
-    flops_left,
     invert_scores,
     jaccard,
     layer_density,
@@ -22,7 +23,6 @@ from .masks import (
     shared_fraction,
     shuffle_within_layers,
     sparsity_of,
-    to_torch_prune,
 )
 from .models import build_model, model_names, prunable
 from .records import Record, Store, records_frame
@@ -44,6 +44,7 @@ __all__ = [
     "Shared",
     "SparsityWarning",
     "Store",
+    "TiedScoresWarning",
     "apply_mask",
     "build_model",
     "check_data",

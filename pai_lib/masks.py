@@ -5,33 +5,38 @@ A mask is ``{parameter name: bool tensor}`` with True = kept, over prunable para
 
 from __future__ import annotations
 
-import math
+import numbers
 import warnings
-from collections.abc import Iterable
-from typing import Any
-from unittest.mock import patch
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.utils import prune as torch_prune
-from torch.overrides import TorchFunctionMode
 
 from .criteria import get_criterion, score
 from .data import Batch
-from .derivatives import ByParameter, problem_at, synaptic_flow
-from .graph import find_uses
+from .derivatives import ByParameter
 from .parameters import nearest
 
 SCOPES = ("global", "layer", "erk")
+
+TIED_PART = 0.1
+"""Part of the kept weights that equal scores may decide by position before ``TiedScoresWarning`` is given."""
 
 
 class SparsityWarning(UserWarning):
     """A tensor keeps more weights than the sparsity asks for, since it must keep one."""
 
 
+class TiedScoresWarning(UserWarning):
+    """Equal scores at the threshold: for more than ``TIED_PART`` of the kept weights their position decided."""
+
+
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless 0 ≤ sparsity < 1."""
+    if isinstance(sparsity, Tensor) or not isinstance(sparsity, numbers.Real):
+        raise ValueError(f"sparsity={sparsity!r}: it must be a number, the fraction removed.")
     if not 0 <= sparsity < 1:
         raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, the fraction removed.")
 
@@ -40,24 +45,29 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     """Keep the k = max(1, int((1 − s)·n)) weights with the highest scores; ties go to the earlier position.
 
     Args:
-        scores: ``{parameter name: scores}``, finite, higher = keep.
+        scores: ``{parameter name: scores}``, finite, higher = keep: tensors, on any devices, or NumPy arrays.
         sparsity: s, fraction of weights removed, 0 ≤ s < 1.
         scope: ``"global"`` ranks all weights together; ``"layer"`` each tensor by itself; ``"erk"`` each tensor
             at the Erdős–Rényi-kernel density, ∝ (Σ of its dimensions)/(their product) (Evci et al., 2020).
 
     Returns:
-        ``{parameter name: bool tensor}``, True = kept.
+        ``{parameter name: bool tensor}``, True = kept, each where its scores are.
 
     Raises:
-        ValueError: for no scores, NaN or infinite scores, a sparsity outside [0, 1) or an unknown scope.
+        TypeError: for scores that are not a mapping to dense tensors or arrays.
+        ValueError: for no scores, NaN, infinite, complex or bool scores, scores that are all equal although some
+            weights must go, a sparsity outside [0, 1) or an unknown scope.
+
+    Warns:
+        TiedScoresWarning: if equal scores at the threshold leave more than ``TIED_PART`` of the kept weights (of
+            the network, or with another scope of a tensor) to their position.
 
     >>> make_mask({"w": torch.tensor([3.0, 1.0, 2.0, 0.0])}, sparsity=0.5)
     {'w': tensor([ True, False,  True, False])}
     """
     check_sparsity(sparsity)
     check_scope(scope)
-    _check_scores(scores)
-    return _ranked(scores, 1.0 - sparsity, scope)
+    return _ranked(_checked(scores), 1.0 - sparsity, scope)
 
 
 def check_scope(scope: str) -> None:
@@ -66,25 +76,74 @@ def check_scope(scope: str) -> None:
         raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, SCOPES)}")
 
 
-def _check_scores(scores: ByParameter) -> None:
+def _checked(scores: Mapping[str, Any]) -> ByParameter:
+    """Scores as tensors; a clear error for what is none."""
+    if not isinstance(scores, Mapping):
+        raise TypeError(
+            f"scores is a {type(scores).__name__}: it must be {{parameter name: tensor of its scores}}."
+        )
     if not scores:
         raise ValueError("There are no scores to make a mask from.")
+    tensors = {}
     for name, value in scores.items():
-        if not bool(torch.isfinite(value).all()):
+        value = torch.as_tensor(value, device="cpu") if isinstance(value, np.ndarray | np.generic) else value
+        if not isinstance(value, Tensor) or value.is_nested or value.layout != torch.strided:
+            kind = type(value).__name__ if not isinstance(value, Tensor) else f"{value.layout} tensor"
+            raise TypeError(f"The scores of {name!r} are a {kind}: they must be a dense tensor or a NumPy array.")
+        if value.dtype == torch.bool or value.is_complex() or value.numel() == 0:
+            what = "empty" if value.numel() == 0 else value.dtype
+            raise ValueError(f"The scores of {name!r} are {what}: they must be real numbers, one a weight.")
+        tensors[name] = value.detach()
+    for name, finite in host_numbers(lambda value: torch.isfinite(value).all(), tensors).items():
+        if not finite:
             raise ValueError(f"The scores of {name!r} hold NaN or infinite values.")
+    return tensors
+
+
+def host_numbers(function: Callable[[Tensor], Tensor], tensors: ByParameter) -> dict[str, Any]:
+    """What a function makes of each tensor, one number, for the host to know: in one read."""
+    numbers = [function(tensor) for tensor in tensors.values()]
+    values = torch.stack([number.to(numbers[0].device) for number in numbers]).cpu().tolist() if numbers else []
+    return dict(zip(tensors, values, strict=True))
 
 
 def _ranked(scores: ByParameter, density: float, scope: str) -> ByParameter:
     if scope == "global":
-        flat = torch.cat([value.flatten() for value in scores.values()])
-        kept = _keep_highest(flat, _count(density, flat.numel(), "all prunable weights together"))
-        parts = kept.split([value.numel() for value in scores.values()])
-        return {n: part.view_as(value) for (n, value), part in zip(scores.items(), parts, strict=True)}
-    densities = dict.fromkeys(scores, density) if scope == "layer" else _erk_densities(scores, density)
-    return {
-        name: _keep_highest(value.flatten(), _count(densities[name], value.numel(), name)).view_as(value)
-        for name, value in scores.items()
-    }
+        rankings = [("all prunable weights together", list(scores), density)]
+    else:
+        densities = dict.fromkeys(scores, density) if scope == "layer" else _erk_densities(scores, density)
+        rankings = [(name, [name], part) for name, part in densities.items()]
+    mask: ByParameter = {}
+    ties: list[_Ties] = []
+    for what, names, part in rankings:
+        values = [scores[name] for name in names]
+        flat = torch.cat([value.flatten().to(values[0].device) for value in values])
+        kept, found = _keep_highest(flat, _count(part, flat.numel(), what))
+        pieces = kept.split([value.numel() for value in values])
+        mask |= {n: p.view_as(v).to(v.device) for n, p, v in zip(names, pieces, values, strict=True)}
+        ties.append(found)
+    choice = any(found.decided for found in ties)
+    if choice and len({n for end in (torch.amin, torch.amax) for n in host_numbers(end, scores).values()}) == 1:
+        raise ValueError("All scores are equal, so they cannot tell which weights to remove: is the head zero?")
+    _warn_of_ties(scores, mask, {n: t for (_, names, _), t in zip(rankings, ties, strict=True) for n in names})
+    return mask
+
+
+def _warn_of_ties(scores: ByParameter, mask: ByParameter, ties: dict[str, _Ties]) -> None:
+    """Warn where equal scores at the threshold left more than ``TIED_PART`` of a ranking to position."""
+    shared = {name: found for name, found in ties.items() if found.decided > TIED_PART * found.kept}
+    tied = {name: scores[name] == found.threshold.to(scores[name].device) for name, found in shared.items()}
+    kept = host_numbers(torch.sum, {name: mask[name] & equal for name, equal in tied.items()})
+    layers = [f"{name} ({kept[name]} of {n})" for name, n in host_numbers(torch.sum, tied).items() if n]
+    if layers:
+        more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
+        warnings.warn(
+            f"Of {count_kept(tied)} weights whose scores are equal at the threshold {sum(kept.values())} are kept "
+            f"by their position alone ({count_kept({name: mask[name] for name in tied})} are kept in all): "
+            f"{', '.join(layers[:5])}{more}.",
+            TiedScoresWarning,
+            stacklevel=4,
+        )
 
 
 def _count(density: float, total: int, what: str) -> int:
@@ -98,13 +157,28 @@ def _count(density: float, total: int, what: str) -> int:
     return max(1, wanted)
 
 
-def _keep_highest(flat: Tensor, k: int) -> Tensor:
+class _Ties(NamedTuple):
+    """The lowest score that is kept, how many weights have it, how many of these are kept, and of all."""
+
+    threshold: Tensor
+    tied: int
+    chosen: int
+    kept: int
+
+    @property
+    def decided(self) -> int:
+        """How many weights might be exchanged if position did not decide."""
+        return min(self.chosen, self.tied - self.chosen)
+
+
+def _keep_highest(flat: Tensor, k: int) -> tuple[Tensor, _Ties]:
     """Mask of the k highest values; of equal ones the earlier. Linear time: selection, no sort."""
     threshold = flat.kthvalue(flat.numel() - k + 1).values
     kept = flat > threshold
-    ties = (flat == threshold).nonzero()[: k - int(kept.sum()), 0]
-    kept[ties] = True
-    return kept
+    tied = (flat == threshold).nonzero()[:, 0]
+    chosen = k - int(kept.sum())
+    kept[tied[:chosen]] = True
+    return kept, _Ties(threshold, len(tied), chosen, k)
 
 
 def _erk_densities(scores: ByParameter, density: float) -> dict[str, float]:
@@ -137,7 +211,8 @@ def prune(
 
     In round k of n the weights removed so far are zero and the kept fraction is d^(k/n), d = 1 − sparsity
     (Tanaka et al., 2020, for SynFlow with n = 100). SynFlow's ``variant="released"`` instead raises the
-    removed fraction to k/n, so that the first round already removes almost everything.
+    removed fraction to k/n, so that the first round already removes almost everything and ties fill the mask,
+    of which it does not warn.
 
     Args:
         model: returns logits N×C; is left as it was, also when scoring fails.
@@ -151,28 +226,32 @@ def prune(
 
     Returns:
         ``{parameter name: bool tensor}``, True = kept.
+
+    Raises:
+        ValueError: as ``make_mask`` and ``score`` do.
     """
     check_sparsity(sparsity)
     check_scope(scope)
     rule = get_criterion(key, variant)
     rounds = rule.rounds if rounds is None else rounds
-    if rounds < 1:
-        raise ValueError(f"rounds={rounds}: it must be at least 1.")
+    if not isinstance(rounds, int) or rounds < 1:
+        raise ValueError(f"rounds={rounds!r}: it must be a whole number of at least 1.")
+    released = key == "synflow" and variant == "released"
     if rounds > 1:
         options["remember"] = None  # the weights change from round to round
     mask: ByParameter = {}
     originals = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
     try:
         for k in range(1, rounds + 1):
-            scores = score(model, batch, key, variant=variant, **options)
-            _check_scores(scores)
+            scores = _checked(score(model, batch, key, variant=variant, **options))
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
                 scores[name] = scores[name].masked_fill(~kept, -torch.inf)
             with warnings.catch_warnings():
+                if released or k < rounds:  # released: its schedule is to fill up with ties
+                    warnings.simplefilter("ignore", TiedScoresWarning)
                 if k == rounds:
                     return _ranked(scores, 1.0 - sparsity, scope)
                 warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
-                released = key == "synflow" and variant == "released"
                 density = 1 - sparsity ** (k / rounds) if released else (1 - sparsity) ** (k / rounds)
                 mask = _ranked(scores, density, scope)
             apply_mask(model, mask)
@@ -188,6 +267,10 @@ def check_mask(model: nn.Module, mask: ByParameter) -> None:
     parameters = dict(model.named_parameters())
     for name, kept in mask.items():
         if name not in parameters:
+            if f"{name}_orig" in parameters:
+                raise ValueError(
+                    f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove."
+                )
             raise ValueError(f"The mask has {name!r}, which the model has not: {nearest(name, parameters)}")
         shape = tuple(parameters[name].shape)
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != shape:
@@ -205,22 +288,14 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
             model.get_parameter(name).mul_(kept.to(model.get_parameter(name).device))
 
 
-def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
-    """Attach a mask in the form of ``torch.nn.utils.prune``: ``weight_orig`` and ``weight_mask``."""
-    check_mask(model, mask)
-    for name, kept in mask.items():
-        module, _, parameter = name.rpartition(".")
-        torch_prune.custom_from_mask(model.get_submodule(module), parameter, kept)
-    return model
-
-
 def shuffle_within_layers(mask: ByParameter, generator: torch.Generator | None = None) -> ByParameter:
     """Control: the same density in each layer, at random positions (Frankle et al., 2021; Su et al., 2020)."""
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
-    return {
-        name: kept.flatten()[torch.randperm(kept.numel(), generator=generator).to(kept.device)].view_as(kept)
-        for name, kept in mask.items()
-    }
+    generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
+
+    def order(count: int) -> Tensor:
+        return torch.randperm(count, generator=generator, device=generator.device, dtype=torch.int64)
+
+    return {name: kept.flatten()[order(kept.numel()).to(kept.device)].view_as(kept) for name, kept in mask.items()}
 
 
 def invert_scores(scores: ByParameter) -> ByParameter:
@@ -230,103 +305,22 @@ def invert_scores(scores: ByParameter) -> ByParameter:
 
 def layer_density(mask: ByParameter) -> dict[str, float]:
     """Fraction kept in each layer."""
-    return {name: kept.float().mean().item() for name, kept in mask.items()}
+    return host_numbers(lambda kept: kept.float().mean(), mask)
 
 
 def collapsed_layers(mask: ByParameter) -> list[str]:
     """Names of the layers with no weight left."""
-    return [name for name, kept in mask.items() if not bool(kept.any())]
+    return [name for name, alive in host_numbers(torch.any, mask).items() if not alive]
 
 
 def sparsity_of(mask: ByParameter) -> float:
     """Fraction of the masked parameters' weights that is removed."""
-    total = sum(kept.numel() for kept in mask.values())
-    return 1 - sum(int(kept.sum()) for kept in mask.values()) / total
+    return 1 - count_kept(mask) / sum(kept.numel() for kept in mask.values())
 
 
-def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
-    """Sparsity counting also the weights that no path from input to output uses (Vysogorets & Kempe, 2023).
-
-    A weight is on a path if positive flow passes it when every kept weight and every other scale is 1 and every
-    shift, token and position embedding is 0. A maximum passes flow from all its inputs, a layer norm unit by unit,
-    attention from its values and from queries and keys where both are alive. Only the batch's input shape matters.
-    Raises ValueError where another operation lets no flow pass.
-    """
-    check_mask(model, mask)
-
-    def used(kept: ByParameter) -> ByParameter:
-        with _EveryPath():
-            flow = synaptic_flow(model, batch, parameters=list(mask), state=_connections(model, kept))
-        return {name: value > 0 for name, value in flow.items()}
-
-    for name, reached in used({name: torch.ones_like(kept) for name, kept in mask.items()}).items():
-        if not bool(reached.flatten(1).any(1).all()):  # units that nothing reaches, although all is kept
-            raise ValueError(
-                f"Flow does not pass {name!r} even in the whole network (an operation stops it), "
-                "so the effective sparsity of this model cannot be told."
-            )
-    on_path = sum(int(value.sum()) for value in used(mask).values())
-    return 1 - on_path / sum(kept.numel() for kept in mask.values())
-
-
-def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
-    """Fraction of the masked layers' multiply-adds that is left: a weight costs one an output position.
-
-    What hardware could save at most if it skipped every removed weight; only the batch's input shape matters.
-    Early layers of a convolutional network have few weights and many positions, so it is not the density.
-    """
-    check_mask(model, mask)
-    with problem_at(model, Batch(batch.inputs[:1], batch.labels[:1]), 1.0, list(mask)) as problem:
-        uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
-    left = whole = 0
-    for name, use in uses.items():
-        shape = use.edge.node._input_metadata[0].shape  # 1×channels×… or …×channels, of the layer's output
-        positions = math.prod(shape) // shape[use.channel_axis]
-        left += positions * int(mask[name].sum())
-        whole += positions * mask[name].numel()
-    return left / whole
-
-
-def _bounded(flow: Tensor, *_: Any, **__: Any) -> Tensor:
-    """Flow over its largest entry, so that products do not overflow."""
-    return flow / flow.detach().amax().clamp(min=1)
-
-
-_FLOW: dict[str, Any] = {
-    "layer_norm": _bounded,
-    "softmax": lambda scores, *_, **__: 1 + _bounded(scores),  # uniform, and more where query and key meet
-    "scaled_dot_product_attention": lambda query, key, value, *_, **__: (1 + _bounded(query @ key.mT)) @ value,
-}
-
-
-class _EveryPath(TorchFunctionMode):
-    """Operations that stop flow, although a path leads through them, let it pass."""
-
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
-        kind, dimensions = name[:-2], name[-2:]
-        if kind == "adaptive_max_pool" and dimensions in ("1d", "2d", "3d"):
-            return getattr(F, name.replace("max", "avg"))(args[0], kwargs.get("output_size", args[-1]))
-        if kind == "max_pool" and kwargs.get("dilation", 1) in (1, (1, 1)) and len(args) < 5:
-            windows = dict(zip(("kernel_size", "stride", "padding"), args[1:4], strict=False))
-            windows |= {k: v for k, v in kwargs.items() if k in ("kernel_size", "stride", "padding", "ceil_mode")}
-            return getattr(F, name.replace("max", "avg"))(args[0], **windows)
-        if name == "multi_head_attention_forward":  # it calls two of them where this mode does not see it
-            with patch.multiple(F, **{key: _FLOW[key] for key in ("softmax", "scaled_dot_product_attention")}):
-                return func(*args, **kwargs)
-        return _FLOW.get(name, func)(*args, **kwargs)
-
-
-_ZERO = {"bias", "running_mean", "in_proj_bias", "class_token", "cls_token", "pos_embedding", "pos_embed"}
-
-
-def _connections(model: nn.Module, mask: ByParameter) -> ByParameter:
-    state = {}
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_floating_point():
-            zero = name.rpartition(".")[2] in _ZERO
-            state[name] = torch.zeros_like(tensor) if zero else torch.ones_like(tensor)
-    return {**state, **{name: kept.to(state[name]) for name, kept in mask.items()}}
+def count_kept(mask: ByParameter) -> int:
+    """Number of weights that are kept."""
+    return sum(host_numbers(torch.sum, mask).values())
 
 
 def _check_same(first: ByParameter, second: ByParameter) -> None:
@@ -334,27 +328,53 @@ def _check_same(first: ByParameter, second: ByParameter) -> None:
         raise ValueError("The two are not about the same parameters: their names and shapes must agree.")
 
 
-def jaccard(first: ByParameter, second: ByParameter) -> float:
-    """Overlap of two masks: weights kept by both over weights kept by either."""
+def _overlap(first: ByParameter, second: ByParameter) -> ByParameter:
+    """Weights kept by both, where the first mask is."""
     _check_same(first, second)
-    both = sum(int((first[name] & second[name]).sum()) for name in first)
-    return both / sum(int((first[name] | second[name]).sum()) for name in first)
+    for mask in (first, second):
+        for name, kept in mask.items():
+            if kept.dtype != torch.bool:
+                raise ValueError(f"The mask of {name!r} is {kept.dtype}: it must be bool, True = kept.")
+    return {name: kept & second[name].to(kept.device) for name, kept in first.items()}
+
+
+def jaccard(first: ByParameter, second: ByParameter) -> float:
+    """Overlap of two masks: weights kept by both over weights kept by either.
+
+    Raises:
+        ValueError: for masks of different parameters, or that keep nothing.
+    """
+    both = count_kept(_overlap(first, second))
+    either = count_kept(first) + count_kept(second) - both
+    if not either:
+        raise ValueError("Neither mask keeps a weight, so their overlap is not defined.")
+    return both / either
 
 
 def shared_fraction(first: ByParameter, second: ByParameter) -> float:
-    """Fraction of the weights kept by ``first`` that ``second`` keeps too; by chance, ``second``'s density."""
-    _check_same(first, second)
-    both = sum(int((first[name] & second[name]).sum()) for name in first)
-    return both / sum(int(kept.sum()) for kept in first.values())
+    """Fraction of the weights kept by ``first`` that ``second`` keeps too; by chance, ``second``'s density.
+
+    Raises:
+        ValueError: for masks of different parameters, or a first that keeps nothing.
+    """
+    both, own = count_kept(_overlap(first, second)), count_kept(first)
+    if not own:
+        raise ValueError("The first mask keeps no weight, so there is nothing to share.")
+    return both / own
 
 
 def rank_correlation(first: ByParameter, second: ByParameter) -> float:
-    """Spearman's rank correlation of two score maps over all weights together."""
+    """Spearman's rank correlation of two score maps over all weights together.
+
+    Raises:
+        ValueError: for scores of different parameters, or that are all equal.
+    """
     from scipy.stats import spearmanr
 
     _check_same(first, second)
-
-    def flat(scores: ByParameter, names: Iterable[str]) -> Tensor:
-        return torch.cat([scores[name].flatten().double().cpu() for name in names])
-
-    return float(spearmanr(flat(first, first), flat(second, first)).statistic)
+    ranked = [
+        torch.cat([scores[name].detach().flatten().double().cpu() for name in first]) for scores in (first, second)
+    ]
+    if any(bool((values == values[0]).all()) for values in ranked):
+        raise ValueError("All scores of one of the two are equal: they have no ranks to correlate.")
+    return float(spearmanr(*ranked).statistic)

@@ -19,9 +19,9 @@ from .checkpoints import Checkpoint, epochs_done
 from .criteria import get_criterion, score
 from .data import Dataset, load_data
 from .derivatives import ByParameter, evaluation_mode
+from .inspection import effective_sparsity
 from .masks import (
     collapsed_layers,
-    effective_sparsity,
     invert_scores,
     layer_density,
     make_mask,
