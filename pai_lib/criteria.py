@@ -258,7 +258,6 @@ def score(
 
     Raises:
         ValueError: for an unknown criterion, variant or option value, and whatever the estimators raise.
-        TypeError: for an unknown option, naming the nearest.
     """
     return score_many(model, batch, [key], variant=variant, **options)[key]
 
@@ -348,8 +347,8 @@ class _Quantities:
         key = (need, temperature, self.group, self.probes, self.chunk, *self.names)
         if need not in ("hutchinson", "row_norm"):
             return self.remember(key, compute)
-        key += (self.generator.get_state().numpy().tobytes(),)  # of which the probes are drawn
-        found, after = self.remember(key, lambda: (compute(), self.generator.get_state()))
+        before = self.generator.get_state().numpy().tobytes()  # of it the probes are drawn
+        found, after = self.remember((*key, before), lambda: (compute(), self.generator.get_state()))
         self.generator.set_state(after)
         return found
 

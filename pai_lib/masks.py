@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, Unpack
 from unittest.mock import patch
 
 import torch
@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.utils import prune as torch_prune
 from torch.overrides import TorchFunctionMode
 
-from .criteria import get_criterion, score
+from .criteria import ScoreOptions, get_criterion, score
 from .data import Batch
 from .derivatives import ByParameter, problem_at, synaptic_flow
 from .graph import find_uses
-from .parameters import nearest
+from .parameters import checked_keywords, nearest
+from .progress import Bar, steps
 
 SCOPES = ("global", "layer", "erk")
 
@@ -36,6 +37,7 @@ def check_sparsity(sparsity: float) -> None:
         raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, the fraction removed.")
 
 
+@checked_keywords
 def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> ByParameter:
     """Keep the k = max(1, int((1 − s)·n)) weights with the highest scores; ties go to the earlier position.
 
@@ -93,7 +95,7 @@ def _count(density: float, total: int, what: str) -> int:
         warnings.warn(
             f"A density of {density:.3g} keeps no weight of {what} ({total} weights): one is kept.",
             SparsityWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return max(1, wanted)
 
@@ -122,6 +124,7 @@ def _erk_densities(scores: ByParameter, density: float) -> dict[str, float]:
             return dict.fromkeys(scores, 1.0)
 
 
+@checked_keywords
 def prune(
     model: nn.Module,
     batch: Batch,
@@ -131,7 +134,7 @@ def prune(
     scope: str = "global",
     rounds: int | None = None,
     variant: str = "cited",
-    **options: Any,
+    **options: Unpack[ScoreOptions],
 ) -> ByParameter:
     """Score and mask in the criterion's own number of rounds: what most callers want.
 
@@ -162,8 +165,9 @@ def prune(
         options["remember"] = None  # the weights change from round to round
     mask: ByParameter = {}
     originals = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
+    bar = Bar("pruning", options.get("progress", True))
     try:
-        for k in range(1, rounds + 1):
+        for k in steps(range(1, rounds + 1), "round"):
             scores = score(model, batch, key, variant=variant, **options)
             _check_scores(scores)
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
@@ -177,6 +181,7 @@ def prune(
                 mask = _ranked(scores, density, scope)
             apply_mask(model, mask)
     finally:
+        bar.close()
         with torch.no_grad():
             for name, original in originals.items():
                 model.get_parameter(name).copy_(original)

@@ -239,14 +239,9 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        blocks: tuple[int, ...],
-        num_classes: int,
-        in_channels: int,
-        width: int,
-        bottleneck: bool = False,
-        imagenet: bool = False,
-    ):
+        self, blocks: tuple[int, ...], num_classes: int, in_channels: int, width: int,
+        bottleneck: bool = False, imagenet: bool = False,
+    ):  # fmt: skip
         super().__init__()
         first = _convolution(in_channels, width, 7, 2) if imagenet else _convolution(in_channels, width, 3)
         self.stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU())

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
     "parameters progress data datasets streams models graph adjoints derivatives curvature criteria masks "
-    "checkpoints training spec provenance records runs campaigns sweep verdicts figures choices chapters listing "
-    "execution book cli"
+    "checkpoints settings training spec provenance records runs campaigns sweep verdicts figures choices chapters "
+    "listing execution book cli"
 ).split()
 CORE = "curvature criteria masks training".split()  # what a reader holds in the head
 DERIVATIVES = "graph adjoints derivatives".split()  # what it rests on
