@@ -21,6 +21,7 @@ from .criteria import ScoreOptions, get_criterion, score
 from .data import Batch
 from .derivatives import ByParameter, problem_at, synaptic_flow
 from .graph import find_uses
+from .models import resolve_parameters
 from .parameters import checked_keywords, nearest
 from .progress import Bar, steps
 
@@ -161,6 +162,9 @@ def prune(
     rounds = rule.rounds if rounds is None else rounds
     if rounds < 1:
         raise ValueError(f"rounds={rounds}: it must be at least 1.")
+    options["parameters"] = resolve_parameters(
+        model, options.get("parameters", "prunable")
+    )  # once, for all rounds
     if rounds > 1:
         options["remember"] = None  # the weights change from round to round
     mask: ByParameter = {}

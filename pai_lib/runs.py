@@ -264,7 +264,7 @@ class _Work:
 
     def drawn(self, purpose: str) -> int:
         """Seed of another stream than those of the run's own seed."""
-        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose)))
+        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose), device="cpu"))
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
