@@ -22,6 +22,7 @@ from .adjoints import DirectAdjoints
 from .data import Batch
 from .graph import BATCH_STATISTICS
 from .models import resolve_parameters
+from .parameters import checked_keywords
 
 ByParameter = dict[str, Tensor]
 
@@ -212,6 +213,7 @@ def hessian_products(
         yield vectors, total
 
 
+@checked_keywords
 def gradient(
     model: nn.Module,
     batch: Batch,
@@ -239,6 +241,7 @@ def gradient(
         return problem.mapped(summed_gradient(problem, slice(0, len(problem.inputs)), chunk))
 
 
+@checked_keywords
 def hessian_vector_product(
     model: nn.Module,
     batch: Batch,
@@ -271,6 +274,7 @@ def hessian_vector_product(
         return problem.mapped(product)
 
 
+@checked_keywords
 def synaptic_flow(
     model: nn.Module,
     batch: Batch,

@@ -22,11 +22,10 @@ class Terminal(io.StringIO):
 def shown(monkeypatch):
     """Return what appears on a terminal where every call is long."""
     terminal = Terminal()
-    monkeypatch.setattr("sys.stderr", terminal)
     monkeypatch.setattr(progress, "DELAY", -1.0)
     monkeypatch.delenv(progress.PROGRESS_FILE, raising=False)
     tqdm = progress.tqdm
-    monkeypatch.setattr(progress, "tqdm", lambda *a, **options: tqdm(*a, mininterval=0, **options))
+    monkeypatch.setattr(progress, "tqdm", lambda **options: tqdm(file=terminal, mininterval=0, **options))
     return terminal.getvalue
 
 
