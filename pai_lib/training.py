@@ -335,7 +335,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             figures.append(torch.stack([figure.double() for figure in (correct, loss, *labels.aminmax())]))
     if not seen:
         raise ValueError("There are no samples to evaluate on.")
-    corrects, losses, lowests, highests = torch.stack(figures).T.tolist()  # the host reads once
+    corrects, losses, lowests, highests = torch.stack(figures).T.cpu().tolist()  # the host reads once
     if min(lowests) < 0 or max(highests) >= classes:
         wrong = int(min(lowests) if min(lowests) < 0 else max(highests))
         raise ValueError(f"Label {wrong} is out of range: the model has {classes} outputs, and labels start at 0.")

@@ -1,6 +1,5 @@
 """What is the user's stays the user's: random states, defaults, modes, layouts, gradients, the process."""
 
-import contextlib
 import copy
 import subprocess
 import sys
@@ -166,16 +165,9 @@ def test_neither_default_dtype_nor_default_device_changes_a_number(default):
     assert found[1:] == expected[1:]
 
 
-def test_models_are_built_on_the_default_device_from_numbers_drawn_on_the_cpu(monkeypatch):
+def test_models_are_built_on_the_default_device():
     with torch.device("meta"):
         assert next(pai.build_model("vit_cifar", 3, width=12).parameters()).is_meta
-    made = []
-    builder = lambda *sizes: made.append(torch.rand(1)) or nn.Linear(2, 2)  # noqa: E731
-    monkeypatch.setitem(pai.models._BUILDERS, "own", (builder, 1))
-    for default in ("cpu", "cuda"):  # where there is no GPU it fails after the drawing
-        with contextlib.suppress(RuntimeError, AssertionError), torch.device(default):
-            pai.build_model("own", 3)
-    assert [tensor.device.type for tensor in made] == ["cpu", "cpu"]
 
 
 def test_a_model_built_in_inference_mode_can_be_trained():
