@@ -64,7 +64,7 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
     At the end modes and layout are as before, each parameter is in its own storage again, and no gradient is left.
     """
     fast, fit = fits_channels_last(model), fitting(model)
-    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4] if fast else []
+    kernels = _kernels(model) if fast else []
     storages = [kernel.data for kernel in kernels]
 
     def laid_out(inputs: Any) -> Any:
@@ -74,13 +74,12 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
     with torch.inference_mode(False), torch.enable_grad(), own_draws(model, seed), evaluation_mode(model):
         model.train()
         try:
-            for kernel in kernels:
-                kernel.data = kernel.data.to(memory_format=torch.channels_last)
+            in_channels_last(model)
             yield laid_out
         finally:
             model.zero_grad()
             for kernel, storage in zip(kernels, storages, strict=True):
-                kernel.data = storage.copy_(kernel.data)
+                _replace(kernel, storage.copy_(kernel.data))
 
 
 def fits_channels_last(model: nn.Module) -> bool:
@@ -94,13 +93,27 @@ def fits_channels_last(model: nn.Module) -> bool:
         and "forward" not in vars(module)
         for module in model.modules()
     )
-    kernels = [parameter for parameter in model.parameters() if parameter.ndim == 4]
-    return known and not any(first.is_set_to(second) for first, second in itertools.combinations(kernels, 2))
+    pairs = itertools.combinations(_kernels(model), 2)
+    return known and not any(first.is_set_to(second) for first, second in pairs)
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:
-    """Leave a model in channels_last, if it may be, as it stays between the parts of a run."""
-    return model.to(memory_format=torch.channels_last) if fits_channels_last(model) else model
+    """Bring a model into channels_last, if it may be, to stay so."""
+    for kernel in _kernels(model) if fits_channels_last(model) else []:
+        _replace(kernel, kernel.data.to(memory_format=torch.channels_last))
+    return model
+
+
+def _kernels(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.ndim == 4]
+
+
+def _replace(parameter: nn.Parameter, tensor: Tensor) -> None:
+    """Give a parameter another tensor to hold its numbers; it stays the same object."""
+    if type(parameter) is nn.Parameter:
+        parameter.data = tensor
+    else:  # a subclass may hold them elsewhere, where .data does not reach
+        torch.utils.swap_tensors(parameter, nn.Parameter(tensor, parameter.requires_grad))
 
 
 def fitting(model: nn.Module) -> Callable[[Any], Any]:
