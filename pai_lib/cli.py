@@ -30,6 +30,7 @@ from pai_lib.listing import list_chapters
 from pai_lib.parameters import closest
 from pai_lib.records import Store, records_csv
 from pai_lib.runs import criterion_label, resolve_device, run
+from pai_lib.settings import keep_freed_memory
 from pai_lib.spec import RunSpec
 from pai_lib.sweep import sweep
 
@@ -114,6 +115,7 @@ def run_one(args: argparse.Namespace) -> int:
     store, before = Store(args.results), None
     with contextlib.suppress(ValueError):  # the run says what is wrong
         before = store.load(spec)
+    keep_freed_memory()
     record = run(spec, store, device=args.device, progress=not args.quiet)
     path = store.path(record.spec)
     seconds = sum(record.result.get(f"{what}_seconds", 0) for what in ("scoring", "training"))
@@ -152,6 +154,7 @@ def run_campaign(args: argparse.Namespace) -> int:
         show_plan(specs, store, resolve_device(args.device), args.retry_failed)
         return 0
     options = {name: vars(args)[name] for name in "device budget retry_failed workers scheduler quiet".split()}
+    keep_freed_memory()
     counts = sweep(specs, store, **options)
     return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
 

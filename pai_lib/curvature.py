@@ -30,6 +30,7 @@ from .derivatives import (
 )
 from .graph import EXPONENTS, Layout, Use, find_uses, lies, owners, signatures, squared_gradients
 from .operations import curved_operation, keeps_samples_apart
+from .parameters import checked_keywords
 
 
 def _groups(problem: Problem, group: int | None) -> list[slice]:
@@ -40,6 +41,7 @@ def _groups(problem: Problem, group: int | None) -> list[slice]:
     return [slice(i, min(i + group, n)) for i in range(0, n, group)]
 
 
+@checked_keywords
 def fisher_diag(
     model: nn.Module,
     batch: Batch,
@@ -212,6 +214,7 @@ def _back(logits: Tensor, edges: list[GradientEdge], seed: Tensor, keep: bool) -
     return torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
 
 
+@checked_keywords
 def ggn_diag(
     model: nn.Module,
     batch: Batch,
@@ -248,6 +251,7 @@ def ggn_diag(
     return _ggn_diag(model, batch, mode, temperature, parameters, generator, chunk)
 
 
+@checked_keywords
 def exact_diag(
     model: nn.Module,
     batch: Batch,
@@ -360,6 +364,7 @@ def hutchinson_diag(
 ) -> tuple[ByParameter, ByParameter]: ...  # fmt: skip
 
 
+@checked_keywords
 def hutchinson_diag(
     model: nn.Module,
     batch: Batch,
@@ -430,9 +435,12 @@ def hutchinson_diag(
         return problem.mapped(estimate)
 
 
+@checked_keywords
 def hessian_row_norm(
-    model: nn.Module, batch: Batch, probes: int = 10, group: int | None = None, **options: Any
-) -> ByParameter:
+    model: nn.Module, batch: Batch, probes: int = 10, group: int | None = None, *,
+    temperature: float = 1.0, parameters: str | Iterable[str] = "prunable",
+    generator: torch.Generator | None = None, chunk: int | None = None,
+) -> ByParameter:  # fmt: skip
     """Norm of each row of the Hessian, √Σⱼ Hᵢⱼ², estimated: what Hutchinson's noise is as large as.
 
     For a Rademacher probe z, E[(Hz)ᵢ²] = Σⱼ Hᵢⱼ² (Dauphin et al., 2015, with normal probes): the products that
@@ -445,14 +453,13 @@ def hessian_row_norm(
         batch: as in ``gradient``.
         probes: m, random vectors a group, at least 2.
         group: samples a group; ``None`` is the whole batch.
-        **options: ``temperature``, ``parameters`` (j runs over those), ``generator`` and ``chunk`` of
-            ``hutchinson_diag``.
+        temperature: T, divides the logits.
+        parameters: those over which j runs.
+        generator: as in ``hutchinson_diag``.
+        chunk: samples a forward pass.
 
     Returns:
-        ``{name: norm of the parameter's shape}``. Cost: that of ``hutchinson_diag``.
-
-    Raises:
-        ValueError: as in ``hutchinson_diag``.
+        ``{name: norm of the parameter's shape}``. Cost and errors are those of ``hutchinson_diag``.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> batch = Batch(torch.eye(2), torch.arange(2))
@@ -460,6 +467,7 @@ def hessian_row_norm(
     >>> all(bool((norm[name] >= estimate[name].abs()).all()) for name in norm)
     True
     """
+    options: Any = {"temperature": temperature, "parameters": parameters, "generator": generator, "chunk": chunk}
     estimate, error = hutchinson_diag(model, batch, probes, group, standard_error=True, **options)
     return {name: torch.hypot(h, (probes - 1) ** 0.5 * error[name]) for name, h in estimate.items()}
 

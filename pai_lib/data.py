@@ -136,7 +136,8 @@ class Dataset:
 
     @cached_property  # moved once: a copy in every step would make the host wait for a GPU
     def _scale(self) -> Tensor:
-        return torch.tensor([self.mean, self.std], device=self.train_labels.device)[..., None, None] * 255
+        scale = torch.tensor([self.mean, self.std], dtype=torch.float32, device=self.train_labels.device)
+        return scale[..., None, None] * 255
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return (x/255 − mean)/std of uint8 `images` N×C×H×W as float32, on their device."""
@@ -179,8 +180,10 @@ class Dataset:
         augment = self.augment if augment is None else augment
         count, device = len(self.train_labels), self.train_images.device
         order = shuffled(count, batch_size, generator)
-        offsets = torch.randint(2 * PADDING + 1, (2, count), generator=generator).to(device)  # rows, columns
-        flips = torch.randint(2, (count,), generator=generator).bool().to(device)
+        offsets = torch.randint(2 * PADDING + 1, (2, count), generator=generator, device="cpu").to(
+            device
+        )  # rows, columns
+        flips = torch.randint(2, (count,), generator=generator, device="cpu").bool().to(device)
 
         def batch(index: Tensor) -> Batch:
             images = self.train_images[index]  # B×C×H×W
@@ -202,17 +205,17 @@ def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, se
     fewest, rarest = (int(value) for value in counts.min(0))
     if not 1 <= samples_per_class <= fewest:
         raise ValueError(f"{samples_per_class=} must be 1 to {fewest}, the images of class {rarest}")
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed))
+    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
     by_class = order[labels[order].argsort(stable=True)]  # N, one class after another
     first = counts.cumsum(0) - counts  # num_classes: where each class starts
-    return by_class[torch.arange(samples_per_class)[:, None] + first].flatten()
+    return by_class[torch.arange(samples_per_class, device="cpu")[:, None] + first].flatten()
 
 
 def shuffled(count: int, batch_size: int, generator: Generator) -> Tensor:
     """Return the order of an epoch, see `Dataset.epoch`."""
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    order = torch.randperm(count, generator=generator)
+    order = torch.randperm(count, generator=generator, device="cpu")
     return order[:-1] if count % batch_size == 1 and batch_size > 1 else order
 
 
@@ -326,7 +329,7 @@ def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
 def _mean_std(images: Tensor) -> tuple[tuple[float, ...], tuple[float, ...]]:
     """Return mean and standard deviation of each channel, from exact counts of the 256 pixel values."""
     counts = torch.stack([channel.flatten().bincount(minlength=256) for channel in images.unbind(1)])  # C×256
-    weights, values = counts.double() / counts[0].sum(), torch.arange(256).double() / 255
+    weights, values = counts.double() / counts[0].sum(), torch.arange(256, device="cpu").double() / 255
     mean = weights @ values  # C
     std = (weights * (values - mean[:, None]) ** 2).sum(1).sqrt()
     if std.min() == 0:

@@ -24,6 +24,7 @@ from .adjoints import DirectAdjoints, PlainOperations
 from .data import Batch, Inputs, as_batch, each_of, of_each
 from .graph import REENTRANT, differentiable, hides_weights
 from .models import resolve_parameters
+from .parameters import checked_keywords
 
 ByParameter = dict[str, Tensor]
 BATCH_STATISTICS = (
@@ -274,21 +275,6 @@ def _check_batch(batch: Batch, weight: Tensor) -> None:
             raise ValueError(f"The inputs are {tensor.dtype} and the model is {weight.dtype}: make them equal.")
 
 
-def check_model(model: nn.Module) -> None:
-    """Raise ValueError for a model whose weights are not its own, with the way out."""
-    if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        raise ValueError(f"The model is wrapped in {type(model).__name__}: pass the model itself, model.module.")
-    if hasattr(model, "_orig_mod"):
-        raise ValueError("The model is compiled by torch.compile: pass the model itself, model._orig_mod.")
-    if isinstance(model, torch.jit.ScriptModule):
-        raise ValueError("The model is a TorchScript module: pass the nn.Module that it was made from.")
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(tensor):
-            raise ValueError(f"{name!r} has no shape yet (a lazy module): call the model once with a batch first.")
-        if tensor.is_complex():
-            raise ValueError(f"{name!r} is complex: curvature and scores are those of real weights.")
-
-
 @contextlib.contextmanager
 def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """Have a model compute with other tensors, by the names of its own, until the end of the block.
@@ -328,7 +314,6 @@ def problem_at(
     """Set up the loss of a model on a batch, and leave the model as it was."""
     if not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature}: it must be positive and finite.")
-    check_model(model)
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
         # Fused attention has no second derivative on the CPU; reduced precision has no place in a derivative.
@@ -408,6 +393,7 @@ def hessian_products(
         yield vectors, total
 
 
+@checked_keywords
 def gradient(
     model: nn.Module,
     batch: Batch,
@@ -435,6 +421,7 @@ def gradient(
         return problem.mapped(summed_gradient(problem, slice(0, problem.samples), chunk))
 
 
+@checked_keywords
 def hessian_vector_product(
     model: nn.Module,
     batch: Batch,
@@ -477,6 +464,7 @@ class _OnesForTokens(TorchFunctionMode):
         return function(*args, **(kwargs or {}))
 
 
+@checked_keywords
 def synaptic_flow(
     model: nn.Module,
     batch: Batch,
@@ -493,7 +481,6 @@ def synaptic_flow(
     Returns:
         ``{name: float64 tensor of the parameter's shape}``. Cost: one pass with one input, in float64.
     """
-    check_model(model)
     names, batch = resolve_parameters(model, parameters), as_batch(batch)
     if len(each_of(batch.inputs)[0]) == 0:
         raise ValueError("The batch is empty: at least one sample is needed for its shape.")

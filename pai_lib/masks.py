@@ -8,16 +8,18 @@ from __future__ import annotations
 import numbers
 import warnings
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Unpack
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from .criteria import get_criterion, score
+from .criteria import ScoreOptions, get_criterion, score
 from .data import Batch
 from .derivatives import ByParameter
-from .parameters import nearest
+from .models import resolve_parameters
+from .parameters import checked_keywords, nearest
+from .progress import Bar, steps
 
 SCOPES = ("global", "layer", "erk")
 
@@ -41,6 +43,7 @@ def check_sparsity(sparsity: float) -> None:
         raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, the fraction removed.")
 
 
+@checked_keywords
 def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> ByParameter:
     """Keep the k = max(1, int((1 − s)·n)) weights with the highest scores; ties go to the earlier position.
 
@@ -152,7 +155,7 @@ def _count(density: float, total: int, what: str) -> int:
         warnings.warn(
             f"A density of {density:.3g} keeps no weight of {what} ({total} weights): one is kept.",
             SparsityWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
     return max(1, wanted)
 
@@ -196,6 +199,7 @@ def _erk_densities(scores: ByParameter, density: float) -> dict[str, float]:
             return dict.fromkeys(scores, 1.0)
 
 
+@checked_keywords
 def prune(
     model: nn.Module,
     batch: Batch,
@@ -205,7 +209,7 @@ def prune(
     scope: str = "global",
     rounds: int | None = None,
     variant: str = "cited",
-    **options: Any,
+    **options: Unpack[ScoreOptions],
 ) -> ByParameter:
     """Score and mask in the criterion's own number of rounds: what most callers want.
 
@@ -237,12 +241,15 @@ def prune(
     if not isinstance(rounds, int) or rounds < 1:
         raise ValueError(f"rounds={rounds!r}: it must be a whole number of at least 1.")
     released = key == "synflow" and variant == "released"
+    names = resolve_parameters(model, options.get("parameters", "prunable"))
+    options["parameters"] = names  # once, for all rounds
     if rounds > 1:
         options["remember"] = None  # the weights change from round to round
     mask: ByParameter = {}
     originals = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
+    bar = Bar("pruning", options.get("progress", True))
     try:
-        for k in range(1, rounds + 1):
+        for k in steps(range(1, rounds + 1), "round"):
             scores = _checked(score(model, batch, key, variant=variant, **options))
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
                 scores[name] = scores[name].masked_fill(~kept, -torch.inf)
@@ -256,6 +263,7 @@ def prune(
                 mask = _ranked(scores, density, scope)
             apply_mask(model, mask)
     finally:
+        bar.close()
         with torch.no_grad():
             for name, original in originals.items():
                 model.get_parameter(name).copy_(original)

@@ -7,13 +7,15 @@ Vision transformers are torchvision's, with its initialization but for the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .parameters import nearest
+from .parameters import checked_keywords, nearest
 
 Builder = Callable[..., nn.Module]
 _BUILDERS: dict[str, tuple[Builder, int]] = {}
@@ -37,17 +39,21 @@ def model_names() -> list[str]:
     return list(_BUILDERS)
 
 
+@checked_keywords
 def build_model(
     name: str, num_classes: int, *, in_channels: int = 3, width: int | None = None, seed: int = 0
 ) -> nn.Module:
-    """Build an architecture with PyTorch's default initialization.
+    """Build an architecture with PyTorch's default initialization, in float32.
+
+    The weights of a seed are drawn on the CPU and then moved to PyTorch's default device: whatever this is, and
+    whatever the default dtype, they are the same.
 
     Args:
         name: one of ``model_names()``.
         num_classes: size C of the output, logits N×C.
         in_channels: channels of the input images N×in_channels×H×W.
         width: channels of the first stage; ``None`` is the architecture's own (64 for ResNet-18).
-        seed: seeds the initialization and nothing else: the global random state is left as it was.
+        seed: seeds the initialization and nothing else: every global random state is left as it was.
 
     Raises:
         ValueError: for an unknown name or a size below 1.
@@ -63,9 +69,61 @@ def build_model(
     for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
         if value < 1:
             raise ValueError(f"{what}={value}: it must be at least 1.")
+    default = torch.get_default_device()
+    # The meta device draws nothing. Weights made in inference mode could never be trained.
+    with default if default.type == "meta" else torch.device("cpu"), torch.inference_mode(False), _drawing(seed):
+        model = builder(num_classes, in_channels, width)
+    return model.to(default)
+
+
+@contextlib.contextmanager
+def _drawing(seed: int) -> Iterator[None]:
+    """Draw float32 numbers from a seed on the CPU, and give back its random state and the default dtype."""
+    dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        return builder(num_classes, in_channels, width)
+        torch.set_default_dtype(torch.float32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def check_model(model: Any) -> None:
+    """Raise TypeError for what is no module, ValueError for one whose parameters have no shape yet."""
+    if not isinstance(model, nn.Module):
+        what = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        raise TypeError(f"The model is {what}: it must be a torch.nn.Module.")
+    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(parameter):
+            raise ValueError(f"{name!r} of a lazy module has no shape yet: call the model once on a batch first.")
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Raise ValueError for a model whose parameters cannot be replaced for a derivative."""
+    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
+    for name, module in model.named_modules():
+        what = f"The module {name!r}" if name else "The model"
+        if isinstance(module, wrappers):
+            raise ValueError(f"{what} is wrapped in {type(module).__name__}: use what it wraps, its .module.")
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise ValueError(
+                f"{what} is compiled: use it as it was before (after .compile(), copy.deepcopy of it is)."
+            )
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{what} is a TorchScript module: use the module that it was made from.")
+
+
+def check_logits(output: Any, samples: int, highest_label: int = 0) -> Tensor:
+    """Return a model's output if it is logits, N×C, of which the labels have theirs; else raise ValueError."""
+    if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != samples:
+        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
+        raise ValueError(f"The model must return logits of shape ({samples}, classes), not {found}.")
+    if not output.is_floating_point():
+        raise ValueError(f"The model must return real floating-point logits, not {output.dtype}.")
+    if highest_label >= output.shape[1]:
+        raise ValueError(f"Label {highest_label} is out of range: the model has {output.shape[1]} outputs.")
+    return output
 
 
 def prunable(model: nn.Module) -> list[str]:
@@ -78,11 +136,12 @@ def prunable(model: nn.Module) -> list[str]:
     A weight that several layers share is listed once, and not at all if it is the head's.
 
     Raises:
-        ValueError: if nothing is left to prune, or if a weight is computed from other parameters.
+        ValueError: if nothing is left to prune, a weight is computed from other parameters or a module is lazy.
 
     >>> prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)))
     ['0.weight']
     """
+    check_model(model)
     names, linear = [], []
     for prefix, module in model.named_modules():
         if not isinstance(module, PRUNABLE_MODULES):
@@ -113,20 +172,25 @@ def prunable(model: nn.Module) -> list[str]:
 
 
 def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prunable") -> list[str]:
-    """Turn ``"prunable"``, ``"all"`` or a list of names into parameter names of ``model``."""
-    known = [name for name, _ in model.named_parameters()]
-    if parameters == "prunable":
-        return prunable(model)
-    if parameters == "all":
-        return known
-    if isinstance(parameters, str):
+    """Turn ``"prunable"``, ``"all"`` or a list of names into parameter names of ``model``.
+
+    Raises:
+        ValueError: for an unknown name, for a parameter that is no real floating-point tensor, for a model that is
+            compiled, scripted or wrapped in ``DataParallel``, and as ``prunable``.
+    """
+    check_model(model)
+    _check_unwrapped(model)
+    known = dict(model.named_parameters())
+    if isinstance(parameters, str) and parameters not in ("prunable", "all"):
         raise ValueError(f'parameters={parameters!r}: it must be "prunable", "all" or a list of parameter names.')
-    names = list(parameters)
+    names = prunable(model) if parameters == "prunable" else list(known if parameters == "all" else parameters)
     if not names:
         raise ValueError("parameters is empty: at least one name is needed.")
     for name in names:
         if name not in known:
             raise ValueError(f"The model has no parameter {name!r}: {nearest(name, known)}")
+        if not known[name].is_floating_point():
+            raise ValueError(f"The parameter {name!r} is {known[name].dtype}: only real weights can be scored.")
     return names
 
 
@@ -175,14 +239,9 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        blocks: tuple[int, ...],
-        num_classes: int,
-        in_channels: int,
-        width: int,
-        bottleneck: bool = False,
-        imagenet: bool = False,
-    ):
+        self, blocks: tuple[int, ...], num_classes: int, in_channels: int, width: int,
+        bottleneck: bool = False, imagenet: bool = False,
+    ):  # fmt: skip
         super().__init__()
         first = _convolution(in_channels, width, 7, 2) if imagenet else _convolution(in_channels, width, 3)
         self.stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU())

@@ -11,16 +11,21 @@ from __future__ import annotations
 import ast
 import contextlib
 import difflib
+import functools
+import inspect
 import json
 import re
 import types
 import typing
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+P = typing.ParamSpec("P")
+R = typing.TypeVar("R")
 
 _CORE = {  # the core schema of YAML 1.2.2, section 10.3.2; with the merges of YAML 1.1, which everybody writes
     "null": (r"null|Null|NULL|~|", "nN~\0"),
@@ -103,6 +108,35 @@ def nearest(name: object, known: Iterable[str], limit: int = 20) -> str:
     close = closest(name, known)
     names = ", ".join(known[:limit]) + (", …" if known[limit:] else "") or "none"
     return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
+
+
+def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
+    """Let a function answer a keyword that it has not with the nearest, in a TypeError, before it does anything.
+
+    Its keywords are those of its signature, with those of a TypedDict behind ``**options: Unpack[...]``.
+
+    >>> @checked_keywords
+    ... def halve(number, *, digits=2): ...
+    >>> halve(1, digit=3)
+    Traceback (most recent call last):
+    TypeError: halve() has no keyword 'digit': did you mean 'digits'? Known: number, digits.
+    """
+    known: list[str] = []
+    for parameter in inspect.signature(function, eval_str=True).parameters.values():
+        if parameter.kind is parameter.VAR_KEYWORD:
+            for options in typing.get_args(parameter.annotation):
+                known += options.__annotations__
+        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            known.append(parameter.name)
+
+    @functools.wraps(function)
+    def checked(*args: P.args, **kwargs: P.kwargs) -> R:
+        for name in kwargs:
+            if name not in known:
+                raise TypeError(f"{function.__name__}() has no keyword {name!r}: {nearest(name, known)}")
+        return function(*args, **kwargs)
+
+    return checked
 
 
 def kind_of(annotation: str) -> Any:

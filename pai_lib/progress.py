@@ -1,4 +1,4 @@
-"""How far a loop in a notebook has come: a bar for who runs it there, a line in a file for who executes it."""
+"""How far a long call, or a loop in a notebook, has come: one bar for who waits, or a line in a file."""
 
 from __future__ import annotations
 
@@ -7,12 +7,91 @@ import json
 import os
 import time
 from collections.abc import Iterator, Sequence
+from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from tqdm import tqdm
 
 PROGRESS_FILE = "PAI_PROGRESS"  # names the file; set in the kernel of a notebook that `pai book` executes
+DELAY = 5.0  # seconds after which a call is long
+
+T = TypeVar("T")
+_open: ContextVar[Bar | None] = ContextVar("bar", default=None)  # of this thread
+
+
+class Bar:
+    """The bar of a call: it appears on stderr once the call takes long, where that is a terminal or a notebook.
+
+    One a call: within another that is open this one shows nothing. The outermost loop over `steps` makes its
+    length; loops within that one stand in words behind it.
+
+    >>> with Bar("scoring"):
+    ...     sum(step for step in steps(range(4), "probe"))
+    6
+    """
+
+    def __init__(self, what: str, show: bool = True):
+        self.what, self.show, self.inside = what, show, _open.get() is not None
+        self.start, self.loops = time.monotonic(), list[list[Any]]()
+        self.bar: Any = None
+        if not self.inside:
+            _open.set(self)
+
+    def __enter__(self) -> Bar:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove it."""
+        if not self.inside:
+            _open.set(None)
+            self.clear()
+
+    def clear(self) -> None:
+        """Wipe it off the screen until a loop shows it again."""
+        if self.bar is not None:
+            self.bar.close()
+        self.bar = None
+
+    def tell(self) -> None:
+        """Show how far the loops are, if it is time."""
+        if not self.show or time.monotonic() - self.start < DELAY:
+            return
+        (unit, done, total), *inner = self.loops
+        if self.bar is None:  # not before, for then each short call would start the thread of a bar
+            options = {"unit": unit, "initial": done, "leave": False, "miniters": 0}
+            self.bar = tqdm(desc=self.what, total=total, disable=_hidden(), **options)
+        behind = ", ".join(f"{unit} {done} of {total}" for unit, done, total in inner)
+        self.bar.set_postfix_str(behind, refresh=False)
+        self.bar.update(done - self.bar.n)
+
+
+def steps(items: Sequence[T], unit: str) -> Iterator[T]:
+    """Iterate over `items` and show in the open bar, if there is one, how many of them are done."""
+    bar = _open.get()
+    if bar is None or len(items) < 2:
+        yield from items
+        return
+    loop: list[Any] = [unit, 0, len(items)]
+    bar.loops.append(loop)
+    try:
+        for item in items:
+            yield item
+            loop[1] += 1
+            bar.tell()
+    finally:
+        bar.loops = [other for other in bar.loops if other is not loop]
+        if not bar.loops:
+            bar.clear()
+
+
+def _hidden() -> bool | None:
+    """What tqdm's `disable` is: only a terminal (None: it looks itself) and who runs a notebook see bars."""
+    by_hand = hasattr(builtins, "get_ipython") and not os.environ.get(PROGRESS_FILE)
+    return False if by_hand else None
 
 
 def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
@@ -23,7 +102,7 @@ def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
     """
     path = os.environ.get(PROGRESS_FILE)
     if not path:  # by hand, where a notebook shows a bar, and a terminal
-        yield from tqdm(items, unit=unit, leave=False, disable=False if hasattr(builtins, "get_ipython") else None)
+        yield from tqdm(items, unit=unit, leave=False, disable=_hidden())
         return
     start = time.perf_counter()
     for done, item in enumerate(items):

@@ -30,8 +30,10 @@ from .masks import (
     sparsity_of,
 )
 from .models import build_model
+from .parameters import checked_keywords
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
+from .settings import in_channels_last
 from .spec import RunSpec
 from .training import TrainingDivergedError, compiled, evaluate, random_stream, train, warm_up
 
@@ -95,6 +97,7 @@ class Shared:
         return remember
 
 
+@checked_keywords
 def run(
     spec: RunSpec,
     store: Store | None = None,
@@ -281,7 +284,7 @@ class _Work:
         options: dict[str, Any] = {name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)}
         options["compile"] = compiled()
         control: dict[str, Any] = {"progress": self.progress, "checkpoint": self.checkpoint, "stop": self.stop}
-        return train(self.model, self.data, mask, seed=seed, **options, **control)
+        return train(in_channels_last(self.model), self.data, mask, seed=seed, **options, **control)
 
     def prepare(self) -> None:
         """Bring the network to where it is scored: warm it up and, where the spec says so, train it."""
@@ -304,7 +307,7 @@ class _Work:
             with self.timed("training_seconds"):
                 found = trained() if self.checkpoint.training else self.remember(("training",), trained)
             self.result["dense_curves"], state = found
-            model.to(memory_format=torch.channels_last).load_state_dict(state)
+            in_channels_last(model).load_state_dict(state)
 
     def mask(self) -> ByParameter | None:
         """The spec's mask, with its control applied; ``None`` for the dense network."""
@@ -338,14 +341,9 @@ class _Work:
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model
-        options: dict[str, Any] = {
-            "group": spec.group,
-            "probes": spec.probes,
-            "temperature": spec.temperature,
-            "variant": spec.variant,
-            "generator": random_stream(spec.seed, "scores"),
-            "remember": self.remember,
-        }
+        options: dict[str, Any] = {n: getattr(spec, n) for n in ("group", "probes", "temperature", "variant")}
+        options |= {"generator": random_stream(spec.seed, "scores"), "remember": self.remember}
+        options["progress"] = self.progress
         if spec.control == "invert":
             scores = score(model, self.batch, spec.criterion, **options)
             return make_mask(invert_scores(scores), spec.sparsity, spec.scope)

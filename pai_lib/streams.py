@@ -160,13 +160,15 @@ class ImageStream:
     def epoch(self, batch_size: int, generator: Generator, augment: bool | None = None) -> Iterator[Batch]:
         """Iterate once over the shuffled training images, see `Dataset.epoch`."""
         order = shuffled(len(self.train_labels), batch_size, generator)
-        seeds = torch.randint(2**62, (len(self.train_labels),), generator=generator)
+        seeds = torch.randint(2**62, (len(self.train_labels),), generator=generator, device="cpu")
         augment = self.augment if augment is None else augment
         return self._batches(self.train_files, self.train_labels, order, batch_size, seeds if augment else None)
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
-        return self._batches(self.test_files, self.test_labels, torch.arange(len(self.test_labels)), batch_size)
+        return self._batches(
+            self.test_files, self.test_labels, torch.arange(len(self.test_labels), device="cpu"), batch_size
+        )
 
     def _batches(
         self, files: np.ndarray, labels: Tensor, order: Tensor, batch_size: int, seeds: Tensor | None = None
@@ -177,7 +179,8 @@ class ImageStream:
             images, batch_size, sampler=order.tolist(), num_workers=0 if daemon else self.workers,
             pin_memory=device.type == "cuda", generator=Generator(),  # it would draw from the global one
         )  # fmt: skip
-        mean, std = torch.tensor([self.mean, self.std], device=device)[..., None, None] * 255  # C×1×1
+        scale = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)
+        mean, std = scale[..., None, None] * 255  # C×1×1
         for pixels, index in zip(loader, order.to(device).split(batch_size), strict=True):
             inputs = pixels.to(device, non_blocking=True).float().sub_(mean).div_(std)  # B×C×H×W
             yield Batch(inputs, labels[index])
@@ -212,7 +215,7 @@ def load_imagenet(name: str, root: Path, image_size: int | None) -> ImageStream:
             f"{name} cannot be downloaded: put train/ and val/ with its class folders in {folder}"
         )
     files = [np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in part]) for part in parts]
-    labels = [torch.tensor([label for _, label in part]) for part in parts]
+    labels = [torch.tensor([label for _, label in part], device="cpu") for part in parts]
     digest = hashlib.sha256()
     for path in (*files[0], *files[1]):
         digest.update(path + f"\0{os.path.getsize(os.path.join(os.fsencode(folder), path))}\n".encode())

@@ -28,6 +28,7 @@ from .data import Dataset, load_data
 from .provenance import now, run_provenance
 from .records import Record, Store
 from .runs import Shared, check, perform, resolve_device
+from .settings import keep_freed_memory
 from .spec import RunSpec
 from .training import TrainingStoppedError
 
@@ -296,6 +297,7 @@ _BUSY, _SHARED = threading.Lock(), Shared()  # of a worker
 def _on_worker(spec: RunSpec, device: str | None, checkpoint: Path, seconds: float, event: str) -> Record | None:
     from distributed import Event
 
+    keep_freed_memory()
     seen = checkpoint.with_suffix(".lock").exists()  # else the results folder is on another machine
     with _BUSY:  # a run has the process to itself, however many threads the worker has
         stop = _Stop(Event(event).is_set, seconds)

@@ -16,8 +16,8 @@ PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
     "parameters progress pictures data datasets streams models graph operations adjoints derivatives curvature "
-    "criteria masks exports tape flow inspection checkpoints training spec provenance records runs campaigns "
-    "cluster sweep verdicts figures choices chapters listing execution book cli"
+    "criteria masks exports tape flow inspection checkpoints settings training spec provenance records runs "
+    "campaigns cluster sweep verdicts figures choices chapters listing execution book cli"
 ).split()
 CORE = "curvature criteria masks training".split()  # what a reader holds in the head
 DERIVATIVES = "graph operations adjoints derivatives".split()  # what it rests on

@@ -336,13 +336,13 @@ def test_freed_memory_is_used_again():
     """Counted in page faults, in a process of its own; the first calls may still enlarge it."""
     code = """
 import resource, torch
-from pai_lib.training import _keep_freed_memory
+from pai_lib.settings import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**25)
     return resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before
 print([faults() for _ in range(4)][-1])
-_keep_freed_memory()
+keep_freed_memory()
 print([faults() for _ in range(4)][-1])
 """
     output = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
