@@ -8,7 +8,7 @@ export OMP_NUM_THREADS ?= 1
 
 INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: book test test-all test-browser test-slow lint links notebooks picture bench clean
+.PHONY: book test test-all test-browser test-slow mutants lint links notebooks picture bench clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -27,6 +27,9 @@ test-browser: book  ## the built pages in Chromium (Debian's package chromium, o
 test-slow: $(READY)  ## sweeps that are killed, Dask workers that die: minutes
 	$(INSTALL) -e '.[cluster]'
 	$(BIN)/python -m pytest -m slow -n 2 tests/test_killed_sweeps.py
+
+mutants: $(READY)  ## change the core in one place at a time and see a test fail: SAMPLE=200 mutants of SEED=0, hours
+	$(BIN)/python tests/mutants.py --sample $(or $(SAMPLE),200) --seed $(or $(SEED),0)
 
 lint: $(READY)  ## style, docstrings, formatting, types, workflows
 	$(BIN)/ruff check .

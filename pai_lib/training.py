@@ -50,7 +50,8 @@ def warm_up(model: nn.Module, data: Dataset, updates: int = 98, batch_size: int 
     """Update batch-norm running statistics by forward passes over training data, and nothing else.
 
     Each pass moves a statistic 10 % (the norm's momentum) towards its batch's value; after 98, one epoch of
-    CIFAR-10 at batch 512, 0.003 % of the initial value is left. Images are shuffled and unaugmented, in float32.
+    CIFAR-10 at batch 512, 0.003 % of the initial value is left. Images are shuffled and unaugmented, in the
+    norms' precision.
 
     Args:
         model: its batch norms' buffers change in place; weights, mode and other layers' behaviour do not.
@@ -71,7 +72,7 @@ def warm_up(model: nn.Module, data: Dataset, updates: int = 98, batch_size: int 
         for norm in norms:
             norm.training = True
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), updates):
-            model(batch.inputs)
+            model(batch.inputs.to(norms[0].running_mean.dtype))
     return updates
 
 

@@ -1,8 +1,8 @@
 """Mutation tests of the library's core: change one thing, run the tests that execute it, and see one of them fail.
 
-``python tests/mutants.py --sample 200`` draws mutants of ``CORE`` by a seed, tries each in a copy of the project, and
-prints those that no test noticed as a diff. What was found is kept in ``_build/mutants/``, so that a second call goes
-on where the first was stopped; a mutant that survived is tried again once a test has changed.
+``python tests/mutants.py --sample 200`` draws mutants of ``CORE`` by a seed, tries each in a copy of the project,
+and prints those that no test noticed as a diff. What was found is kept in ``_build/mutants/``, so that a second
+call goes on where the first was stopped; a mutant that survived is tried again once a test has changed.
 
 A mutant swaps an operator, moves a number by one, negates a condition, drops a keyword argument or a statement, or
 returns None. Docstrings, annotations and the words of errors are left alone. Each runs in a fork of this process,
@@ -38,8 +38,8 @@ CORE = (
 ).split()
 # These start processes, which would not run the mutant, build pages, or are about other files.
 LEFT_OUT = (
-    "benchmarks book campaigns cli contributing data elsewhere execution explorer figures gpu killed_sweeps layout "
-    "light_pages own_model reruns streams sweep workflows"
+    "benchmarks book campaigns cli compared_outputs contributing data elsewhere execution explorer figures gpu "
+    "killed_sweeps layout light_pages own_model reruns streams sweep workflows"
 ).split()
 ALLOWANCE = 20, 10  # CPU seconds, and times the tests' own: what a mutant may take before it counts as noticed
 
@@ -77,7 +77,9 @@ def changed(node: ast.AST) -> Iterator[tuple[ast.AST, str, str]]:
     """Yield (what is replaced, new text, in words) for each mutant of one node."""
     match node:
         case ast.BinOp(op=op) | ast.AugAssign(op=op) if type(op) in SWAPS:
-            swapped = ast.copy_location(type(node)(**{**dict(ast.iter_fields(node)), "op": SWAPS[type(op)]()}), node)
+            swapped = ast.copy_location(
+                type(node)(**{**dict(ast.iter_fields(node)), "op": SWAPS[type(op)]()}), node
+            )
             yield node, parenthesised(swapped), "operator"
         case ast.BoolOp():
             swapped = ast.BoolOp(SWAPS[type(node.op)](), node.values)
@@ -153,7 +155,10 @@ def mutants_of(module: str, source: str) -> list[Mutant]:
     found = {}
     for node, lines in walk(ast.parse(source), ()):
         for replaced, text, what in changed(node):
-            start, end = place(replaced.lineno, replaced.col_offset), place(replaced.end_lineno, replaced.end_col_offset)
+            start, end = (
+                place(replaced.lineno, replaced.col_offset),
+                place(replaced.end_lineno, replaced.end_col_offset),
+            )
             mutant = Mutant(module, replaced.lineno, start, end, text, what, lines)
             found[mutant.apply(source)] = mutant
     return sorted(found.values(), key=lambda mutant: (mutant.start, mutant.end, mutant.text))
@@ -227,7 +232,11 @@ class Recorder:
 def enter(copy: Path) -> None:
     """Make this process, a fork, import the copy."""
     os.chdir(copy)
-    os.environ |= {"CI": "1", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(copy)}  # CI: Hypothesis draws the same examples
+    os.environ |= {
+        "CI": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": str(copy),
+    }  # CI: Hypothesis draws the same examples
     sys.path[:0] = [str(copy)]
     sys.dont_write_bytecode = True
 
@@ -304,7 +313,9 @@ def main() -> int:
     survivors = []
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder:
         copy = Path(folder) / ROOT.name
-        shutil.copytree(ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "_build", "__pycache__"))
+        shutil.copytree(
+            ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "_build", "__pycache__")
+        )
         tests = covered(copy)
         state = digest(*(copy / file for file in test_files(copy)))
         for number, mutant in enumerate(drawn, 1):
@@ -324,8 +335,8 @@ def main() -> int:
                 survivors.append(mutant)
                 where = f"pai_lib/{mutant.module}.py:{mutant.line}"
                 print(f"{number}/{len(drawn)} survived: {where}\n{difference(mutant, source)}", flush=True)
-    share = len(survivors) / len(drawn)
-    print(f"{len(survivors)} of {len(drawn)} mutants survived ({share:.1%}), of {len(every)} in {len(args.modules)} files")
+    share = f"{len(survivors)} of {len(drawn)} mutants survived ({len(survivors) / len(drawn):.1%})"
+    print(f"{share}, drawn from {len(every)} in {len(args.modules)} files")
     return 0
 
 

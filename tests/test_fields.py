@@ -21,9 +21,9 @@ BASE = RunSpec(
 )  # fmt: skip
 GRASP = replace(BASE, criterion="grasp")
 
-# The stages of a run in their order: training and test images; the scoring batch; the network as it is built; batch-norm
-# statistics and mask at scoring; the weights that training begins with; the logits of its first three steps; the
-# learning rate of each epoch; the number of steps; the test loss.
+# The stages of a run in their order: training and test images; the scoring batch; the network as it is built;
+# batch-norm statistics and mask at scoring; the weights that training begins with; the logits of its first three
+# steps; the learning rate of each epoch; the number of steps; the test loss.
 STAGES = "images samples network statistics mask weights first second third rates steps result".split()
 MASKED = {"mask", "first", "second", "third", "result"}  # a network trained under another mask
 SEEN = {"samples", "statistics"} | MASKED  # other images, the same initial weights
@@ -95,10 +95,11 @@ def observed(spec):
         seen["weights"] = copied(model.named_parameters())
         return plain["train"](model, data, mask, **options)
 
-    plain = {wrapped.__name__: getattr(runs, wrapped.__name__) for wrapped in (build_model, effective_sparsity, train)}
+    wrapped = {function.__name__: function for function in (build_model, effective_sparsity, train)}
+    plain = {name: getattr(runs, name) for name in wrapped}
     with pytest.MonkeyPatch.context() as patch:
-        for wrapped in (build_model, effective_sparsity, train):
-            patch.setattr(runs, wrapped.__name__, wrapped)
+        for name, function in wrapped.items():
+            patch.setattr(runs, name, function)
         result = quick(spec).result
     steps = dict(zip(("first", "second", "third"), logits, strict=False))
     return {**seen, **steps, "rates": result["curves"]["lr"], "steps": len(logits), "result": result["test_loss"]}
@@ -132,7 +133,7 @@ def test_a_run_is_the_same_twice(base):
     assert [stage for stage in STAGES if not same(base[BASE][stage], again[stage])] == []
 
 
-@pytest.mark.parametrize(("name", "value", "stages"), CHANGES, ids=[f"{name}-{value}" for name, value, _ in CHANGES])
+@pytest.mark.parametrize(("name", "value", "stages"), CHANGES, ids=[f"{each[0]}-{each[1]}" for each in CHANGES])
 def test_a_field_changes_what_it_is_about_and_nothing_else(base, name, value, stages):
     before = GRASP if name == "variant" else BASE
     changed = observed(replace(before, **{name: value}))
@@ -161,10 +162,11 @@ def test_a_runs_mask_is_that_of_calls_by_hand(values):
     model = pai.build_model("resnet8", 10, in_channels=1, width=2, seed=spec.seed)
     pai.warm_up(model, data, 2, 32, spec.seed)
     rule = pai.CRITERIA[spec.criterion]
-    given = {"group": 5, "probes": 2, "temperature": 1.0, "variant": "cited", "rounds": None, "scope": "global", **values}
-    options = {name: given[name] for name in ("group", "probes", "temperature", "variant")}
-    rounds = given["rounds"] or rule.rounds
-    batch, generator = data.scoring_batch(spec.samples_per_class, spec.seed), pai.random_stream(spec.seed, "scores")
+    scoring = {"group": 5, "probes": 2, "temperature": 1.0, "variant": "cited"}
+    options = {name: values.get(name, value) for name, value in scoring.items()}
+    rounds, scope = values.get("rounds") or rule.rounds, values.get("scope", "global")
+    batch = data.scoring_batch(values.get("samples_per_class", 3), spec.seed)
+    generator = pai.random_stream(spec.seed, "scores")
     mask, sparsity = {}, values.get("sparsity", 0.5)
     initial = copied(model.named_parameters())
     for k in range(1, rounds + 1):
@@ -174,7 +176,7 @@ def test_a_runs_mask_is_that_of_calls_by_hand(values):
         density = 1 - sparsity ** (k / rounds) if spec.criterion == "synflow" else (1 - sparsity) ** (k / rounds)
         removed = sparsity if k == rounds else 1 - density
         finite = {name: score.clamp(min=torch.finfo(score.dtype).min) for name, score in scores.items()}
-        mask = pai.make_mask(finite, removed, given["scope"])
+        mask = pai.make_mask(finite, removed, scope)
         with torch.no_grad():
             for name, kept in mask.items():
                 model.get_parameter(name).copy_(initial[name] * kept)
