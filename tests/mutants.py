@@ -25,6 +25,7 @@ import shutil
 import sys
 import tempfile
 import time
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -188,13 +189,13 @@ def forked(work, *args, limit: float | None = None) -> int | None:
 
 
 class Chosen:
-    """Of the tests that pytest collects only these, the quickest first."""
+    """Of the tests that pytest collects only these, in this order."""
 
-    def __init__(self, seconds: dict[str, float]):
-        self.seconds = seconds
+    def __init__(self, names: list[str]):
+        self.place = {name: place for place, name in enumerate(names)}
 
     def pytest_collection_modifyitems(self, items: list[pytest.Item]) -> None:
-        items[:] = sorted((i for i in items if i.nodeid in self.seconds), key=lambda i: self.seconds[i.nodeid])
+        items[:] = sorted((i for i in items if i.nodeid in self.place), key=lambda i: self.place[i.nodeid])
 
 
 class Recorder:
@@ -251,10 +252,10 @@ def record(copy: Path, file: str, path: Path) -> int:
     return code
 
 
-def attempt(copy: Path, seconds: dict[str, float]) -> int:
+def attempt(copy: Path, names: list[str]) -> int:
     enter(copy)
-    files = sorted({nodeid.partition("::")[0] for nodeid in seconds})
-    code = pytest.main(["-x", "-p", "no:cacheprovider", *files], plugins=[Chosen(seconds)])
+    files = sorted({name.partition("::")[0] for name in names})
+    code = pytest.main(["-x", "-p", "no:cacheprovider", *files], plugins=[Chosen(names)])
     return code if sys.modules["pai_lib"].__file__ == str(copy / "pai_lib" / "__init__.py") else 99
 
 
@@ -280,11 +281,25 @@ def covered(copy: Path) -> dict[str, dict]:
     return tests
 
 
-def may_notice(mutant: Mutant, tests: dict[str, dict]) -> dict[str, float]:
-    """Return the tests that execute a mutant's statement; of one that an import executes, all of the module's."""
+def may_notice(mutant: Mutant, tests: dict[str, dict], limit: float) -> dict[str, float]:
+    """Return the tests that execute a mutant's statement; of one that an import executes, all of the module's.
+
+    The quickest come first, of each test function one before the second of any, up to ``limit`` seconds in all.
+    """
     lines = set(mutant.lines)
     hit = {n: t["seconds"] for n, t in tests.items() if lines & set(t["lines"].get(mutant.module, ()))}
-    return hit or {n: t["seconds"] for n, t in tests.items() if mutant.module in t["lines"]}
+    hit = hit or {n: t["seconds"] for n, t in tests.items() if mutant.module in t["lines"]}
+    turns: Counter[str] = Counter()
+    order = []
+    for name in sorted(hit, key=lambda name: hit[name]):
+        turns[function := name.partition("[")[0]] += 1
+        order.append((turns[function], hit[name], name))
+    chosen, total = {}, 0.0
+    for _, seconds, name in sorted(order):
+        total += seconds
+        if total <= limit or not chosen:
+            chosen[name] = seconds
+    return chosen
 
 
 # --- the command
@@ -300,6 +315,9 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--sample", type=int, default=200, help="mutants to try; 0 is all of them")
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
+    parser.add_argument(
+        "--seconds", type=float, default=1e6, help="of the tests tried on one mutant; the quickest"
+    )
     parser.add_argument("--modules", nargs="+", choices=CORE, default=CORE, metavar="MODULE", help=", ".join(CORE))
     args = parser.parse_args()
     for name in ("coverage", "hypothesis", "pandas", "scipy.stats", "sklearn.datasets", "torch", "torchvision"):
@@ -317,15 +335,17 @@ def main() -> int:
             ROOT, copy, symlinks=True, ignore=shutil.ignore_patterns(".git", ".venv", "_build", "__pycache__")
         )
         tests = covered(copy)
-        state = digest(*(copy / file for file in test_files(copy)))
+        state = f"{digest(*(copy / file for file in test_files(copy)))} {args.seconds:g}"  # of what survived
         for number, mutant in enumerate(drawn, 1):
             source = sources[mutant.module]
             known = results.get(key := mutant.key(source))
             if known is None or known not in ("noticed", state):
-                seconds = may_notice(mutant, tests)
+                seconds = may_notice(mutant, tests, args.seconds)
                 target = copy / "pai_lib" / f"{mutant.module}.py"
                 target.write_text(mutant.apply(source), "utf-8")
-                code = forked(attempt, copy, seconds, limit=ALLOWANCE[0] + ALLOWANCE[1] * sum(seconds.values()))
+                code = forked(
+                    attempt, copy, list(seconds), limit=ALLOWANCE[0] + ALLOWANCE[1] * sum(seconds.values())
+                )
                 target.write_text(source, "utf-8")
                 if code == 99:
                     raise RuntimeError("the tests imported another pai_lib than the copy's")
