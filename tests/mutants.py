@@ -96,9 +96,9 @@ def changed(node: ast.AST) -> Iterator[tuple[ast.AST, str, str]]:
             yield node, f"({node.value + 1!r})", "constant"
         case ast.If(test=test) | ast.While(test=test) | ast.IfExp(test=test):
             if not isinstance(test, ast.Compare | ast.UnaryOp):  # these have been mutated as such
-                yield test, f"(not {ast.unparse(test)})", "condition"
+                yield test, f"(not ({ast.unparse(test)}))", "condition"
         case ast.comprehension(ifs=[test, *_]) if not isinstance(test, ast.Compare | ast.UnaryOp):
-            yield test, f"(not {ast.unparse(test)})", "condition"
+            yield test, f"(not ({ast.unparse(test)}))", "condition"
         case ast.Return(value=ast.expr() as value) if not isinstance(value, ast.Constant):
             yield node, "return None", "return"
         case ast.Call() if named := [k for k in node.keywords if k.arg]:
