@@ -231,3 +231,58 @@ def test_training_is_the_optimizers_definition_with_the_specs_values(values, rat
     assert curves["lr"] == pytest.approx(rates)
     for name, p in reference.named_parameters():
         torch.testing.assert_close(trained.get_parameter(name), p, rtol=1e-3, atol=1e-4)
+
+
+# --- the last value that is allowed, and the first that is not
+
+
+BOUNDS = [
+    ("width", 1, 0),
+    ("sparsity", 1e-9, -1e-9),
+    ("sparsity", 1 - 1e-9, 1.0),
+    ("samples_per_class", 1, 0),
+    ("group", 1, 0),
+    ("probes", 1, 0),
+    ("temperature", 1e-9, 0.0),
+    ("rounds", 1, 0),
+    ("warmup", 0, -1),
+    ("epochs", 1, 0),
+    ("batch_size", 1, 0),
+    ("lr", 1e-9, 0.0),
+    ("momentum", 0.0, -1e-9),
+    ("weight_decay", 0.0, -1e-9),
+    ("lr_drops", (1e-9,), (0.0,)),
+    ("lr_drops", (0.5, 1 - 1e-9), (0.5, 1.0)),
+    ("lr_drop_factor", 1e-9, 0.0),
+    ("seed", 0, -1),
+    ("seed", 2**63 - 1, 2**63),
+    ("train_fraction", 1e-9, 0.0),
+    ("train_fraction", 1.0, 1 + 1e-9),
+    ("lr_warmup", 0, -1),
+    ("lr_warmup", 159, 160),
+    ("label_smoothing", 0.0, -1e-9),
+    ("label_smoothing", 1 - 1e-9, 1.0),
+    ("image_size", 1, 0),
+]
+
+
+@pytest.mark.parametrize(("name", "allowed", "refused"), BOUNDS)
+def test_a_bound_is_where_it_is_said_to_be(name, allowed, refused):
+    assert getattr(RunSpec(**{name: allowed}), name) == allowed
+    with pytest.raises(ValueError, match=f"{name}="):
+        RunSpec(**{name: refused})
+
+
+def test_every_number_has_bounds():
+    numbers = {field.name for field in fields(RunSpec) if "int" in field.type or "float" in field.type}
+    assert {name for name, _, _ in BOUNDS} == numbers
+
+
+def test_bounds_that_depend_on_another_field():
+    assert RunSpec(optimizer="adamw", momentum=1 - 1e-9).momentum < 1
+    assert RunSpec(momentum=1.0).momentum == 1
+    for rounds in (None, 1):
+        assert RunSpec(control="invert", rounds=rounds).rounds == rounds
+    for wrong in ({"optimizer": "adamw", "momentum": 1.0}, {"control": "invert", "rounds": 2}):
+        with pytest.raises(ValueError, match=next(reversed(wrong))):
+            RunSpec(**wrong)

@@ -73,3 +73,14 @@ def test_hutchinson_with_unequal_groups_is_unbiased(group):
     draws = [flat(pai.hutchinson_diag(model, batch, 1, group, parameters=names, generator=g)) for _ in range(400)]
     draws, exact = torch.stack(draws), hessian(model, batch, names).diag()
     assert ((draws.mean(0) - exact).abs() <= 4 * draws.std(0) / 20 + 1e-14).all()
+
+
+def test_one_group_of_all_samples_may_mix_them():
+    """Nothing is split, so nothing needs to be independent: it is the squared gradient."""
+    model = Net(lambda net, x: net.head(x - x.mean(0)), head=linear(4, 3))
+    batch, names = batch_of(6, 4), ["head.weight", "head.bias"]
+    gradient = flat(pai.gradient(model, batch, parameters=names))
+    for group in (None, 6, 100):
+        assert_equal_diagonals(pai.fisher_diag(model, batch, group, parameters=names), gradient.square())
+    with pytest.raises(ValueError, match="depend on another"):
+        pai.fisher_diag(model, batch, 3, parameters=names)
