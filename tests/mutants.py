@@ -284,7 +284,8 @@ def covered(copy: Path) -> dict[str, dict]:
 def may_notice(mutant: Mutant, tests: dict[str, dict], limit: float) -> dict[str, float]:
     """Return the tests that execute a mutant's statement; of one that an import executes, all of the module's.
 
-    The quickest come first, of each test function one before the second of any, up to ``limit`` seconds in all.
+    Those of the module's own file come first, of each test function one before the second of any, the quickest
+    first; up to ``limit`` seconds in all.
     """
     lines = set(mutant.lines)
     hit = {n: t["seconds"] for n, t in tests.items() if lines & set(t["lines"].get(mutant.module, ()))}
@@ -293,9 +294,10 @@ def may_notice(mutant: Mutant, tests: dict[str, dict], limit: float) -> dict[str
     order = []
     for name in sorted(hit, key=lambda name: hit[name]):
         turns[function := name.partition("[")[0]] += 1
-        order.append((turns[function], hit[name], name))
+        elsewhere = not name.startswith(f"tests/test_{mutant.module}.py")
+        order.append((elsewhere, turns[function], hit[name], name))
     chosen, total = {}, 0.0
-    for _, seconds, name in sorted(order):
+    for *_, seconds, name in sorted(order):
         total += seconds
         if total <= limit or not chosen:
             chosen[name] = seconds

@@ -79,3 +79,10 @@ def test_what_is_stored_is_the_same_on_every_machine(path):
         for varying in (" at 0x", "image/png", "<pandas.io.formats.style", "/home/", "/tmp/", "site-packages"):
             assert varying not in text, (cell.id, varying)
     assert "from myst_nb import glue" not in path.read_text("utf-8")  # it keeps digits that machines differ in
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_compared_cell_shows_no_bar(path):
+    """A bar goes to stderr wherever `pai book` does not watch, and is then an output that nothing expects."""
+    for cell in compared_cells(path):
+        assert "with_progress(" not in cell.source, cell.id
