@@ -72,7 +72,7 @@ def warm_up(model: nn.Module, data: Dataset, updates: int = 98, batch_size: int 
         for norm in norms:
             norm.training = True
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), updates):
-            model(batch.inputs.to(norms[0].running_mean.dtype))
+            model(batch.inputs.to(next(norms[0].buffers()).dtype))
     return updates
 
 

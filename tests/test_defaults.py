@@ -7,6 +7,7 @@ import torch
 from conftest import batch_of, flat
 
 import pai_lib as pai
+from pai_lib.runs import perform
 
 SCORED = {"temperature": 1.0, "parameters": "prunable", "chunk": None}
 DEFAULTS = {
@@ -86,3 +87,7 @@ def test_no_generator_is_a_new_one_with_seed_0(draw):
 
 def test_nothing_is_saved_at_first():
     assert pai.Shared().seconds == 0.0
+
+
+def test_a_run_of_a_sweep_shows_no_bar_of_its_own():
+    assert inspect.signature(perform).parameters["progress"].default is False
