@@ -13,7 +13,7 @@ DEVICE ?= cuda
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RESULTS ?= _build/gpu
 
-.PHONY: book test test-all test-browser test-slow lint links notebooks picture bench gpu clean
+.PHONY: book test test-all test-browser test-slow mutants lint links notebooks picture bench gpu clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -33,6 +33,9 @@ test-browser: book  ## the built pages in Chromium (Debian's package chromium, o
 test-slow: $(READY)  ## sweeps that are killed, Dask workers that die: minutes
 	$(INSTALL) -e '.[cluster]'
 	$(BIN)/python -m pytest -m slow -n 2 tests/test_killed_sweeps.py
+
+mutants: $(READY)  ## change the core in one place at a time and see a test fail: SAMPLE=200 mutants of SEED=0, hours
+	$(BIN)/python tests/mutants.py --sample $(or $(SAMPLE),200) --seed $(or $(SEED),0)
 
 lint: $(READY)  ## style, docstrings, formatting, types, workflows
 	$(BIN)/ruff check .

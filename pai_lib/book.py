@@ -267,10 +267,16 @@ def contents(root: Path, toc: Path, built: Path) -> Path:
     return path
 
 
-def _one_stdout(outputs: list[Any]) -> list[Any]:
-    """Return outputs without stderr, printed text in one piece: a kernel may send it in several."""
+def _compared(outputs: list[Any]) -> list[Any]:
+    """Return outputs without stderr and pixels, printed text in one piece: a kernel may send it in several.
+
+    Of a figure its alternative text is compared.
+    """
     import nbformat
 
+    for out in outputs:
+        for holder in (out.get("data", {}), out.get("metadata", {})):
+            holder.pop("image/png", None)
     printed = "".join(out.text for out in outputs if out.get("name") == "stdout")
     others = [out for out in outputs if out.output_type != "stream"]
     return others + ([nbformat.v4.new_output("stream", name="stdout", text=printed)] if printed else [])
@@ -296,6 +302,6 @@ def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:
             if cell.cell_type == "code" and not compared:
                 cell.outputs, cell.execution_count = [], None
             elif cell.cell_type == "code":  # the count stays: nbval takes a cell without one for not run
-                cell.outputs = _one_stdout(cell.outputs)
+                cell.outputs = _compared(cell.outputs)
         _replace(path, nb)
         tqdm.write(f"updated {path.relative_to(root)} in {seconds:.1f} s")

@@ -6,6 +6,7 @@ Needs the book's packages (matplotlib, seaborn). Each function returns ``(figure
 from __future__ import annotations
 
 import base64
+import hashlib
 import html
 import io
 import os
@@ -19,6 +20,7 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
+from pandas.io.formats.style import Styler
 from PIL import Image
 
 from .criteria import CRITERIA
@@ -80,6 +82,24 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
         raw=True,
         metadata={"image/png": {key: value for key, value in said.items() if value is not None}},
     )
+
+
+def table(styled: Styler) -> None:
+    """Display a styled table by the same text each time: pandas' own has a random name in it."""
+    from IPython.display import display
+
+    name = hashlib.sha256(styled.set_uuid("").to_html().encode()).hexdigest()[:8]  # unique on the page
+    display({"text/html": styled.set_uuid(name).to_html(), "text/plain": styled.to_string()}, raw=True)
+
+
+def glue(name: str, value: Any, display: bool = False) -> None:
+    """Keep a value for the sentences of the pages, by MyST-NB's ``glue``; a number to six digits.
+
+    More show no reader anything, and in double precision six are the same on every machine.
+    """
+    import myst_nb
+
+    myst_nb.glue(name, float(f"{value:.6g}") if isinstance(value, float) else value, display=display)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

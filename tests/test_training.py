@@ -409,3 +409,12 @@ def test_streams_differ_by_seed_and_purpose():
 
     assert draw(1, "order") == draw(1, "order")
     assert len({draw(seed, purpose) for seed in (0, 1, 42) for purpose in ("order", "scores")}) == 6
+
+
+def test_warm_up_in_double_precision(data):
+    single, double = small(), small().double()
+    for model in (single, double):
+        assert warm_up(model, data, updates=4, batch_size=20, seed=2) == 4
+    assert double[5].running_mean.dtype == torch.float64
+    for name, value in double.state_dict().items():
+        torch.testing.assert_close(single.state_dict()[name].to(value), value, rtol=1e-4, atol=1e-6)
