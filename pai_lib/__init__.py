@@ -4,10 +4,11 @@ from . import datasets  # noqa: F401 (it registers what it holds)
 from .checkpoints import load_mask, save_mask
 from .choices import check_parameters
 from .criteria import CRITERIA, Criterion, criterion, score, score_many
-from .curvature import exact_diag, fisher_diag, ggn_diag, hessian_row_norm, hutchinson_diag
+from .curvature import exact_diag, fisher_diag, ggn_diag
 from .data import Batch, Dataset, check_data, dataset_names, load_data
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
 from .exports import to_torch_prune
+from .hutchinson import hessian_row_norm, hutchinson_diag
 from .inspection import effective_sparsity, flops_left
 from .masks import (
     SparsityWarning,

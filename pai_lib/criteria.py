@@ -28,9 +28,11 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from .curvature import exact_diag, fisher_diag, hessian_row_norm, hutchinson_diag
+from .calls import ByParameter
+from .curvature import exact_diag, fisher_diag
 from .data import Batch, as_batch
-from .derivatives import ByParameter, gradient, hessian_vector_product, synaptic_flow
+from .derivatives import gradient, hessian_vector_product, synaptic_flow
+from .hutchinson import hessian_row_norm, hutchinson_diag
 from .models import resolve_parameters
 from .parameters import checked_keywords, nearest
 from .progress import Bar, steps

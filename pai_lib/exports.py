@@ -10,7 +10,7 @@ from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
 from torch.utils._pytree import tree_leaves
 
-from .derivatives import ByParameter
+from .calls import ByParameter
 from .masks import check_mask
 
 

@@ -23,8 +23,8 @@ from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
 
+from .calls import ByParameter
 from .criteria import CRITERIA
-from .derivatives import ByParameter
 from .masks import jaccard, layer_density
 from .records import data_note
 from .runs import criterion_label

@@ -11,11 +11,12 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from .calls import ByParameter, evaluation_mode
 from .data import Batch
-from .derivatives import ByParameter, evaluation_mode, problem_at
 from .flow import Value, results
 from .graph import find_uses
 from .masks import check_mask, count_kept, host_numbers
+from .problem import problem_at
 from .tape import Call, Operand, Tape
 
 

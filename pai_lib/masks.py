@@ -14,9 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .calls import ByParameter
 from .criteria import ScoreOptions, get_criterion, score
 from .data import Batch
-from .derivatives import ByParameter
 from .models import resolve_parameters
 from .parameters import checked_keywords, nearest
 from .progress import Bar, steps

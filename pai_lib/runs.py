@@ -15,10 +15,10 @@ from typing import Any
 import torch
 from torch import nn
 
+from .calls import ByParameter, evaluation_mode
 from .checkpoints import Checkpoint, epochs_done
 from .criteria import get_criterion, score
 from .data import Dataset, load_data
-from .derivatives import ByParameter, evaluation_mode
 from .inspection import effective_sparsity
 from .masks import (
     collapsed_layers,

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .derivatives import evaluation_mode
+from .calls import evaluation_mode
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
@@ -133,10 +133,3 @@ def fitting(model: nn.Module) -> Callable[[Any], Any]:
         return inputs.to(device=device, dtype=dtype if inputs.is_floating_point() else None)
 
     return fit
-
-
-def call(model: Callable[..., Any], inputs: Any) -> Any:
-    """Call a model on its inputs: one, several in a tuple, or several by name in a mapping."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)

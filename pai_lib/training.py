@@ -17,13 +17,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from .calls import ByParameter, called
 from .checkpoints import Checkpoint
 from .data import Batch, Dataset
-from .derivatives import ByParameter
 from .masks import apply_mask, check_mask
 from .models import check_logits, check_model
 from .parameters import checked_keywords
-from .settings import call, fitting, measuring, random_stream, training
+from .settings import fitting, measuring, random_stream, training
 
 PRECISIONS = ("float32", "bf16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -73,7 +73,7 @@ def warm_up(model: nn.Module, data: Dataset, updates: int = 98, batch_size: int 
         for norm in norms:
             norm.training = True
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), updates):
-            call(model, fit(batch.inputs))
+            called(model, fit(batch.inputs))
     return updates
 
 
@@ -129,7 +129,7 @@ def _check_trainable(model: nn.Module, data: Dataset, mask: ByParameter, batch_s
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     blank = torch.zeros(2, *data.image_shape, dtype=torch.float32, device=data.train_labels.device)
     with measuring(model, seed):
-        check_logits(call(model, fitting(model)(blank)), len(blank), highest)
+        check_logits(called(model, fitting(model)(blank)), len(blank), highest)
     return highest
 
 
@@ -267,7 +267,7 @@ def _epoch(
     total, correct = (torch.zeros((), dtype=torch.float32, device=device) for _ in range(2))
     for inputs, labels in batches:
         with _autocast(device, precision):
-            logits = call(forward, fit(inputs))
+            logits = called(forward, fit(inputs))
         logits = _wide(check_logits(logits, len(labels), highest_label))  # N×C
         loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
         descent.zero_grad()
@@ -324,7 +324,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
         for inputs, labels in batches:
             if not len(labels):
                 continue
-            logits = _wide(check_logits(call(model, fit(inputs)), len(labels)))  # N×C
+            logits = _wide(check_logits(called(model, fit(inputs)), len(labels)))  # N×C
             if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
                 found = f"{labels.dtype} of shape {tuple(labels.shape)}"
                 raise ValueError(f"Labels must be {len(logits)} integers, one a sample, not {found}.")

@@ -15,12 +15,13 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
-    "parameters progress pictures data datasets streams models graph operations adjoints derivatives curvature "
-    "criteria masks exports tape flow inspection checkpoints settings training spec provenance records runs "
-    "campaigns cluster sweep verdicts figures choices chapters listing execution book cli"
+    "parameters progress pictures data datasets streams models graph operations adjoints calls problem "
+    "derivatives squares curvature hutchinson criteria masks exports tape flow inspection checkpoints settings "
+    "training spec provenance records runs campaigns cluster sweep verdicts figures choices chapters listing "
+    "execution book cli"
 ).split()
-CORE = "curvature criteria masks training".split()  # what a reader holds in the head
-DERIVATIVES = "graph operations adjoints derivatives".split()  # what it rests on
+CORE = "curvature hutchinson criteria masks training".split()  # what a reader holds in the head
+DERIVATIVES = "graph operations adjoints calls problem derivatives squares".split()  # what it rests on
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
 

@@ -8,7 +8,7 @@ from torch import nn
 from torch.utils.checkpoint import checkpoint
 
 import pai_lib as pai
-from pai_lib.derivatives import substituted
+from pai_lib.calls import substituted
 
 
 class Checkpointed(nn.Module):
