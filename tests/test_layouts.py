@@ -325,7 +325,7 @@ MODELS = {
         "is compiled",
     ),
     "lazy": (lambda: nn.Sequential(nn.LazyLinear(6), nn.ReLU(), nn.Linear(6, 3)), "has no shape yet"),
-    "complex": (lambda: mlp().to(torch.complex64), "is complex"),
+    "complex": (lambda: mlp().to(torch.complex64), "is torch.complex64: only real weights"),
     "random": (
         lambda: Net(lambda net, x: net.b(F.dropout(net.a(x))), a=nn.Linear(4, 4), b=nn.Linear(4, 3)),
         "random numbers",
