@@ -1,12 +1,14 @@
 """Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
 
 from . import datasets  # noqa: F401 (it registers what it holds)
+from .batch import Batch
 from .checkpoints import load_mask, save_mask
 from .choices import check_parameters
-from .criteria import CRITERIA, Criterion, criterion, score, score_many
+from .criteria import CRITERIA, Criterion, criterion
 from .curvature import exact_diag, fisher_diag, ggn_diag
-from .data import Batch, Dataset, check_data, dataset_names, load_data
+from .data import Dataset, check_data, dataset_names, load_data
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
+from .draws import random_stream
 from .exports import to_torch_prune
 from .hutchinson import hessian_row_norm, hutchinson_diag
 from .inspection import effective_sparsity, flops_left
@@ -28,9 +30,10 @@ from .masks import (
 from .models import build_model, model_names, prunable
 from .records import Record, Store, records_frame
 from .runs import Shared, run
+from .scoring import score, score_many
 from .spec import RunSpec
 from .streams import ImageStream
-from .training import evaluate, random_stream, train, warm_up
+from .training import evaluate, train, warm_up
 
 __version__ = "0.1.0"
 

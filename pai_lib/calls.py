@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .adjoints import PlainOperations
-from .data import Inputs, each_of
+from .batch import Inputs, each_of
 
 ByParameter = dict[str, Tensor]
 

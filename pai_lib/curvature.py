@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .batch import Batch
 from .calls import ByParameter
-from .data import Batch
 from .derivatives import summed_gradient
 from .operations import curved_operation
 from .parameters import checked_keywords

@@ -19,8 +19,8 @@ from torch.autograd.graph import get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from .adjoints import DirectAdjoints
+from .batch import Batch, as_batch, each_of, of_each
 from .calls import ByParameter, evaluation_mode, first_called, substituted
-from .data import Batch, as_batch, each_of, of_each
 from .graph import differentiable
 from .models import resolve_parameters
 from .parameters import checked_keywords

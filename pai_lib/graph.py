@@ -241,7 +241,7 @@ def _by_group(tensor: Tensor, groups: list[slice], layout: Layout) -> list[Tenso
     samples, rest = groups[-1].stop, tensor.shape[1:]
     if layout.owner is not None:
         order = layout.owner.argsort(stable=True)  # rows without a gradient come first
-        ends = layout.owner.add(1).bincount(minlength=samples + 1).cumsum(0).tolist()
+        ends = layout.owner.add(1).bincount(minlength=samples + 1).cumsum(0).cpu().tolist()
         return [tensor[order[ends[group.start] : ends[group.stop]]] for group in groups]
     if layout.positions == 1:
         return [tensor[group] for group in groups]

@@ -8,8 +8,8 @@ from typing import Any, Literal, overload
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
 from .calls import ByParameter
-from .data import Batch
 from .derivatives import TWICE, hessian_products
 from .parameters import checked_keywords
 from .problem import chunks, groups_of, problem_at, size

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
+from .batch import Batch
 from .calls import ByParameter, evaluation_mode
-from .data import Batch
 from .flow import Value, results
 from .graph import find_uses
 from .masks import check_mask, count_kept, host_numbers

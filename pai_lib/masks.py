@@ -14,12 +14,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from .batch import Batch
 from .calls import ByParameter
-from .criteria import ScoreOptions, get_criterion, score
-from .data import Batch
+from .criteria import get_criterion
 from .models import resolve_parameters
 from .parameters import checked_keywords, nearest
 from .progress import Bar, steps
+from .scoring import ScoreOptions, score
 
 SCOPES = ("global", "layer", "erk")
 

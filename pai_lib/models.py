@@ -7,14 +7,14 @@ Vision transformers are torchvision's, with its initialization but for the head.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .draws import drawing
 from .parameters import checked_keywords, nearest
 
 Builder = Callable[..., nn.Module]
@@ -71,22 +71,9 @@ def build_model(
             raise ValueError(f"{what}={value}: it must be at least 1.")
     default = torch.get_default_device()
     # The meta device draws nothing. Weights made in inference mode could never be trained.
-    with default if default.type == "meta" else torch.device("cpu"), torch.inference_mode(False), _drawing(seed):
+    with default if default.type == "meta" else torch.device("cpu"), torch.inference_mode(False), drawing(seed):
         model = builder(num_classes, in_channels, width)
     return model.to(default)
-
-
-@contextlib.contextmanager
-def _drawing(seed: int) -> Iterator[None]:
-    """Draw float32 numbers from a seed on the CPU, and give back its random state and the default dtype."""
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float32)
-        torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
 
 
 def check_model(model: Any) -> None:

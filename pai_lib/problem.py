@@ -18,8 +18,8 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .adjoints import PlainOperations
+from .batch import Batch, Inputs, as_batch, each_of, of_each
 from .calls import ByParameter, called, evaluation_mode, first_called, plain, substituted
-from .data import Batch, Inputs, as_batch, each_of, of_each
 from .graph import REENTRANT, hides_weights
 from .models import check_logits, resolve_parameters
 from .progress import Bar

@@ -17,8 +17,9 @@ from torch import nn
 
 from .calls import ByParameter, evaluation_mode
 from .checkpoints import Checkpoint, epochs_done
-from .criteria import get_criterion, score
+from .criteria import get_criterion
 from .data import Dataset, load_data
+from .draws import random_stream
 from .inspection import effective_sparsity
 from .masks import (
     collapsed_layers,
@@ -33,9 +34,10 @@ from .models import build_model
 from .parameters import checked_keywords
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
+from .scoring import score
 from .settings import in_channels_last
 from .spec import RunSpec
-from .training import TrainingDivergedError, compiled, evaluate, random_stream, train, warm_up
+from .training import TrainingDivergedError, compiled, evaluate, train, warm_up
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:

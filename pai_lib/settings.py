@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import functools
-import hashlib
 import itertools
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
@@ -14,12 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from .calls import evaluation_mode
-
-
-def random_stream(seed: int, purpose: str) -> torch.Generator:
-    """CPU generator that depends on seed and purpose, so that data order, probes and controls are independent."""
-    digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
-    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
+from .draws import random_stream
 
 
 @functools.cache

@@ -79,7 +79,7 @@ class Squares:
         marks, grads = self.marks(logits, uses, seeds)  # of uses, then of inputs
         own = [torch.stack([owner.amin() >= 0, sound & first]) for owner, sound, first, _ in marks[len(uses) :]]
         if self.careful or not self.layouts:
-            table = torch.stack([torch.stack(mark[1:]) for mark in marks[: len(uses)]]).tolist()
+            table = torch.stack([torch.stack(mark[1:]) for mark in marks[: len(uses)]]).cpu().tolist()
             self.check_inputs(own)
             for (name, use), (owner, *_), (sound, first, fastest) in zip(
                 uses.items(), marks[: len(uses)], table, strict=True
@@ -102,7 +102,7 @@ class Squares:
 
     def check_inputs(self, own: list[Tensor]) -> None:
         """Raise ValueError if a sample's input reaches other logits; if one reaches none, look at all samples."""
-        flags = torch.stack(own).tolist() if own else []
+        flags = torch.stack(own).cpu().tolist() if own else []
         if not all(sound for _, sound in flags):
             raise ValueError(MIXED)
         if not all(alive for alive, _ in flags):  # as if tokens were passed as real numbers

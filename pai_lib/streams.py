@@ -20,7 +20,9 @@ from torch import Generator, Tensor
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from .data import Batch, balanced_sample, dataset, download_folder, read_folder, shuffled, stratified_split
+from .batch import Batch
+from .data import balanced_sample, dataset, download_folder, read_folder, shuffled, stratified_split
+from .draws import drawing
 from .pictures import list_folder, open_image
 
 # Of the archive that is distributed since 2015 (Le & Yang).
@@ -181,7 +183,9 @@ class ImageStream:
         )  # fmt: skip
         scale = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)
         mean, std = scale[..., None, None] * 255  # C×1×1
-        for pixels, index in zip(loader, order.to(device).split(batch_size), strict=True):
+        with torch.device("cpu"):  # where it draws the seed of its workers
+            pictures = iter(loader)
+        for pixels, index in zip(pictures, order.to(device).split(batch_size), strict=True):
             inputs = pixels.to(device, non_blocking=True).float().sub_(mean).div_(std)  # B×C×H×W
             yield Batch(inputs, labels[index])
 
@@ -199,9 +203,7 @@ class _Images(torch.utils.data.Dataset):
 
     def __getitem__(self, i: int) -> Tensor:
         image = open_image(os.path.join(self.folder, os.fsdecode(self.files[i])))
-        with torch.random.fork_rng(devices=[]):
-            if self.seeds is not None:
-                torch.default_generator.manual_seed(int(self.seeds[i]))
+        with torch.device("cpu"), drawing(0 if self.seeds is None else int(self.seeds[i])):
             return self.transform(image)
 
 

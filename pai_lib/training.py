@@ -17,13 +17,15 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
+from .batch import Batch
 from .calls import ByParameter, called
 from .checkpoints import Checkpoint
-from .data import Batch, Dataset
+from .data import Dataset
+from .draws import random_stream
 from .masks import apply_mask, check_mask
 from .models import check_logits, check_model
 from .parameters import checked_keywords
-from .settings import fitting, measuring, random_stream, training
+from .settings import fitting, measuring, training
 
 PRECISIONS = ("float32", "bf16")
 OPTIMIZERS = ("sgd", "adamw")

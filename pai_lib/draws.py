@@ -1,0 +1,28 @@
+"""Random numbers from seeds, whatever the process has set or drawn before."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+from collections.abc import Iterator
+
+import torch
+
+
+@contextlib.contextmanager
+def drawing(seed: int) -> Iterator[None]:
+    """Draw float32 numbers from a seed on the CPU, and give back its random state and the default dtype."""
+    dtype = torch.get_default_dtype()
+    with torch.random.fork_rng(devices=[]):
+        torch.set_default_dtype(torch.float32)
+        torch.default_generator.manual_seed(seed)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(dtype)
+
+
+def random_stream(seed: int, purpose: str) -> torch.Generator:
+    """CPU generator that depends on seed and purpose, so that data order, probes and controls are independent."""
+    digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))
