@@ -198,7 +198,8 @@ class _Images(torch.utils.data.Dataset):
 
         self.files, self.folder, self.seeds = files, folder, seeds
         resized = [v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)]
-        augmented = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
+        with torch.device("cpu"), drawing(0):  # a crop keeps a tensor
+            augmented = [v2.RandomResizedCrop(size), v2.RandomHorizontalFlip()]
         self.transform = v2.Compose([*(resized if seeds is None else augmented), v2.PILToTensor()])
 
     def __getitem__(self, i: int) -> Tensor:
