@@ -18,9 +18,9 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .adjoints import PlainOperations
-from .calls import ByParameter, called, evaluation_mode, first_called, plain, substituted
+from .calls import ByParameter, ValuesAlone, called, evaluation_mode, first_called, plain, substituted
 from .data import Batch, Inputs, as_batch, each_of, of_each
-from .graph import REENTRANT, hides_weights
+from .graph import REENTRANT, hides_weights, runs_own_functions
 from .models import check_logits, resolve_parameters
 from .progress import Bar
 
@@ -58,7 +58,7 @@ class Problem:
         self.samples = len(self.labels)
         self.numbers = sum(tensor[0].numel() for tensor in each_of(self.inputs))  # of one sample
         self.watched: list[GradientEdge] = []  # the inputs of the last logits, where they can be differentiated
-        self.called = self.independent = False  # not known yet
+        self.called = self.independent = self.blind = False  # not known yet
         self.mixes_samples = any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
             for module in model.modules()
@@ -83,7 +83,13 @@ class Problem:
             self.watched.append(get_gradient_edge(shift))
             return tensor[part] + shift
 
-        return self.logits_of(of_each(self.inputs, taken))
+        inputs = of_each(self.inputs, taken)
+        if not watch or self.independent:
+            return self.logits_of(inputs)
+        with ValuesAlone() as values:
+            logits = self.logits_of(inputs)
+        self.blind = values.found or runs_own_functions(logits)
+        return logits
 
     def logits_of(self, inputs: Inputs) -> Tensor:
         """f(x)/T for any inputs n×…, n×C."""
@@ -92,7 +98,14 @@ class Problem:
                 return called(self.model, inputs) / self.temperature
         self.called = True
         out, count = first_called(self.model, inputs), len(each_of(inputs)[0])
-        return check_logits(out, count, int(self.labels.max())) / self.temperature
+        logits = check_logits(out, count, int(self.labels.max()))
+        if logits.shape[1] < 2:
+            raise ValueError(
+                "The model has one output: a cross-entropy, and its curvature, needs two classes at least."
+            )
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError("The model's logits hold NaN or infinite values.")
+        return logits / self.temperature
 
     def check_independent(self) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once, at all of them.
@@ -117,11 +130,11 @@ class Problem:
         """Raise ValueError if logits, of samples from ``start`` on, change without some of those samples.
 
         Of inputs whose gradients tell the rest, twice three samples do: what one sample does to all others shows
-        in those that are without it. Of tokens all are looked at.
+        in those that are without it. Of tokens, and where values go on without gradients, all are looked at.
         """
         if self.mixes_samples:
             raise ValueError(BATCH_STATISTICS)
-        if len(self.watched) < len(each_of(self.inputs)):
+        if self.blind or len(self.watched) < len(each_of(self.inputs)):
             return self.check_independent()
         step = max(2, -(-len(logits) // 3))
         parts = [slice(i, len(logits), step) for i in range(2)]

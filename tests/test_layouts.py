@@ -1,5 +1,8 @@
 """Which rows of a layer belong to which sample: proved for every sample, or refused; and what splits a batch."""
 
+import itertools
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -170,6 +173,78 @@ def test_samples_that_see_one_another_are_refused_wherever_a_batch_is_split(case
         with pytest.raises(ValueError, match="depend on another"):
             refused()
     assert pai.gradient(model, batch)  # in one piece it is well defined
+
+
+class Straight(torch.autograd.Function):
+    """A coupling that the gradient does not tell, as of quantisation with one scale for the batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        out = x.clone()
+        out[2:3] += 0.01 * x[3:4]
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def without_grad(x):
+    with torch.no_grad():
+        return 0.01 * x[3:4]
+
+
+UNSEEN = {
+    "detached": lambda x: torch.cat([x[:2], x[2:3] + 0.01 * x[3:4].detach(), x[3:]]),
+    "without grad": lambda x: torch.cat([x[:2], x[2:3] + without_grad(x), x[3:]]),
+    "data": lambda x: torch.cat([x[:2], x[2:3] + 0.01 * x[3:4].data, x[3:]]),
+    "a number": lambda x: torch.cat([x[:2], x[2:3] + 0.01 * x[3:4].sum().item(), x[3:]]),
+    "a comparison": lambda x: torch.cat([x[:2], x[2:3] * (x[3:4] > x[2:3]), x[3:]]),
+    "a function of one's own": Straight.apply,
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_values_that_no_gradient_follows_are_found_too(case):
+    def mix(net, x):
+        return net.head(net.a(UNSEEN[case](x) if len(x) > 3 else x).relu())
+
+    model, batch = Net(mix, a=linear(), head=linear(4, 3)).double(), batch_of(40, 4)
+    for refused in (lambda: pai.fisher_diag(model, batch), lambda: pai.ggn_diag(model, batch, "mc")):
+        with pytest.raises(ValueError, match="depend on another"):
+            refused()
+
+
+NOISES = {
+    "NumPy's": lambda net, x: x + torch.from_numpy(np.random.randn(4)),
+    "Python's": lambda net, x: x * random.random(),
+    "of a generator of its own": lambda net, x: x + torch.randn(4, generator=GENERATOR, dtype=x.dtype),
+    "a counter": lambda net, x: x * GENERATOR.initial_seed() * next(COUNT),
+}
+GENERATOR, COUNT = torch.Generator().manual_seed(1), itertools.count(1)
+
+
+@pytest.mark.parametrize("key", ["snip", "fisher_diag", "hutchinson_diag", "synflow"])
+@pytest.mark.parametrize("case", NOISES)
+def test_a_model_that_does_not_repeat_itself_is_refused(case, key):
+    def forward(net, x):
+        return net.head(NOISES[case](net, net.a(x)).relu())
+
+    model = Net(forward, a=linear(), head=linear(4, 3)).double()
+    with pytest.raises(ValueError, match="draws random numbers|differs from call to call"):
+        pai.score(model, batch_of(6, 4), key)
+
+
+@pytest.mark.parametrize("estimator", [pai.gradient, pai.fisher_diag, pai.exact_diag, pai.hutchinson_diag])
+def test_what_no_loss_is_made_of_is_refused(estimator):
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        estimator(
+            Net(lambda net, x: net.head(net.a(x)) / 0, a=linear(), head=linear(4, 3)).double(), batch_of(6, 4)
+        )
+    one = Net(lambda net, x: net.head(net.a(x).transpose(0, 1).mean(0)), a=linear(), head=linear(4, 1)).double()
+    x = torch.randn(6, 5, 4, dtype=torch.double)
+    with pytest.raises(ValueError, match="has one output"):
+        estimator(one, pai.Batch(x, torch.zeros(6, dtype=torch.int64)))
 
 
 @pytest.mark.parametrize("pair", [(0, 1), (2, 5), (4, 5)])

@@ -53,7 +53,9 @@ BODIES = {
 }
 
 
-@pytest.mark.parametrize("key", ["snip", "grasp", "hutchinson_pruning", "fisher_pruning", "exact_pruning", "synflow"])
+@pytest.mark.parametrize(
+    "key", ["snip", "grasp", "hutchinson_pruning", "fisher_pruning", "exact_pruning", "synflow"]
+)
 @pytest.mark.parametrize("body", BODIES)
 def test_what_is_recomputed_is_what_was_computed(body, key):
     class Body(nn.Module):
@@ -72,10 +74,14 @@ def test_what_is_recomputed_is_what_was_computed(body, key):
     try:
         found = pai.score(model, batch, key)
     except ValueError as error:  # PyTorch's own operations are recomputed, without the rules of this library
-        assert body != "batch norm" and ("derivative of the operation 'hardsigmoid'" in str(error) or "'CopySlices'" in str(error))
+        assert body != "batch norm" and (
+            "derivative of the operation 'hardsigmoid'" in str(error) or "'CopySlices'" in str(error)
+        )
         return
     for name, value in pai.score(plain, batch, key).items():
-        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-12)  # PyTorch's hard sigmoid has a float32 sixth
+        assert torch.allclose(
+            found[name], value, rtol=1e-6, atol=1e-12
+        )  # PyTorch's hard sigmoid has a float32 sixth
 
 
 class Recurrent(nn.Module):
