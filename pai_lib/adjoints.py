@@ -22,8 +22,8 @@ _convolution, _backward = torch.ops.aten.convolution, torch.ops.aten.convolution
 def _recomputed() -> bool:
     """Whether what runs now will run again in the backward pass, for activation checkpointing.
 
-    `torch.autograd.grad` takes a mode for an override of itself and runs without it. Tensors of the operations here
-    would then be mistaken for those of PyTorch's own, of the same shapes.
+    `torch.autograd.grad` takes a mode for an override of itself and runs without it. Tensors of the operations
+    here would then be mistaken for those of PyTorch's own, of the same shapes.
     """
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 

@@ -37,8 +37,8 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
     """Call a model, and say in a sentence what is wrong with that.
 
     Raises:
-        ValueError: for inputs that the model does not take, and for a model that draws random numbers or has another
-            output when it is called again (looked at with two samples).
+        ValueError: for inputs that the model does not take, and for a model that draws random numbers or has
+            another output when it is called again (looked at with two samples).
     """
     tensors = each_of(inputs)
     given = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in tensors).replace("torch.", "")
@@ -81,7 +81,7 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
 
 def _random_states(device: torch.device) -> list[Any]:
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
-    others = pickle.dumps(np.random.get_state(legacy=False)), random.getstate()
+    others = pickle.dumps(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
     return [*(state.numpy().tobytes() for state in states), *others]
 
 
@@ -102,19 +102,29 @@ class ValuesAlone(TorchFunctionMode):
 
     found = False
 
-    def __torch_function__(self, function, types, args=(), kwargs=None):
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes in and comes out."""
         out = function(*args, **(kwargs or {}))
         made = out if isinstance(out, tuple | list) else (out,)
         without = any(isinstance(each, Tensor) and not each.requires_grad for each in made)
         if not self.found and (without or function in _READS):
-            self.found = any(
-                isinstance(each, Tensor) and each.requires_grad for each in tree_leaves((args, kwargs))
-            )
+            given = tree_leaves((args, kwargs))
+            self.found = any(isinstance(each, Tensor) and each.requires_grad for each in given)
         return out
 
 
 _READS = {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
+
+
+def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
+    """Return a generator; of ``None`` a new one with seed 0. Raises TypeError for anything else, as a seed."""
+    if generator is None:
+        return torch.Generator("cpu").manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator={generator!r}: it must be a torch.Generator, such as torch.Generator().manual_seed(0)."
+        )
+    return generator
 
 
 @contextlib.contextmanager
@@ -134,6 +144,8 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
         yield
     finally:
         for store, tensors in zip(holders, before, strict=True):
+            for name in store.keys() - tensors.keys():  # registered by the forward pass
+                del store[name]
             store.update(tensors)
 
 

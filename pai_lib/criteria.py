@@ -28,7 +28,7 @@ from typing import Any, TypedDict, Unpack
 import torch
 from torch import Tensor, nn
 
-from .calls import ByParameter
+from .calls import ByParameter, generator_or_new
 from .curvature import exact_diag, fisher_diag
 from .data import Batch, as_batch
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
@@ -307,7 +307,7 @@ def score_many(
         raise TypeError(f"keys={keys!r}: it must be a list of criteria, [{keys!r}].")
     chosen = [get_criterion(key, variant) for key in keys]
     batch = as_batch(batch)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = generator_or_new(generator)
     names = resolve_parameters(model, parameters)
     quantities = _Quantities(model, batch, names, group, probes, chunk, generator, remember)
     scores = {}
