@@ -19,15 +19,24 @@ from torch.overrides import TorchFunctionMode
 _convolution, _backward = torch.ops.aten.convolution, torch.ops.aten.convolution_backward
 
 
+def _recomputed() -> bool:
+    """Whether what runs now will run again in the backward pass, for activation checkpointing.
+
+    `torch.autograd.grad` takes a mode for an override of itself and runs without it. Tensors of the operations
+    here would then be mistaken for those of PyTorch's own, of the same shapes.
+    """
+    return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
+
+
 class PlainOperations(TorchFunctionMode):
     """While active, what PyTorch's graph does not tell, or cannot differentiate twice, is made of what it can."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Replace circular padding, which writes in place, and the hard sigmoid; leave everything else."""
         kwargs = kwargs or {}
-        if function is F.pad:
+        if function is F.pad and not _recomputed():
             return _pad(*args, **kwargs)
-        if function is F.hardsigmoid:
+        if function is F.hardsigmoid and not _recomputed():
             return _hardsigmoid(*args, **kwargs)
         return function(*args, **kwargs)
 
@@ -53,6 +62,8 @@ class DirectAdjoints(TorchFunctionMode):
     def __torch_function__(self, function, types, args=(), kwargs=None):
         """Replace convolutions of batches and batch norms in evaluation mode; leave everything else."""
         result: Any = NotImplemented
+        if _recomputed():
+            return function(*args, **(kwargs or {}))
         if function in (torch.conv1d, torch.conv2d, torch.conv3d):
             result = _convolve(*args, **(kwargs or {}))
         elif function is torch.batch_norm and not kwargs:

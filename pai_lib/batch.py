@@ -54,7 +54,9 @@ def as_batch(batch: Any) -> Batch:
 
     def tensor(value: Any) -> Tensor:
         if isinstance(value, np.ndarray | np.generic):
-            return torch.as_tensor(value, device="cpu")
+            if not isinstance(found := _from_array(value), Tensor):
+                raise TypeError(f"The inputs are of NumPy's type {value.dtype}: they must be numbers.")
+            return found
         if not isinstance(value, Tensor):
             raise TypeError(
                 f"The inputs hold a {type(value).__name__}: they must be a tensor, or a mapping or tuple of "
@@ -63,9 +65,21 @@ def as_batch(batch: Any) -> Batch:
         return value
 
     inputs, labels = of_each(batch[0], tensor), batch[1]
-    if isinstance(labels, np.ndarray) or (isinstance(labels, list) and all(isinstance(n, int) for n in labels)):
-        labels = torch.as_tensor(labels, device="cpu")
+    if isinstance(labels, np.ndarray | list | tuple | range):
+        labels = _from_array(labels)
     sizes = [len(each) if each.ndim else 0 for each in each_of(inputs)]
     if len(set(sizes)) != 1:
         raise ValueError(f"The inputs must have one number of samples along the first axis, not {sizes}.")
     return Batch(inputs, labels)
+
+
+def _from_array(values: Any) -> Any:
+    """Tensor of an array or of numbers in a row; what is neither comes back."""
+    try:
+        array = np.asarray(values)
+    except ValueError:  # rows of unequal lengths
+        return values
+    if array.dtype.kind not in "biufc":
+        return values
+    # A copy: PyTorch takes neither negative strides nor another byte order, and warns of what is read-only.
+    return torch.as_tensor(np.array(array, array.dtype.newbyteorder("="), order="C"), device="cpu")

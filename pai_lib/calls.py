@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import pickle
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_leaves
 
 from .adjoints import PlainOperations
-from .batch import Inputs, each_of
+from .batch import Inputs, each_of, of_each
 
 ByParameter = dict[str, Tensor]
 
@@ -32,7 +37,8 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
     """Call a model, and say in a sentence what is wrong with that.
 
     Raises:
-        ValueError: for inputs that the model does not take, and for a model that draws random numbers.
+        ValueError: for inputs that the model does not take, and for a model that draws random numbers or has
+            another output when it is called again (looked at with two samples).
     """
     tensors = each_of(inputs)
     given = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in tensors).replace("torch.", "")
@@ -49,7 +55,8 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
             raise ValueError(
                 f"The inputs are {kind}, and the model's forward{signature} does not take them: {error}."
             ) from None
-    before = _random_states(tensors[0].device)
+    state, before = torch.get_rng_state(), _random_states(tensors[0].device)
+    few = of_each(inputs, lambda tensor: tensor[:2].detach().clone())
     try:
         with PlainOperations():
             out = called(model, inputs)
@@ -58,18 +65,66 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
             raise
         said = str(error).strip().partition("\n")[0]
         raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
-    if not all(map(torch.equal, before, _random_states(tensors[0].device))):
-        torch.set_rng_state(before[0])
+    if before != _random_states(tensors[0].device):
+        torch.set_rng_state(state)
         raise ValueError(
             "The model draws random numbers in evaluation mode (as F.dropout does without "
             "training=self.training), so scores would differ from call to call: switch that off."
         )
+    if not _repeats(model, few):
+        raise ValueError(
+            "The model's output for the same inputs differs from call to call in evaluation mode, as with random "
+            "numbers of its own or a state that it keeps, and so would scores: switch that off."
+        )
     return out
 
 
-def _random_states(device: torch.device) -> list[Tensor]:
-    states = [torch.get_rng_state()]
-    return [*states, torch.cuda.get_rng_state(device)] if device.type == "cuda" else states
+def _random_states(device: torch.device) -> list[Any]:
+    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    others = pickle.dumps(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
+    return [*(state.numpy().tobytes() for state in states), *others]
+
+
+def _repeats(model: nn.Module, inputs: Inputs) -> bool:
+    try:
+        with torch.no_grad(), PlainOperations():
+            one, two = (called(model, of_each(inputs, Tensor.clone)) for _ in range(2))
+    except (RuntimeError, ValueError, IndexError):  # so few samples are too few for it
+        return True
+    if not (isinstance(one, Tensor) and isinstance(two, Tensor) and one.is_floating_point()):
+        return True  # refused elsewhere
+    within = 1e4 * torch.finfo(one.dtype).eps  # a GPU may add in another order
+    return one.shape == two.shape and not bool((one - two).abs().max() > within * one.abs().max())
+
+
+class ValuesAlone(TorchFunctionMode):
+    """Notes whether values go on without their gradients, as after ``detach``: the graph does not show where."""
+
+    found = False
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what goes in and comes out."""
+        out = function(*args, **(kwargs or {}))
+        made = out if isinstance(out, tuple | list) else (out,)
+        without = any(isinstance(each, Tensor) and not each.requires_grad for each in made)
+        if not self.found and (without or function in _READS):
+            given = tree_leaves((args, kwargs))
+            self.found = any(isinstance(each, Tensor) and each.requires_grad for each in given)
+        return out
+
+
+_READS = {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
+
+
+def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
+    """Return a generator; of ``None`` a new one with seed 0. Raises TypeError for anything else, as a seed."""
+    if generator is None:
+        return torch.Generator("cpu").manual_seed(0)
+    if not isinstance(generator, torch.Generator):
+        raise TypeError(
+            f"generator={generator!r}: it must be a torch.Generator, such as torch.Generator().manual_seed(0)."
+        )
+    return generator
 
 
 @contextlib.contextmanager
@@ -89,6 +144,8 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
         yield
     finally:
         for store, tensors in zip(holders, before, strict=True):
+            for name in store.keys() - tensors.keys():  # registered by the forward pass
+                del store[name]
             store.update(tensors)
 
 

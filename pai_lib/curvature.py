@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .batch import Batch
-from .calls import ByParameter
+from .calls import ByParameter, generator_or_new
 from .derivatives import summed_gradient
 from .operations import curved_operation
 from .parameters import checked_keywords
@@ -170,7 +170,7 @@ def _ggn_diag(
     generator: torch.Generator | None, chunk: int | None, progress: bool,
     check: Callable[[Tensor, ByParameter], None] | None = None,
 ) -> ByParameter:  # fmt: skip
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = generator_or_new(generator)
     drawn: dict[int, Tensor] = {}
 
     def seeds(logits: Tensor, part: slice, sizes: list[int]) -> list[Tensor]:

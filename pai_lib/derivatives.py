@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -122,8 +122,14 @@ def hessian_vector_product(
     Returns:
         H v under the same names. Cost: about two gradients.
     """
+    if not isinstance(vectors, Mapping):
+        raise TypeError(
+            f"vectors is a {type(vectors).__name__}: it must be a mapping of parameter names to tensors."
+        )
     with problem_at(model, batch, temperature, list(vectors), "Hessian product", progress) as problem:
         for name, leaf in problem.theta.items():
+            if not isinstance(vectors[name], Tensor):
+                raise TypeError(f"vectors[{name!r}] is a {type(vectors[name]).__name__}: it must be a tensor.")
             if vectors[name].shape != leaf.shape:
                 raise ValueError(
                     f"vectors[{name!r}] has shape {tuple(vectors[name].shape)}, its parameter {tuple(leaf.shape)}."
@@ -137,11 +143,25 @@ def hessian_vector_product(
 class _OnesForTokens(TorchFunctionMode):
     """While active, every embedding of a token is a vector of ones."""
 
+    met = False
+
     def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if function is F.embedding:
-            tokens, table, *_ = inspect.signature(F.embedding).bind(*args, **(kwargs or {})).args
-            return torch.ones(*tokens.shape, table.shape[1], dtype=table.dtype, device=table.device)
-        return function(*args, **(kwargs or {}))
+        if function not in (F.embedding, F.embedding_bag):
+            return function(*args, **(kwargs or {}))
+        self.met = True
+        given = inspect.signature(function).bind(*args, **(kwargs or {})).arguments
+        return function(**given | {"weight": torch.ones_like(given["weight"]), "max_norm": None})
+
+
+@contextlib.contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Have tensors that a model makes itself (a first state, say) be of the precision of the flow."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 @checked_keywords
@@ -176,18 +196,29 @@ def synaptic_flow(
 
     own = {name: t for name, t in (*model.named_parameters(), *model.named_buffers())}
     device = own[names[0]].device
-    tokens = not all(tensor.is_floating_point() for tensor in each_of(batch.inputs))
+    floating = [tensor.is_floating_point() for tensor in each_of(batch.inputs)]
     with (
+        _float64_by_default(),
         torch.inference_mode(False),
         evaluation_mode(model),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        _OnesForTokens() if tokens else contextlib.nullcontext(),
+        contextlib.nullcontext() if all(floating) else _OnesForTokens() as tokens,
     ):
         values = {name: positive(t) for name, t in {**own, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         with substituted(model, values):
-            flow = first_called(model, of_each(batch.inputs, ones)).sum()
+            out = first_called(model, of_each(batch.inputs, ones))
+            if not (isinstance(out, Tensor) and out.is_floating_point() and out.requires_grad):
+                raise ValueError(
+                    "Synaptic flow needs a model that returns a real floating-point tensor which depends on its "
+                    f"weights, not {'one that does not' if isinstance(out, Tensor) else type(out).__name__}."
+                )
+            if tokens is not None and not any(floating) and not tokens.met:
+                raise ValueError(
+                    f"Synaptic flow needs inputs of ones, and these are {each_of(batch.inputs)[0].dtype} that no "
+                    "embedding takes: have the model take floating-point inputs."
+                )
             with sentences():
-                grads = torch.autograd.grad(flow, theta, materialize_grads=True)
+                grads = torch.autograd.grad(out.sum(), theta, materialize_grads=True)
     return {name: (t * g).detach() for name, t, g in zip(names, theta, grads, strict=True)}

@@ -81,6 +81,11 @@ def hides_weights(output: Tensor) -> bool:
     return any(operation(node) == "CheckpointFunctionBackward" for node in nodes(output.grad_fn))
 
 
+def runs_own_functions(output: Tensor) -> bool:
+    """Whether a part of the computation has a derivative that the user wrote (``torch.autograd.Function``)."""
+    return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes(output.grad_fn))
+
+
 def differentiable(gradients: Iterable[Tensor]) -> bool:
     """Whether gradients can be differentiated once more: PyTorch takes what forbids it for zero."""
     return not any(operation(node) == "Error" for node in nodes(*(gradient.grad_fn for gradient in gradients)))

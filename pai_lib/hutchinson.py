@@ -9,9 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch
-from .calls import ByParameter
+from .calls import ByParameter, generator_or_new
 from .derivatives import TWICE, hessian_products
-from .parameters import checked_keywords
+from .parameters import checked_keywords, count_of
 from .problem import chunks, groups_of, problem_at, size
 from .progress import steps
 
@@ -73,12 +73,10 @@ def hutchinson_diag(
     Raises:
         ValueError: as in ``gradient``; ``probes`` below 1 (2 for a standard error); another distribution.
     """
-    if probes < 1 + standard_error:
-        need = "2 for a standard error" if standard_error else "1"
-        raise ValueError(f"probes={probes}: it must be at least {need}.")
+    probes = count_of("probes", probes, 2 if standard_error else 1)
     if distribution not in ("rademacher", "normal"):
         raise ValueError(f'distribution={distribution!r}: it must be "rademacher" or "normal".')
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = generator_or_new(generator)
     with problem_at(model, batch, temperature, parameters, "Hutchinson's estimate", progress) as problem:
 
         def draw() -> list[Tensor]:

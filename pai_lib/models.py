@@ -170,6 +170,10 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
     known = dict(model.named_parameters())
     if isinstance(parameters, str) and parameters not in ("prunable", "all"):
         raise ValueError(f'parameters={parameters!r}: it must be "prunable", "all" or a list of parameter names.')
+    if not isinstance(parameters, str):
+        parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+        if not all(isinstance(name, str) for name in parameters):
+            raise TypeError('parameters must be "prunable", "all" or a list of the names of parameters.')
     names = prunable(model) if parameters == "prunable" else list(known if parameters == "all" else parameters)
     if not names:
         raise ValueError("parameters is empty: at least one name is needed.")
@@ -178,6 +182,8 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
             raise ValueError(f"The model has no parameter {name!r}: {nearest(name, known)}")
         if not known[name].is_floating_point():
             raise ValueError(f"The parameter {name!r} is {known[name].dtype}: only real weights can be scored.")
+        if known[name].is_meta:
+            raise ValueError(f"The parameter {name!r} has no values: the model is on the meta device.")
     return names
 
 

@@ -14,6 +14,7 @@ import difflib
 import functools
 import inspect
 import json
+import operator
 import re
 import types
 import typing
@@ -108,6 +109,22 @@ def nearest(name: object, known: Iterable[str], limit: int = 20) -> str:
     close = closest(name, known)
     names = ", ".join(known[:limit]) + (", …" if known[limit:] else "") or "none"
     return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
+
+
+def count_of(name: str, value: Any, least: int = 1) -> int:
+    """Return a whole number that is at least so large; raise TypeError or ValueError naming it for another value.
+
+    >>> count_of("chunk", 2.5)
+    Traceback (most recent call last):
+    TypeError: chunk=2.5: it must be a whole number.
+    """
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}={value!r}: it must be a whole number.") from None
+    if number < least:
+        raise ValueError(f"{name}={number}: it must be at least {least}.")
+    return number
 
 
 def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:

@@ -19,9 +19,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .adjoints import PlainOperations
 from .batch import Batch, Inputs, as_batch, each_of, of_each
-from .calls import ByParameter, called, evaluation_mode, first_called, plain, substituted
-from .graph import REENTRANT, hides_weights
+from .calls import ByParameter, ValuesAlone, called, evaluation_mode, first_called, plain, substituted
+from .graph import REENTRANT, hides_weights, runs_own_functions
 from .models import check_logits, resolve_parameters
+from .parameters import count_of
 from .progress import Bar
 
 BATCH_STATISTICS = (
@@ -58,7 +59,7 @@ class Problem:
         self.samples = len(self.labels)
         self.numbers = sum(tensor[0].numel() for tensor in each_of(self.inputs))  # of one sample
         self.watched: list[GradientEdge] = []  # the inputs of the last logits, where they can be differentiated
-        self.called = self.independent = False  # not known yet
+        self.called = self.independent = self.blind = False  # not known yet
         self.mixes_samples = any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
             for module in model.modules()
@@ -83,7 +84,13 @@ class Problem:
             self.watched.append(get_gradient_edge(shift))
             return tensor[part] + shift
 
-        return self.logits_of(of_each(self.inputs, taken))
+        inputs = of_each(self.inputs, taken)
+        if not watch or self.independent:
+            return self.logits_of(inputs)
+        with ValuesAlone() as values:
+            logits = self.logits_of(inputs)
+        self.blind = values.found or runs_own_functions(logits)
+        return logits
 
     def logits_of(self, inputs: Inputs) -> Tensor:
         """f(x)/T for any inputs n×…, n×C."""
@@ -92,7 +99,12 @@ class Problem:
                 return called(self.model, inputs) / self.temperature
         self.called = True
         out, count = first_called(self.model, inputs), len(each_of(inputs)[0])
-        return check_logits(out, count, int(self.labels.max())) / self.temperature
+        logits = check_logits(out, count, int(self.labels.max()))
+        if logits.shape[1] < 2:
+            raise ValueError("The model has one output: a cross-entropy needs two classes at least.")
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError("The model's logits hold NaN or infinite values.")
+        return logits / self.temperature
 
     def check_independent(self) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once, at all of them.
@@ -117,11 +129,11 @@ class Problem:
         """Raise ValueError if logits, of samples from ``start`` on, change without some of those samples.
 
         Of inputs whose gradients tell the rest, twice three samples do: what one sample does to all others shows
-        in those that are without it. Of tokens all are looked at.
+        in those that are without it. Of tokens, and where values go on without gradients, all are looked at.
         """
         if self.mixes_samples:
             raise ValueError(BATCH_STATISTICS)
-        if len(self.watched) < len(each_of(self.inputs)):
+        if self.blind or len(self.watched) < len(each_of(self.inputs)):
             return self.check_independent()
         step = max(2, -(-len(logits) // 3))
         parts = [slice(i, len(logits), step) for i in range(2)]
@@ -194,12 +206,18 @@ def _check_batch(batch: Batch, weight: Tensor) -> None:
         raise TypeError(f"Labels must be a tensor or array of integers, not {type(labels).__name__}.")
     if count == 0:
         raise ValueError("The batch is empty: at least one sample is needed.")
+    for tensor in (*each_of(inputs), labels):
+        if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
+            what = (
+                "has no values (it is on the meta device)" if tensor.is_meta else f"is of layout {tensor.layout}"
+            )
+            raise ValueError(f"A tensor of the batch {what}: it must be a dense one.")
     if labels.shape != (count,) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
         raise ValueError(
             f"Labels must be {count} integers, one a sample, not {labels.dtype} of shape {tuple(labels.shape)}."
         )
-    if int(labels.min()) < 0:
-        raise ValueError(f"Label {int(labels.min())} is out of range: labels start at 0.")
+    if (lowest := int(labels.long().min())) < 0:
+        raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     for tensor in each_of(inputs):
         if not tensor.is_floating_point():
             continue
@@ -232,7 +250,11 @@ def problem_at(
     progress: bool = False,
 ) -> Iterator[Problem]:  # fmt: skip
     """Set up the loss of a model on a batch, and leave the model as it was; a bar tells of ``what`` takes long."""
-    if not 0 < temperature < float("inf"):
+    try:
+        usable = 0 < temperature < float("inf")
+    except TypeError:
+        raise TypeError(f"temperature={temperature!r}: it must be a number.") from None
+    if not usable:
         raise ValueError(f"temperature={temperature}: it must be positive and finite.")
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
@@ -257,8 +279,7 @@ def chunks(
     count = (problem.samples if stop is None else stop) - start
     if chunk is None:
         chunk = max(1, default_chunk(problem) // copies)
-    if chunk < 1:
-        raise ValueError(f"chunk={chunk}: it must be at least 1.")
+    chunk = count_of("chunk", chunk)
     parts = -(-count // chunk)
     edges = [start + count * i // parts for i in range(parts + 1)]
     return [slice(*edge) for edge in itertools.pairwise(edges)]
@@ -272,9 +293,7 @@ def default_chunk(problem: Problem) -> int:
 def groups_of(problem: Problem, group: int | None) -> list[slice]:
     """Slices of ``group`` samples in their order, the last one may be smaller; ``None`` is one of all."""
     n = problem.samples
-    group = n if group is None else group
-    if not group >= 1:
-        raise ValueError(f"group={group}: a group holds at least 1 sample.")
+    group = n if group is None else count_of("group", group)
     return [slice(i, min(i + group, n)) for i in range(0, n, group)]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from .batch import Batch, as_batch
-from .calls import ByParameter
+from .calls import ByParameter, generator_or_new
 from .criteria import get_criterion
 from .curvature import exact_diag, fisher_diag
 from .derivatives import gradient, hessian_vector_product, synaptic_flow
@@ -102,7 +102,7 @@ def score_many(
         raise TypeError(f"keys={keys!r}: it must be a list of criteria, [{keys!r}].")
     chosen = [get_criterion(key, variant) for key in keys]
     batch = as_batch(batch)
-    generator = torch.Generator().manual_seed(0) if generator is None else generator
+    generator = generator_or_new(generator)
     names = resolve_parameters(model, parameters)
     quantities = _Quantities(model, batch, names, group, probes, chunk, generator, remember)
     scores = {}

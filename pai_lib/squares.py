@@ -85,7 +85,10 @@ class Squares:
                 uses.items(), marks[: len(uses)], table, strict=True
             ):
                 if not sound:
-                    raise ValueError(f"Cannot tell which inputs of the layer of {name!r} belong to which sample.")
+                    raise ValueError(
+                        f"Cannot tell which inputs of the layer of {name!r} belong to which sample (or each "
+                        "belongs to several): leave it out with parameters=[...]."
+                    )
                 regular = Layout(use.rows // n, not first)
                 self.layouts[name] = regular if first or fastest else Layout(owner=owner)
             return dict(self.layouts), grads

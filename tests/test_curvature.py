@@ -443,10 +443,12 @@ def test_a_model_in_half_precision_is_an_error(estimator, dtype):
         ({"temperature": float("inf")}, "temperature=inf"),
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": -2}, "chunk=-2"),
+        ({"chunk": 2.5}, "chunk=2.5: it must be a whole number"),
+        ({"temperature": "2"}, "temperature='2': it must be a number"),
     ],
 )
 def test_an_unusable_option_is_named_with_its_value(estimator, options, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         estimator(mlp(), batch_of(3, 4, dtype=torch.float32), **options)
 
 
@@ -454,6 +456,14 @@ def test_an_unusable_option_is_named_with_its_value(estimator, options, message)
     ("call", "message"),
     [
         (lambda *at: pai.fisher_diag(*at, 0), "group=0"),
+        (lambda *at: pai.fisher_diag(*at, "2"), "group='2': it must be a whole number"),
+        (lambda *at: pai.hutchinson_diag(*at, 2.5), "probes=2.5: it must be a whole number"),
+        (lambda *at: pai.hutchinson_diag(*at, generator=0), "generator=0: it must be a torch.Generator"),
+        (lambda *at: pai.ggn_diag(*at, generator=0), "generator=0: it must be a torch.Generator"),
+        (lambda *at: pai.score(*at, "random", generator=0), "generator=0: it must be a torch.Generator"),
+        (lambda *at: pai.hessian_vector_product(*at, [torch.ones(2)]), "vectors is a list"),
+        (lambda *at: pai.hessian_vector_product(*at, {"0.weight": 1.0}), "is a float: it must be a tensor"),
+        (lambda *at: pai.gradient(mlp().to("meta"), at[1]), "the model is on the meta device"),
         (lambda *at: pai.hutchinson_diag(*at, group=0), "group=0"),
         (lambda *at: pai.hutchinson_diag(*at, probes=0), "probes=0"),
         (lambda *at: pai.hutchinson_diag(*at, probes=1, standard_error=True), "probes=1: it must be at least 2"),
@@ -463,12 +473,14 @@ def test_an_unusable_option_is_named_with_its_value(estimator, options, message)
         (lambda *at: pai.gradient(*at, parameters=["0.wieght"]), "'0.wieght': did you mean '0.weight'"),
         (lambda *at: pai.gradient(*at, parameters="some"), "parameters='some'"),
         (lambda *at: pai.gradient(*at, parameters=[]), "parameters is empty"),
+        (lambda *at: pai.gradient(*at, parameters=None), "a list of the names"),
+        (lambda *at: pai.gradient(*at, parameters=[torch.ones(2)]), "a list of the names"),
         (lambda *at: pai.hessian_vector_product(*at, {}), "parameters is empty"),
         (lambda *at: pai.hessian_vector_product(*at, {"0.weight": torch.ones(2)}), r"0\.weight.*shape \(2,\)"),
     ],
 )
 def test_an_unusable_argument_is_named_with_its_value(call, message):
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         call(mlp(), batch_of(3, 4, dtype=torch.float32))
 
 

@@ -1,5 +1,8 @@
 """Which rows of a layer belong to which sample: proved for every sample, or refused; and what splits a batch."""
 
+import itertools
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -172,6 +175,77 @@ def test_samples_that_see_one_another_are_refused_wherever_a_batch_is_split(case
     assert pai.gradient(model, batch)  # in one piece it is well defined
 
 
+class Straight(torch.autograd.Function):
+    """A coupling that the gradient does not tell, as of quantisation with one scale for the batch."""
+
+    @staticmethod
+    def forward(ctx, x):
+        out = x.clone()
+        out[2:3] += 0.01 * x[3:4]
+        return out
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
+def without_grad(x):
+    with torch.no_grad():
+        return 0.01 * x[3:4]
+
+
+UNSEEN = {
+    "detached": lambda x: torch.cat([x[:2], x[2:3] + 0.01 * x[3:4].detach(), x[3:]]),
+    "without grad": lambda x: torch.cat([x[:2], x[2:3] + without_grad(x), x[3:]]),
+    "data": lambda x: torch.cat([x[:2], x[2:3] + 0.01 * x[3:4].data, x[3:]]),
+    "a number": lambda x: torch.cat([x[:2], x[2:3] + 0.01 * x[3:4].sum().item(), x[3:]]),
+    "a comparison": lambda x: torch.cat([x[:2], x[2:3] * (x[3:4] > x[2:3]), x[3:]]),
+    "a function of one's own": Straight.apply,
+}
+
+
+@pytest.mark.parametrize("case", UNSEEN)
+def test_values_that_no_gradient_follows_are_found_too(case):
+    def mix(net, x):
+        return net.head(net.a(UNSEEN[case](x) if len(x) > 3 else x).relu())
+
+    model, batch = Net(mix, a=linear(), head=linear(4, 3)).double(), batch_of(40, 4)
+    for refused in (lambda: pai.fisher_diag(model, batch), lambda: pai.ggn_diag(model, batch, "mc")):
+        with pytest.raises(ValueError, match="depend on another"):
+            refused()
+
+
+NOISES = {
+    "NumPy's": lambda net, x: x + torch.from_numpy(np.random.randn(4)),  # noqa: NPY002
+    "Python's": lambda net, x: x * random.random(),
+    "of a generator of its own": lambda net, x: x + torch.randn(4, generator=GENERATOR, dtype=x.dtype),
+    "a counter": lambda net, x: x * GENERATOR.initial_seed() * next(COUNT),
+}
+GENERATOR, COUNT = torch.Generator().manual_seed(1), itertools.count(1)
+
+
+@pytest.mark.parametrize("key", ["snip", "fisher_diag", "hutchinson_diag", "synflow"])
+@pytest.mark.parametrize("case", NOISES)
+def test_a_model_that_does_not_repeat_itself_is_refused(case, key):
+    def forward(net, x):
+        return net.head(NOISES[case](net, net.a(x)).relu())
+
+    model = Net(forward, a=linear(), head=linear(4, 3)).double()
+    with pytest.raises(ValueError, match=r"draws random numbers|differs from call to call"):
+        pai.score(model, batch_of(6, 4), key)
+
+
+@pytest.mark.parametrize("estimator", [pai.gradient, pai.fisher_diag, pai.exact_diag, pai.hutchinson_diag])
+def test_what_no_loss_is_made_of_is_refused(estimator):
+    wild = Net(lambda net, x: net.head(net.a(x)) / 0, a=linear(), head=linear(4, 3)).double()
+    with pytest.raises(ValueError, match="NaN or infinite values"):
+        estimator(wild, batch_of(6, 4))
+    one = Net(lambda net, x: net.head(net.a(x).transpose(0, 1).mean(0)), a=linear(), head=linear(4, 1)).double()
+    x = torch.randn(6, 5, 4, dtype=torch.double)
+    with pytest.raises(ValueError, match="has one output"):
+        estimator(one, pai.Batch(x, torch.zeros(6, dtype=torch.int64)))
+
+
 @pytest.mark.parametrize("pair", [(0, 1), (2, 5), (4, 5)])
 def test_two_samples_that_see_one_another_are_found_wherever_they_are(pair):
     def mix(net, x):
@@ -257,6 +331,16 @@ def test_a_batch_is_a_pair_of_tensors_or_arrays():
     model, x, y = mlp(), torch.randn(6, 4), torch.arange(6) % 3
     for key in ("snip", "synflow", "fbss", "exact_pruning", "random"):
         expected = pai.prune(model, pai.Batch(x, y), key, 0.5)
+        backwards, labels = np.ascontiguousarray(x.numpy()[:, ::-1])[:, ::-1], y.numpy().astype(np.uint16)
+        read_only = x.numpy().copy()
+        read_only.setflags(write=False)
+        for batch in (
+            (backwards, tuple(y.tolist())),
+            (x.numpy().astype(">f4"), labels),
+            (read_only, list(labels)),
+        ):
+            found = pai.prune(model, batch, key, 0.5)
+            assert all(torch.equal(found[name], kept) for name, kept in expected.items())
         for batch in ([x, y], (x, y), (x.numpy(), y.numpy()), (x, np.asarray(y, dtype=np.int32)), (x, y.tolist())):
             found = pai.prune(model, batch, key, 0.5)
             assert all(torch.equal(found[name], kept) for name, kept in expected.items())
@@ -295,6 +379,10 @@ BAD = {
         (x[:, :3], y),
         r"fails for inputs of float32 of shape \(6, 3\): .*mat1 and mat2",
     ),
+    "objects": lambda x, y: ((x.numpy().astype(object), y), "of NumPy's type object: they must be numbers"),
+    "a sparse tensor": lambda x, y: ((x.to_sparse(), y), "is of layout torch.sparse_coo"),
+    "nothing but a shape": lambda x, y: ((x.to("meta"), y), "has no values"),
+    "unequal labels": lambda x, y: ((x, [[0], [1, 2]]), "Labels must be a tensor or array of integers, not list"),
     "labels as words": lambda x, y: ((x, ["a"] * 6), "Labels must be a tensor or array of integers, not list"),
 }
 
@@ -304,6 +392,39 @@ def test_other_batches_are_refused_in_one_sentence(case):
     batch, message = BAD[case](torch.randn(6, 4), torch.arange(6) % 3)
     with pytest.raises((ValueError, TypeError), match=message):
         pai.prune(mlp(), batch, "snip", 0.5)
+
+
+class Looked(nn.Module):
+    """Integers that come in through ``look``, then a layer."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.look, self.table = look, nn.Parameter(torch.randn(20, 4))
+        self.a, self.head = nn.Linear(4, 4), nn.Linear(4, 3)
+
+    def forward(self, tokens):
+        first = torch.zeros(len(tokens), 4)  # of the default dtype, as recurrent networks have it
+        return self.head(torch.addmm(self.look(tokens, self.table), first, self.a.weight) + self.a(first + 1))
+
+
+def test_synaptic_flow_takes_tokens_through_an_embedding_alone():
+    x, y = torch.randint(0, 20, (6, 5)), torch.arange(6) % 3
+    flows = []
+    for tokens in (x, x.flip(1).flip(0)):
+        model = Looked(lambda ids, table: F.embedding_bag(ids, table, mode="mean"))
+        torch.manual_seed(0)
+        for parameter in model.parameters():
+            nn.init.normal_(parameter)
+        flows.append(pai.synaptic_flow(model, pai.Batch(tokens, y))["a.weight"])
+    assert torch.equal(*flows)
+    for look in (
+        lambda ids, table: F.one_hot(ids, 20).to(table).mean(1) @ table,
+        lambda ids, table: table[ids].mean(1),
+    ):
+        with pytest.raises(ValueError, match="no embedding takes"):
+            pai.synaptic_flow(Looked(look), pai.Batch(x, y))
+    with pytest.raises(ValueError, match="Synaptic flow needs a model that returns"):
+        pai.synaptic_flow(Net(lambda net, x: (net.head(net.a(x)),), a=linear(), head=linear(4, 3)), batch_of(6, 4))
 
 
 def test_inside_inference_mode_the_masks_are_the_same():

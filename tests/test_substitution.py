@@ -46,6 +46,52 @@ def test_reentrant_checkpointing_is_refused(key):
         pai.score(net(True), batch_of(7, 4), key)
 
 
+BODIES = {
+    "hard sigmoid": [nn.Conv2d(2, 4, 3), nn.Hardsigmoid(), nn.Conv2d(4, 4, 3)],
+    "circular padding": [nn.Conv2d(2, 4, 3, padding=1, padding_mode="circular"), nn.ReLU(), nn.Conv2d(4, 4, 3)],
+    "batch norm": [nn.Conv2d(2, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3)],
+}
+
+
+@pytest.mark.parametrize(
+    "key", ["snip", "grasp", "hutchinson_pruning", "fisher_pruning", "exact_pruning", "synflow"]
+)
+@pytest.mark.parametrize("body", BODIES)
+def test_what_is_recomputed_is_what_was_computed(body, key):
+    class Body(nn.Module):
+        def __init__(self, again):
+            super().__init__()
+            self.again, self.body, self.head = again, nn.Sequential(*BODIES[body]), nn.Linear(4, 3)
+
+        def forward(self, x):
+            out = checkpoint(self.body, x, use_reentrant=False) if self.again else self.body(x)
+            return self.head(out.mean((2, 3)))
+
+    x = torch.randn(5, 2, 7, 7, dtype=torch.double, generator=torch.Generator().manual_seed(0))
+    model, batch = Body(True).double(), pai.Batch(x, torch.arange(5) % 3)
+    plain = Body(False).double()
+    plain.load_state_dict(model.state_dict())
+    if body == "hard sigmoid" and key in ("grasp", "hutchinson_pruning"):  # PyTorch's own is recomputed
+        with pytest.raises(ValueError, match="no second derivative of the operation 'hardsigmoid'"):
+            pai.score(model, batch, key)
+        return
+    found = pai.score(model, batch, key)
+    for name, value in pai.score(plain, batch, key).items():
+        assert torch.allclose(found[name], value, rtol=1e-6, atol=1e-12)  # its hard sigmoid has a float32 sixth
+
+
+def test_what_a_forward_pass_registers_is_gone_at_the_end():
+    class Growing(Recurrent):
+        def forward(self, x):
+            self.register_buffer("seen", x.detach(), persistent=False)
+            return super().forward(x)
+
+    model, batch = Growing().double(), batch_of(5, 3, 4)
+    for key in ("snip", "synflow"):
+        pai.score(model, batch, key)
+        assert not list(model.buffers())
+
+
 class Recurrent(nn.Module):
     def __init__(self):
         super().__init__()
