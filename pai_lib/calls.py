@@ -33,6 +33,19 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
+def answered(model: nn.Module, inputs: Inputs) -> Any:
+    """Call a model; ValueError names the inputs that it fails for."""
+    try:
+        with PlainOperations():
+            return called(model, inputs)
+    except (RuntimeError, TypeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+            raise
+        given = ", ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in each_of(inputs)).replace("torch.", "")
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
+
+
 def first_called(model: nn.Module, inputs: Inputs) -> Any:
     """Call a model, and say in a sentence what is wrong with that.
 
@@ -41,7 +54,6 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
             another output when it is called again (looked at with two samples).
     """
     tensors = each_of(inputs)
-    given = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in tensors).replace("torch.", "")
     if not isinstance(inputs, Tensor):
         kind = (
             f"a mapping of {', '.join(inputs)}"
@@ -57,14 +69,7 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
             ) from None
     state, before = torch.get_rng_state(), _random_states(tensors[0].device)
     few = of_each(inputs, lambda tensor: tensor[:2].detach().clone())
-    try:
-        with PlainOperations():
-            out = called(model, inputs)
-    except (RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
-            raise
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
+    out = answered(model, inputs)
     if before != _random_states(tensors[0].device):
         torch.set_rng_state(state)
         raise ValueError(

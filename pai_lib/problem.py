@@ -17,9 +17,8 @@ from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from .adjoints import PlainOperations
 from .batch import Batch, Inputs, as_batch, each_of, of_each
-from .calls import ByParameter, ValuesAlone, called, evaluation_mode, first_called, plain, substituted
+from .calls import ByParameter, ValuesAlone, answered, evaluation_mode, first_called, plain, substituted
 from .graph import REENTRANT, hides_weights, runs_own_functions
 from .models import check_logits, resolve_parameters
 from .parameters import count_of
@@ -94,12 +93,11 @@ class Problem:
 
     def logits_of(self, inputs: Inputs) -> Tensor:
         """f(x)/T for any inputs n×…, n×C."""
+        count = len(each_of(inputs)[0])
         if self.called:
-            with PlainOperations():
-                return called(self.model, inputs) / self.temperature
+            return check_logits(answered(self.model, inputs), count) / self.temperature
         self.called = True
-        out, count = first_called(self.model, inputs), len(each_of(inputs)[0])
-        logits = check_logits(out, count, int(self.labels.max()))
+        logits = check_logits(first_called(self.model, inputs), count, int(self.labels.max()))
         if logits.shape[1] < 2:
             raise ValueError("The model has one output: a cross-entropy needs two classes at least.")
         if not bool(torch.isfinite(logits).all()):

@@ -519,3 +519,16 @@ def test_the_two_proofs_agree(lengths):
         patch.setattr("pai_lib.squares.keeps_samples_apart", lambda *_: False)
         other = pai.fisher_diag(model, batch, parameters=["0.weight", "0.bias"])
     assert all(torch.equal(found[name], other[name]) for name in found)
+
+
+def test_a_model_of_one_size_of_batch_is_refused_where_the_batch_is_split():
+    model = Net(lambda net, x: net.head(net.a(x).view(6, -1).relu()), a=linear(), head=linear(4, 3))
+    batch = batch_of(6, 4)
+    assert pai.gradient(model, batch, parameters=["a.weight"])
+    for estimator, options in (
+        (pai.fisher_diag, {}),
+        (pai.gradient, {"chunk": 2}),
+        (pai.hutchinson_diag, {"group": 1}),
+    ):
+        with pytest.raises(ValueError, match=r"forward pass fails for inputs of float64 of shape \(\d, 4\)"):
+            estimator(model, batch, parameters=["a.weight"], **options)
