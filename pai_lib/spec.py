@@ -83,7 +83,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         _check_types(self)
         names = "dataset model scope control precision when optimizer schedule".split()
-        own = self.dataset and self.dataset not in dataset_names() and find_own(self.dataset)
+        own = self.dataset not in dataset_names() and find_own(self.dataset)
         for name in names[1:] if own else names:
             if (value := getattr(self, name)) not in choices(name):
                 raise ValueError(f"Unknown {name} {value!r}: {nearest(value, choices(name))}")
