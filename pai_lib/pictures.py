@@ -109,8 +109,6 @@ def _check_depth(folder: Path, classes: dict[str, list[str]], split: bool) -> No
         outer = f"{_some(classes)} in {folder} hold{'s' * (len(classes) == 1)} {_some(shared)}"
     elif not split and "train" in kinds and len(kinds) > 1:
         outer = f"{_some(classes)} in {folder} seem to be splits"
-    elif len(classes) == 1:
-        raise ValueError(f"{folder} holds one class folder alone, {_some(classes)}: it must hold two or more")
     else:
         for name, folders in inner.items():
             if known := {each for each in folders - {name} if each in classes or each.lower() in _KINDS}:

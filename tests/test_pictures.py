@@ -338,7 +338,6 @@ def _refused():
     yield case("flat splits of other names", "test_images/, train_images/ in .* seem to be splits", **flat)
     yield case("the classes twice", "pets holds cat/, dog/: is it a class", "cat", "dog", "pets/cat", "pets/dog")
     yield case("splits in a class", "cat holds test/: is it a class", "cat/test", "dog/fluffy")
-    yield case("one class", "pets holds one class folder alone, cat/: it must hold two", "cat")
     yield case("a folder in a split", "images/ in .*/train holds cat/, dog/: .* into it", "train/images/cat",
                "train/images/dog", "test/images/cat")  # fmt: skip
     yield case("a folder too deep", "archive/ in .* holds cat/, dog/: .* a guess", "archive/cat", "archive/dog")
