@@ -47,7 +47,7 @@ class _Loader(yaml.SafeLoader):
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen = []
+        seen: list[Any] = []
         for key, _ in node.value:  # before merges: a mapping may override what it merges
             value = key.value if key.tag.endswith(":merge") else self.construct_object(key, deep=True)
             if value in seen or str(value) in map(str, seen):  # 1 and 1.0 are one key, 1 and "1" look like one
