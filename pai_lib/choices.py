@@ -65,6 +65,8 @@ def _check_bounds(name: str, value: Any, bounds: str) -> None:
         raise ValueError(f"{given}: it must hold two values or more.")
     if twice := [item for number, item in enumerate(items) if item in items[:number]]:
         raise ValueError(f"{given}: {text_of(twice[0])} stands there twice.")
+    if any(isinstance(item, int) and abs(item) >= 2**63 for item in items):
+        raise ValueError(f"{given}: it must be below 2**63.")
     limits = [(_LIMITS[word], float(limit)) for word, limit in re.findall(_LIMIT, bounds)]
     for item in items:
         if limits and item is not None and not all(math.isfinite(item) and test(item, at) for test, at in limits):

@@ -271,7 +271,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, RuntimeError) as error:
         if not _is_meant(error):
             raise
-        if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "0") != "0":
+        if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
         text = str(error)
         if isinstance(error, OSError) and error.filename is not None:  # without "[Errno 2]"
@@ -293,7 +293,7 @@ def _call(parser: Parser, words: list[str]) -> int:
     args, rest = parser.parse_known_args(words)
     if rest:
         own = [each.name for each in fields(RunSpec)] if vars(args).get("call") is run_one else []
-        close = closest(rest[0], map(_flag, {*vars(args), *own} - {"call"}))
+        close = closest(rest[0], map(_flag, {*vars(args), *own, "help", "version"} - {"call"}))
         raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
     if "call" not in args:
         parser.print_help()

@@ -141,7 +141,7 @@ def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, se
     """Return the indices of a scoring batch, see `Dataset.scoring_batch`, from all labels (on the CPU)."""
     counts = labels.bincount(minlength=num_classes)
     fewest, rarest = (int(value) for value in counts.min(0))
-    if not 1 <= samples_per_class <= fewest:
+    if samples_per_class not in range(1, fewest + 1):
         raise ValueError(f"{samples_per_class=} must be 1 to {fewest}, the images of class {rarest}")
     order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
     by_class = order[labels[order].argsort(stable=True)]  # N, one class after another
@@ -175,7 +175,7 @@ def download_folder(root: Path) -> Path:
 
 def find_own(name: str | Path, root: str | Path | None = None) -> Path | None:
     """Return the folder or .npz file that `load_data` would read for an unregistered name, or None."""
-    paths = (Path(name).expanduser().resolve(), _root(root) / name, _root(root) / f"{name}.npz")
+    paths = (Path(name).expanduser().resolve(), _root(root) / name, _root(root) / f"{name}.npz") if name else ()
     return next((path for path in paths if path.is_dir() or (path.suffix == ".npz" and path.is_file())), None)
 
 
@@ -194,8 +194,8 @@ def load_data(name: str | Path, root: str | Path | None = None, image_size: int 
     unknown name or unusable contents, FileNotFoundError for what is neither there nor can be downloaded.
     """
     root = _root(root)
-    if image_size is not None and image_size < 1:
-        raise ValueError(f"image_size must be at least 1 pixel, not {image_size}")
+    if image_size is not None and (type(image_size) is not int or image_size < 1):
+        raise ValueError(f"image_size must be at least 1 pixel, not {image_size!r}")
     if name in _LOADERS:
         loader, augment = _LOADERS[name]
         if augment is None:

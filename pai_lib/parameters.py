@@ -44,15 +44,16 @@ class _Loader(yaml.SafeLoader):
     """YAML 1.2, in which 010 is ten, 1e-3 a number, and `no`, 1:30 and dates are text; no key stands twice."""
 
     yaml_implicit_resolvers: typing.ClassVar[dict] = {}
+    bool_values: typing.ClassVar[dict] = {"true": True, "false": False}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
-        seen = set()
+        seen: list[Any] = []
         for key, _ in node.value:  # before merges: a mapping may override what it merges
-            text = f"{key.value if key.tag.endswith(':merge') else self.construct_object(key, deep=True)}"
-            if text in seen:
-                raise ValueError(f"line {node.start_mark.line + 1}: {text!r} stands there twice.")
-            seen.add(text)
+            value = key.value if key.tag.endswith(":merge") else self.construct_object(key, deep=True)
+            if value in seen or str(value) in map(str, seen):  # 1 and 1.0 are one key, 1 and "1" look like one
+                raise ValueError(f"line {node.start_mark.line + 1}: {str(value)!r} stands there twice.")
+            seen.append(value)
         return node
 
     def construct_yaml_int(self, node: Any) -> int:
@@ -76,6 +77,8 @@ def load_yaml(path: Path) -> Any:
         return yaml.load(path.read_bytes(), _Loader)
     except RecursionError:
         raise ValueError("it holds itself, or is nested too deep.") from None
+    except KeyError as error:
+        raise ValueError(f"{error} is not of the kind that its tag names.") from None
     except yaml.YAMLError as error:
         raise ValueError(" ".join(str(error).replace('in "<byte string>", ', "at ").split())) from None
 

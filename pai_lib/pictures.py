@@ -15,6 +15,7 @@ SPLITS = {  # spellings of the folders' names, whatever their capitals
     "test": ("test", "testing"),
     "val": ("val", "valid", "validation", "eval", "evaluation"),
 }
+_KINDS = {name: kind for kind, names in SPLITS.items() for name in names}
 ENDINGS = (  # what Pillow may read; some need its plugins, and are named where these lack
     ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff",
     ".webp", ".gif", ".jp2", ".tga", ".avif", ".heic", ".heif",
@@ -37,13 +38,13 @@ def list_folder(
     parts = _splits(folder, held)
     train_folder = parts.get("train", folder)
     train = _pictures_of_classes(train_folder)
+    _check_depth(train_folder, train, bool(parts))
     labels = {name: label for label, name in enumerate(train)}
 
     def samples(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
         return [(path, labels[name]) for name, paths in classes.items() for path in paths]
 
     if not parts:
-        _check_depth(folder, train)
         return samples(train), []
     tried = [parts[kind] for kind in held if kind in parts]
     for part in tried:
@@ -63,10 +64,9 @@ def list_folder(
 
 def _splits(folder: Path, held: tuple[str, ...]) -> dict[str, Path]:
     """Return the folders of the splits by kind, or none where the folder holds classes."""
-    kinds = {name: kind for kind, names in SPLITS.items() for name in names}
     found: dict[str, Path] = {}
     for name in _subfolders(folder):
-        if kind := kinds.get(name.lower()):
+        if kind := _KINDS.get(name.lower()):
             if kind in found:
                 raise ValueError(f"{folder} has both {found[kind].name}/ and {name}/: keep one of them")
             found[kind] = folder / name
@@ -95,27 +95,47 @@ def _pictures_of_classes(folder: Path, wanted: Any = None) -> dict[str, list[str
     return classes
 
 
-def _check_depth(folder: Path, classes: dict[str, list[str]]) -> None:
-    """Raise ValueError if what holds the pictures may be splits, by whatever name, or a folder around the classes.
+def _check_depth(folder: Path, classes: dict[str, list[str]], split: bool) -> None:
+    """Raise ValueError if what holds the pictures may be no classes, but around them or beside them.
 
-    Then all of them hold the same several folders.
+    Around them all hold the same several folders; splits of other spellings are told by a word of their names.
+    In a `split` that is called so the classes are its folders, if there are several.
     """
-    inner = [{path[len(f"{folder / name}/") :].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths} - {""}
-             for name, paths in classes.items()]  # fmt: skip
-    if len(shared := set.intersection(*inner)) > 1:
+    inner = {name: {path[len(f"{folder / name}/") :].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths}
+             - {""} for name, paths in classes.items()}  # fmt: skip
+    shared = set.intersection(*inner.values())
+    kinds = {_KINDS.get(word) for name in classes for word in re.findall("[a-z]+", name.lower())} - {None}
+    if len(shared) > 1 and not (split and len(classes) > 1):
         outer = f"{_some(classes)} in {folder} hold{'s' * (len(classes) == 1)} {_some(shared)}"
-        raise ValueError(f"{outer}: which of them are classes is a guess; call the splits train/ and test/")
+    elif not split and "train" in kinds and len(kinds) > 1:
+        outer = f"{_some(classes)} in {folder} seem to be splits"
+    else:
+        for name, folders in inner.items():
+            if known := {each for each in folders - {name} if each in classes or each.lower() in _KINDS}:
+                raise ValueError(f"{folder / name} holds {_some(known)}: is it a class? Take it, or them, away")
+        return
+    how = "put the classes' folders into it" if split else "call the splits train/ and test/"
+    raise ValueError(f"{outer}: which of them are classes is a guess; {how}")
 
 
 def _annotated(table: Path, labels: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the samples that Tiny ImageNet's table names: file and class, with tabs between them."""
-    samples = []
+    """Return the samples that Tiny ImageNet's table names, all those of ``images/`` beside it, each once.
+
+    A line is a file, its class and more, with tabs between them.
+    """
+    samples: dict[str, int] = {}
     for number, line in enumerate(table.read_text("utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
-        if (name := rest.partition("\t")[0]) not in labels:
-            raise ValueError(f"{table}, line {number}: it must name a file and a class of train/, not {line!r}")
-        samples.append((str(table.with_name("images") / file), labels[name]))
-    return samples
+        if (name := rest.partition("\t")[0]) not in labels or file in samples:
+            what = "it names a file again" if file in samples else "it must name a file and a class of train/"
+            raise ValueError(f"{table}, line {number}: {what}, {line!r}")
+        samples[file] = labels[name]
+    images = table.with_name("images")
+    files = os.listdir(images) if images.is_dir() else []
+    there = {name for name in files if not _SYSTEMS.match(name) and name.lower().endswith(ENDINGS)}
+    if odd := there ^ samples.keys():
+        raise ValueError(f"{table} and {images} must have the same pictures: one lacks {min(odd)}")
+    return [(str(images / file), label) for file, label in samples.items()]
 
 
 def _some(names: Any) -> str:
@@ -168,7 +188,8 @@ def open_image(path: str | Path) -> Any:
     from PIL import Image, ImageOps
 
     try:
-        with Image.open(path) as file:
+        # Of a file that it opens by name Pillow maps some greyscale TIFFs into memory, and turns them amiss.
+        with open(path, "rb") as opened, Image.open(opened) as file:
             unclear = _unclear(file)
             image = file if unclear else ImageOps.exif_transpose(_eight_bits(file))
             if not unclear and image.has_transparency_data:

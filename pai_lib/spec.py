@@ -83,7 +83,7 @@ class RunSpec:
     def __post_init__(self) -> None:
         _check_types(self)
         names = "dataset model scope control precision when optimizer schedule".split()
-        own = self.dataset and self.dataset not in dataset_names() and find_own(self.dataset)
+        own = self.dataset not in dataset_names() and find_own(self.dataset)
         for name in names[1:] if own else names:
             if (value := getattr(self, name)) not in choices(name):
                 raise ValueError(f"Unknown {name} {value!r}: {nearest(value, choices(name))}")
@@ -110,8 +110,6 @@ class RunSpec:
         for name in ("warmup", "seed", "momentum", "weight_decay", "lr_warmup"):
             if getattr(self, name) < 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must not be negative.")
-        if not self.seed < 2**63:
-            raise ValueError(f"seed={self.seed}: it must be below 2**63.")
         for name in ("temperature", "lr", "lr_drop_factor"):
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive.")
@@ -193,6 +191,8 @@ def _check_types(spec: RunSpec) -> None:
         if not sound:
             article = "a list of numbers" if kind.startswith("tuple") else f"of type {kind}"
             raise ValueError(f"{each.name}={value!r}: it must be {article}, not {type(value).__name__}.")
+        if any(isinstance(n, int) and abs(n) >= 2**63 for n in numbers):
+            raise ValueError(f"{each.name}={value!r}: it must be below 2**63.")
         if "float" in kind:  # 1 and 1.0 are the same run, and so are 0.0 and -0.0
             if not all(map(math.isfinite, numbers)):
                 raise ValueError(f"{each.name}={value!r}: it must be finite.")

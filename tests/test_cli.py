@@ -116,6 +116,8 @@ def test_none_and_lists(monkeypatch, words, values):
     [
         ("rum", "invalid choice: 'rum'"),
         ("run --sparsty 0.9", "unknown argument '--sparsty': did you mean '--sparsity'?"),
+        ("--versoin", "unknown argument '--versoin': did you mean '--version'?"),
+        ("run --hlep", "unknown argument '--hlep': did you mean '--help'?"),
         ("run --spars 0.9", "unknown argument '--spars': did you mean '--sparsity'?"),
         ("run --lr fast", "argument --lr: 'fast' is not a number"),
         ("run --epochs 1.5", "argument --epochs: '1.5' is not a whole number"),
@@ -230,9 +232,11 @@ def test_a_switch_shows_where_a_sentence_comes_from(capsys, words):
     assert err.splitlines()[-1].startswith("pai: error: ")
 
 
-@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), (None, False)])
+@pytest.mark.parametrize(("value", "shown"), [("1", True), ("0", False), ("", False), (None, False)])
 def test_the_environment_is_the_same_switch(capsys, monkeypatch, value, shown):
-    monkeypatch.setenv("PAI_TRACEBACK", value) if value else monkeypatch.delenv("PAI_TRACEBACK", raising=False)
+    monkeypatch.setenv("PAI_TRACEBACK", value) if value is not None else monkeypatch.delenv(
+        "PAI_TRACEBACK", raising=False
+    )
     assert call(capsys, "data", "check", "nowhere")[2].startswith("Traceback") is shown
 
 

@@ -111,7 +111,7 @@ def test_image_size_resizes_any_dataset(digits):
     truth = TF.resize(digits.train_images.double(), [4, 4], antialias=True)
     assert (small.train_images - truth).abs().max() <= 0.5 + 1e-6
     assert load_data("digits", image_size=8).fingerprint == digits.fingerprint
-    for size in (0, -3):
+    for size in (0, -3, 2.5, True):
         with pytest.raises(ValueError, match=f"image_size must be at least 1 pixel, not {size}"):
             load_data("digits", image_size=size)
 
@@ -264,7 +264,7 @@ def test_scoring_batch_of_too_many():
     four["y_train"] = np.array([0] * 15 + [1] * 5)
     data = Dataset.from_arrays("few", **{**four, "y_test": four["y_test"] % 2})
     assert len(data.scoring_batch(5).labels) == 10
-    for count in (6, 0, -1):
+    for count in (6, 0, -1, 1.5):
         with pytest.raises(ValueError, match=f"samples_per_class={count} must be 1 to 5, .* class 1"):
             data.scoring_batch(count)
 
@@ -510,6 +510,8 @@ def test_names_and_unknown_names(tmp_path):
         load_data("cifer10", tmp_path)
     assert all(name in str(error.value) for name in dataset_names())
     assert str(tmp_path) in str(error.value)
+    with pytest.raises(ValueError, match=r"unknown dataset '': it must be one of"):  # not the current folder
+        load_data("", tmp_path)
     with pytest.raises(ValueError, match=r"unknown dataset '.*nowhere': it must be one of"):
         load_data(tmp_path / "nowhere", tmp_path)
 

@@ -185,6 +185,9 @@ def test_pictures_are_turned_as_their_orientation_says(tmp_path, orientation, en
     assert np.abs(found - expected).max() <= (8 if ending == "jpg" else 0)
     grey = saved(tmp_path / "grey.png", GREY, exif=exif)
     assert pixels(grey).shape[:2] == ImageOps.exif_transpose(Image.open(grey)).size[::-1]
+    for depth in (np.uint8, np.uint16):
+        grey = smooth[..., 0] * depth(np.iinfo(depth).max // 255)
+        assert (pixels(saved(tmp_path / "grey.tif", grey, exif=exif)) == expected).all()
 
 
 @pytest.mark.parametrize("name", ["x.png", "grey16.png", "x.jpg", "x.webp", "x.tif", "x.bmp", "x.ppm", "x.tga"])
@@ -329,6 +332,14 @@ def _refused():
         "fold2/cat",
         "fold2/dog",
     )
+    layers = [f"seg_{part}/seg_{part}/{name}" for part in ("train", "test") for name in ("cat", "dog")]
+    yield case("splits within splits", "seg_test/, seg_train/ in .* seem to be splits: .* a guess", *layers)
+    flat = {"a": "train_images/0.png", "b": "test_images/0.png"}
+    yield case("flat splits of other names", "test_images/, train_images/ in .* seem to be splits", **flat)
+    yield case("the classes twice", "pets holds cat/, dog/: is it a class", "cat", "dog", "pets/cat", "pets/dog")
+    yield case("splits in a class", "cat holds test/: is it a class", "cat/test", "dog/fluffy")
+    yield case("a folder in a split", "images/ in .*/train holds cat/, dog/: .* into it", "train/images/cat",
+               "train/images/dog", "test/images/cat")  # fmt: skip
     yield case("a folder too deep", "archive/ in .* holds cat/, dog/: .* a guess", "archive/cat", "archive/dog")
     yield case(
         "splits too deep",
@@ -417,6 +428,19 @@ def sort(folder, below=""):
 
 def labels(folder):
     return [label for _, label in list_folder(folder)[1]]
+
+
+@pytest.mark.parametrize(
+    ("change", "sentence"),
+    [(lambda lines: [], "one lacks"), (lambda lines: lines[:-1], "one lacks"),
+     (lambda lines: [*lines, "no.JPEG\tn01"], "one lacks no.JPEG"),
+     (lambda lines: [*lines, lines[0]], "a file again")],
+)  # fmt: skip
+def test_a_table_that_does_not_fit_its_pictures_is_refused(tiny, change, sentence):
+    table = tiny / "val" / "val_annotations.txt"
+    table.write_text("\n".join(change(table.read_text().splitlines())))
+    with pytest.raises(ValueError, match=sentence):
+        list_folder(tiny)
 
 
 @pytest.mark.parametrize("below", ["", "images"])

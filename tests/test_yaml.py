@@ -67,6 +67,8 @@ def test_anchors_and_merges(read, text, value):
         ("a:\n  b: {c: 1, d: [{e: 1, e: 2}]}", "line 2: 'e' stands there twice"),
         ("{a: 1, 'a': 2}", "'a' stands there twice"),
         ("{1: a, 0x1: b}", "'1' stands there twice"),
+        ("{1: a, 1.0: b}", "'1.0' stands there twice"),
+        ("a: !!bool yes", "'yes' is not of the kind that its tag names"),
         ("? a\n? a", "'a' stands there twice"),
         ("x: &x {k: 1}\ny: {<<: *x, j: 1, j: 2}", "line 2: 'j' stands there twice"),
         ("x: &x {k: 1}\ny: {<<: *x, <<: *x}", "line 2: '<<' stands there twice"),
