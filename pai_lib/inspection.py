@@ -8,7 +8,9 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
 
 from .calls import ByParameter, evaluation_mode
@@ -74,7 +76,7 @@ class _ForwardPass:
         args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
         args = args if isinstance(args, tuple) else (args,)
         self.tape = Tape([*self.inputs, *self.state.values()])
-        with torch.autocast(device.type, enabled=False), self.tape:
+        with torch.autocast(device.type, enabled=False), _WrittenOut(), self.tape:
             self.output = torch.func.functional_call(model, {**self.state, **buffers}, args, kwargs)
         if not isinstance(self.output, Tensor):
             raise ValueError(f"The model must return a tensor of logits, not {type(self.output).__name__}.")
@@ -93,6 +95,22 @@ class _ForwardPass:
             return {name: torch.zeros_like(mask[name]) for name in names}
         grads = torch.autograd.grad(flow.sum(), list(kept.values()), materialize_grads=True)
         return {name: (kept[name] * grad).detach() > 0 for name, grad in zip(names, grads, strict=True)}
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Has recurrent layers run as their single operations, in no kernel of their own."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch's."""
+        if function.__name__ not in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
+            return function(*args, **(kwargs or {}))
+        before = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = False
+        try:
+            with enable_python_dispatcher():
+                return function(*args, **(kwargs or {}))
+        finally:
+            torch.backends.mkldnn.enabled = before
 
 
 def _ones(like: Tensor) -> Tensor:
@@ -130,9 +148,10 @@ class _Memory:
             new = torch.zeros(size, dtype=torch.float32, device=value.tensor.device) if new is None else new
             if operand.contiguous and math.prod(size) == length:
                 parts[i] = new.reshape(-1)
-            else:
+            else:  # not as_strided_scatter, which goes back wrongly to what was there
                 old = torch.zeros(length, dtype=torch.float32, device=new.device) if old is None else old
-                parts[i] = old.as_strided_scatter(new, size, stride, offset)
+                places = torch.arange(length, device=new.device).as_strided(size, stride, offset)
+                parts[i] = old.index_put((places,), new)
 
     def get(self, operand: Operand) -> Value:
         """Read the patterns of a tensor through its window."""
@@ -174,6 +193,8 @@ def _store(memory: _Memory, call: Call, constant: Any, flow: Any) -> None:
         here, into = (
             None if part is None else _Yes.apply(part.to(operand.tensor.device).expand(size)) for part in parts
         )
+        if here is not None and into is not None:
+            here = here.detach()  # no input reaches the weights that it was made of
         value = Value(operand.tensor, None, here) if into is None else Value(operand.tensor, here, None, into)
         memory.put(operand, value)
 
