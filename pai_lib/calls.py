@@ -32,8 +32,24 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
     """Call a model, and say in a sentence what is wrong with that.
 
     Raises:
-        ValueError: for inputs that the model does not take, and for a model that draws random numbers.
+        ValueError: as ``failing_in_a_sentence``, and for a model that draws random numbers.
     """
+    device = each_of(inputs)[0].device
+    before = _random_states(device)
+    with failing_in_a_sentence(model, inputs), PlainOperations():
+        out = called(model, inputs)
+    if not all(map(torch.equal, before, _random_states(device))):
+        torch.set_rng_state(before[0])
+        raise ValueError(
+            "The model draws random numbers in evaluation mode (as F.dropout does without "
+            "training=self.training), so scores would differ from call to call: switch that off."
+        )
+    return out
+
+
+@contextlib.contextmanager
+def failing_in_a_sentence(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Raise ValueError for inputs that a model does not take, and where its forward pass fails in the block."""
     tensors = each_of(inputs)
     given = ", ".join(f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in tensors).replace("torch.", "")
     if not isinstance(inputs, Tensor):
@@ -49,22 +65,13 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
             raise ValueError(
                 f"The inputs are {kind}, and the model's forward{signature} does not take them: {error}."
             ) from None
-    before = _random_states(tensors[0].device)
     try:
-        with PlainOperations():
-            out = called(model, inputs)
-    except (RuntimeError, TypeError) as error:
+        yield
+    except (RuntimeError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
         said = str(error).strip().partition("\n")[0]
         raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
-    if not all(map(torch.equal, before, _random_states(tensors[0].device))):
-        torch.set_rng_state(before[0])
-        raise ValueError(
-            "The model draws random numbers in evaluation mode (as F.dropout does without "
-            "training=self.training), so scores would differ from call to call: switch that off."
-        )
-    return out
 
 
 def _random_states(device: torch.device) -> list[Tensor]:

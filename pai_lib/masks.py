@@ -22,6 +22,7 @@ from .parameters import checked_keywords, nearest
 from .progress import Bar, steps
 
 SCOPES = ("global", "layer", "erk")
+RANKED = {getattr(torch, name) for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8".split()}
 
 TIED_PART = 0.1
 """Part of the kept weights that equal scores may decide by position before ``TiedScoresWarning`` is given."""
@@ -89,13 +90,17 @@ def _checked(scores: Mapping[str, Any]) -> ByParameter:
         raise ValueError("There are no scores to make a mask from.")
     tensors = {}
     for name, value in scores.items():
-        value = torch.as_tensor(value, device="cpu") if isinstance(value, np.ndarray | np.generic) else value
-        if not isinstance(value, Tensor) or value.is_nested or value.layout != torch.strided:
+        if isinstance(value, np.ndarray | np.generic):  # a copy: as it lies in a file it may not be writable
+            value = torch.as_tensor(np.array(value, value.dtype.newbyteorder("=")), device="cpu")
+        if not isinstance(value, Tensor) or value.is_nested or value.layout != torch.strided or value.is_meta:
             kind = type(value).__name__ if not isinstance(value, Tensor) else f"{value.layout} tensor"
+            kind = "meta tensor" if getattr(value, "is_meta", False) else kind
             raise TypeError(f"The scores of {name!r} are a {kind}: they must be a dense tensor or a NumPy array.")
-        if value.dtype == torch.bool or value.is_complex() or value.numel() == 0:
+        if value.dtype not in RANKED or value.numel() == 0:
             what = "empty" if value.numel() == 0 else value.dtype
-            raise ValueError(f"The scores of {name!r} are {what}: they must be real numbers, one a weight.")
+            raise ValueError(
+                f"The scores of {name!r} are {what}: they must be real numbers, as float32, one a weight."
+            )
         tensors[name] = value.detach()
     for name, finite in host_numbers(lambda value: torch.isfinite(value).all(), tensors).items():
         if not finite:
@@ -145,7 +150,7 @@ def _warn_of_ties(scores: ByParameter, mask: ByParameter, ties: dict[str, _Ties]
             f"by their position alone ({count_kept({name: mask[name] for name in tied})} are kept in all): "
             f"{', '.join(layers[:5])}{more}.",
             TiedScoresWarning,
-            stacklevel=4,
+            stacklevel=5,
         )
 
 
@@ -270,8 +275,26 @@ def prune(
     raise AssertionError("the last round returns")
 
 
+def check_bools(mask: ByParameter, what: str = "The mask") -> None:
+    """Raise TypeError for what is no mapping, ValueError unless it holds bool tensors."""
+    check_mapping(mask, what)
+    for name, kept in mask.items():
+        if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
+            found = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
+            raise ValueError(f"{what} is no mask: {name!r} must be a bool tensor, not {found}.")
+    if not mask:
+        raise ValueError(f"{what} is no mask: there is no tensor in it.")
+
+
+def check_mapping(mask: Any, what: str = "The mask") -> None:
+    """Raise TypeError for what is no mapping."""
+    if not isinstance(mask, Mapping):
+        raise TypeError(f"{what} is a {type(mask).__name__}: it must be {{parameter name: bool tensor}}.")
+
+
 def check_mask(model: nn.Module, mask: ByParameter) -> None:
-    """Raise ValueError unless the mask's names, shapes and type fit the model."""
+    """Raise ValueError unless the mask's names, shapes and type fit the model, TypeError if it is no mapping."""
+    check_mapping(mask)
     parameters = dict(model.named_parameters())
     for name, kept in mask.items():
         if name not in parameters:
@@ -298,6 +321,7 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
 
 def shuffle_within_layers(mask: ByParameter, generator: torch.Generator | None = None) -> ByParameter:
     """Control: the same density in each layer, at random positions (Frankle et al., 2021; Su et al., 2020)."""
+    check_bools(mask)
     generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
 
     def order(count: int) -> Tensor:
@@ -308,21 +332,25 @@ def shuffle_within_layers(mask: ByParameter, generator: torch.Generator | None =
 
 def invert_scores(scores: ByParameter) -> ByParameter:
     """Control: keep what the criterion would remove first (Frankle et al., 2021)."""
-    return {name: -value for name, value in scores.items()}
+    checked = _checked(scores)  # signed: -1 of an unsigned type is its highest value
+    return {name: -(value if value.is_floating_point() else value.long()) for name, value in checked.items()}
 
 
 def layer_density(mask: ByParameter) -> dict[str, float]:
     """Fraction kept in each layer."""
+    check_bools(mask)
     return host_numbers(lambda kept: kept.float().mean(), mask)
 
 
 def collapsed_layers(mask: ByParameter) -> list[str]:
     """Names of the layers with no weight left."""
+    check_bools(mask)
     return [name for name, alive in host_numbers(torch.any, mask).items() if not alive]
 
 
 def sparsity_of(mask: ByParameter) -> float:
     """Fraction of the masked parameters' weights that is removed."""
+    check_bools(mask)
     return 1 - count_kept(mask) / sum(kept.numel() for kept in mask.values())
 
 
@@ -338,11 +366,9 @@ def _check_same(first: ByParameter, second: ByParameter) -> None:
 
 def _overlap(first: ByParameter, second: ByParameter) -> ByParameter:
     """Weights kept by both, where the first mask is."""
-    _check_same(first, second)
     for mask in (first, second):
-        for name, kept in mask.items():
-            if kept.dtype != torch.bool:
-                raise ValueError(f"The mask of {name!r} is {kept.dtype}: it must be bool, True = kept.")
+        check_bools(mask)
+    _check_same(first, second)
     return {name: kept & second[name].to(kept.device) for name, kept in first.items()}
 
 
@@ -375,14 +401,13 @@ def rank_correlation(first: ByParameter, second: ByParameter) -> float:
     """Spearman's rank correlation of two score maps over all weights together.
 
     Raises:
-        ValueError: for scores of different parameters, or that are all equal.
+        ValueError: for scores of different parameters, or that are all equal, NaN or infinite.
     """
     from scipy.stats import spearmanr
 
     _check_same(first, second)
-    ranked = [
-        torch.cat([scores[name].detach().flatten().double().cpu() for name in first]) for scores in (first, second)
-    ]
+    first, second = _checked(first), _checked(second)
+    ranked = [torch.cat([scores[name].flatten().double().cpu() for name in first]) for scores in (first, second)]
     if any(bool((values == values[0]).all()) for values in ranked):
         raise ValueError("All scores of one of the two are equal: they have no ranks to correlate.")
     return float(spearmanr(*ranked).statistic)

@@ -90,7 +90,7 @@ class Shared(nn.Module):
         whole = torch.randn(3, 12, 12) / 4
         self.c.weight, self.d.weight = nn.Parameter(whole[0]), nn.Parameter(whole[1])
         self.e = nn.Parameter(self.c.weight.detach().T)  # memory in common, one row's another's column
-        self.scalar = nn.Parameter(torch.ones((), dtype=torch.bfloat16))
+        self.scalar = nn.Parameter(torch.ones(()))
         self.register_buffer("seen", torch.zeros(2))
         self.register_buffer("again", self.seen)
         self.register_buffer("steps", torch.zeros(()), persistent=False)
@@ -100,7 +100,7 @@ class Shared(nn.Module):
         if self.training:
             self.seen.add_(1)
             self.steps.add_(0.01)
-        x = self.first(x.flatten(1)).relu() * self.repeated * self.scalar.float()
+        x = self.first(x.flatten(1)).relu() * self.repeated * self.scalar
         for layer in (self.a, self.b, self.c, self.d):
             x = layer(x).relu() + self.steps
         return self.head(F.linear(x, self.e))

@@ -456,6 +456,34 @@ def test_what_cannot_be_told_is_one_sentence(function, message):
         pai.effective_sparsity(model, everything(model, "a.weight"), batch_of(2, 4, dtype=torch.float32))
 
 
+@pytest.mark.parametrize(
+    ("change", "batch", "message"),
+    [
+        (
+            lambda model: model,
+            (torch.randn(2, 5), torch.arange(2)),
+            r"fails for inputs of float32 of shape \(1, 5\)",
+        ),
+        (lambda model: model, torch.randn(2, 4), "The batch is a Tensor: it must be a pair"),
+        (nn.DataParallel, batch_of(2, 4), "use what it wraps, its .module"),
+        (lambda model: nn.Sequential(model, nn.LazyLinear(2)), batch_of(2, 4), "lazy module has no shape yet"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_sentence(change, batch, message):
+    model = change(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))
+    name, weight = next(iter(model.named_parameters()))
+    for function in (pai.effective_sparsity, pai.flops_left):
+        with pytest.raises((TypeError, ValueError), match=message):
+            function(model, {name: torch.ones_like(weight).bool()}, batch)
+
+
+def test_batches_as_a_loader_gives_them():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    for batch in ([ROWS.inputs[:, 0], ROWS.labels], (np.ones((2, 4)), np.arange(2))):
+        assert off_path(model, batch, {"0.weight": 1}) == 4
+        assert off_path(model, batch, {"0.weight": NONE}) == 0
+
+
 def test_a_mask_of_a_shift_is_refused():
     model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
     with pytest.raises(ValueError, match=r"Flow does not pass '0.bias' .*it is a shift there"):
