@@ -168,8 +168,8 @@ BELOW = {"CRITERIA", "Shared", "prune", "run", "score", "score_many"}
 # They neither take nor give a tensor, or give one that is made on the CPU.
 WITHOUT = set(
     """
-    Criterion Record RunSpec SparsityWarning Store TiedScoresWarning build_model check_data check_parameters criterion dataset_names
-    load_data model_names records_frame
+    Criterion Record RunSpec SparsityWarning Store TiedScoresWarning build_model check_data check_parameters
+    criterion dataset_names load_data model_names records_frame
     """.split()
 )
 RULES = [(rule.key, variant) for rule in pai.CRITERIA.values() for variant in rule.variants]

@@ -100,7 +100,7 @@ def in_part(x):
 
 FUNCTIONS = """
     relu relu6 hardtanh sigmoid tanh gelu silu hardswish hardsigmoid elu selu celu softplus softsign tanhshrink
-    hardshrink softshrink mish logsigmoid leaky_relu
+    hardshrink softshrink mish logsigmoid leaky_relu rrelu
 """.split()
 SINGLE = {  # functions of single numbers
     **{name: getattr(F, name) for name in FUNCTIONS},
