@@ -71,7 +71,10 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     """
     check_sparsity(sparsity)
     check_scope(scope)
-    return _ranked(_checked(scores), 1.0 - sparsity, scope)
+    tensors = _checked(scores)
+    mask, ties = _ranked(tensors, 1.0 - sparsity, scope)
+    _warn_of_ties(tensors, mask, ties)
+    return mask
 
 
 def check_scope(scope: str) -> None:
@@ -115,7 +118,8 @@ def host_numbers(function: Callable[[Tensor], Tensor], tensors: ByParameter) -> 
     return dict(zip(tensors, values, strict=True))
 
 
-def _ranked(scores: ByParameter, density: float, scope: str) -> ByParameter:
+def _ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter, dict[str, _Ties]]:
+    """A mask, and for each name the ties of the ranking that it was in."""
     if scope == "global":
         rankings = [("all prunable weights together", list(scores), density)]
     else:
@@ -133,14 +137,18 @@ def _ranked(scores: ByParameter, density: float, scope: str) -> ByParameter:
     choice = any(found.decided for found in ties)
     if choice and len({n for end in (torch.amin, torch.amax) for n in host_numbers(end, scores).values()}) == 1:
         raise ValueError("All scores are equal, so they cannot tell which weights to remove: is the head zero?")
-    _warn_of_ties(scores, mask, {n: t for (_, names, _), t in zip(rankings, ties, strict=True) for n in names})
-    return mask
+    return mask, {name: found for (_, names, _), found in zip(rankings, ties, strict=True) for name in names}
+
+
+def _tied(scores: ByParameter, ties: dict[str, _Ties]) -> ByParameter:
+    """Where scores are equal to the threshold."""
+    return {name: scores[name] == found.threshold.to(scores[name].device) for name, found in ties.items()}
 
 
 def _warn_of_ties(scores: ByParameter, mask: ByParameter, ties: dict[str, _Ties]) -> None:
     """Warn where equal scores at the threshold left more than ``TIED_PART`` of a ranking to position."""
     shared = {name: found for name, found in ties.items() if found.decided > TIED_PART * found.kept}
-    tied = {name: scores[name] == found.threshold.to(scores[name].device) for name, found in shared.items()}
+    tied = _tied(scores, shared)
     kept = host_numbers(torch.sum, {name: mask[name] & equal for name, equal in tied.items()})
     layers = [f"{name} ({kept[name]} of {n})" for name, n in host_numbers(torch.sum, tied).items() if n]
     if layers:
@@ -150,7 +158,19 @@ def _warn_of_ties(scores: ByParameter, mask: ByParameter, ties: dict[str, _Ties]
             f"by their position alone ({count_kept({name: mask[name] for name in tied})} are kept in all): "
             f"{', '.join(layers[:5])}{more}.",
             TiedScoresWarning,
-            stacklevel=5,
+            stacklevel=4,
+        )
+
+
+def _warn_of_earlier_ties(mask: ByParameter, won: ByParameter, lost: ByParameter) -> None:
+    """Warn where what is kept won by its position in a round before the last, and as much else lost by its own."""
+    winners, losers = count_kept({name: each & mask[name] for name, each in won.items()}), count_kept(lost)
+    if won and min(winners, losers) > TIED_PART * (kept := count_kept(mask)):
+        warnings.warn(
+            f"In rounds before the last equal scores at the threshold removed {losers} weights by their position "
+            f"alone, while {winners} of the {kept} that are kept stayed by theirs.",
+            TiedScoresWarning,
+            stacklevel=4,
         )
 
 
@@ -238,6 +258,9 @@ def prune(
 
     Raises:
         ValueError: as ``make_mask`` and ``score`` do.
+
+    Warns:
+        TiedScoresWarning: as ``make_mask`` does, and if ties in rounds before the last decided as much.
     """
     check_sparsity(sparsity)
     check_scope(scope)
@@ -251,6 +274,8 @@ def prune(
     if rounds > 1:
         options["remember"] = None  # the weights change from round to round
     mask: ByParameter = {}
+    won: ByParameter = {}
+    lost: ByParameter = {}
     originals = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
     bar = Bar("pruning", options.get("progress", True))
     try:
@@ -259,13 +284,18 @@ def prune(
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
                 scores[name] = scores[name].masked_fill(~kept, -torch.inf)
             with warnings.catch_warnings():
-                if released or k < rounds:  # released: its schedule is to fill up with ties
-                    warnings.simplefilter("ignore", TiedScoresWarning)
-                if k == rounds:
-                    return _ranked(scores, 1.0 - sparsity, scope)
-                warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
+                if k < rounds:
+                    warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
                 density = 1 - sparsity ** (k / rounds) if released else (1 - sparsity) ** (k / rounds)
-                mask = _ranked(scores, density, scope)
+                mask, ties = _ranked(scores, 1.0 - sparsity if k == rounds else density, scope)
+            if k == rounds:
+                if not released:  # its schedule is to fill up with ties
+                    _warn_of_ties(scores, mask, ties)
+                    _warn_of_earlier_ties(mask, won, lost)
+                return mask
+            for name, equal in _tied(scores, {n: found for n, found in ties.items() if found.decided}).items():
+                won[name] = won.get(name, False) | (equal & mask[name])
+                lost[name] = lost.get(name, False) | (equal & ~mask[name])
             apply_mask(model, mask)
     finally:
         bar.close()

@@ -271,6 +271,23 @@ def test_a_head_of_zeros_gives_no_mask(key):
     assert torch.equal(flat(model.state_dict()), before)
 
 
+@pytest.mark.parametrize("key", ["synflow", "snip"])
+def test_ties_of_earlier_rounds_are_told(key):
+    """Of equal weights position decides in the first rounds; it then makes the scores of the last differ."""
+    model = mlp(8, 16, 20, 16, 3)
+    batch = batch_of(6, 8, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pai.prune(model.float(), batch, key, 0.5, rounds=100)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.1)
+    with pytest.warns(pai.TiedScoresWarning, match="In rounds before the last equal scores") as seen:
+        mask = pai.prune(model, batch._replace(inputs=batch.inputs.abs()), key, 0.5, rounds=100)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    assert pai.sparsity_of(mask) == 0.5
+
+
 def test_the_released_schedule_of_synflow_fills_up_with_ties_unasked():
     model = mlp(8, 20, 20, 3)
     mask = pai.prune(model, batch_of(6, 8), "synflow", 0.75, variant="released")
