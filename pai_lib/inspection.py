@@ -16,9 +16,10 @@ from .calls import ByParameter, called, evaluation_mode, failing_in_a_sentence, 
 from .data import Batch, as_batch, each_of, of_each
 from .flow import Value, results
 from .graph import find_uses
-from .masks import check_mask, count_kept, host_numbers
+from .masks import check_mask
 from .models import resolve_parameters
 from .problem import problem_at
+from .ranking import count_kept, host_numbers
 from .tape import Call, Operand, Tape
 
 

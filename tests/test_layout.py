@@ -16,11 +16,11 @@ PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
     "parameters progress pictures data datasets streams models graph operations adjoints calls problem "
-    "derivatives squares curvature hutchinson criteria masks exports tape flow inspection checkpoints settings "
-    "training spec provenance records runs campaigns cluster sweep verdicts figures choices chapters listing "
+    "derivatives squares curvature hutchinson criteria ranking masks exports tape flow inspection checkpoints "
+    "settings training spec provenance records runs campaigns cluster sweep verdicts figures choices chapters listing "
     "execution book cli"
 ).split()
-CORE = "curvature hutchinson criteria masks training".split()  # what a reader holds in the head
+CORE = "curvature hutchinson criteria ranking masks training".split()  # what a reader holds in the head
 DERIVATIVES = "graph operations adjoints calls problem derivatives squares".split()  # what it rests on
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

@@ -22,7 +22,7 @@ import pai_lib as pai
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
 values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32))
-quiet = pytest.mark.filterwarnings("ignore::pai_lib.masks.SparsityWarning")
+quiet = pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning")
 
 
 @st.composite
