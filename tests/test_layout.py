@@ -17,8 +17,8 @@ PACKAGE = ROOT / "pai_lib"
 ORDER = (
     "parameters progress pictures data datasets streams models graph operations adjoints calls problem "
     "derivatives squares curvature hutchinson criteria ranking masks exports tape flow inspection checkpoints "
-    "settings training spec provenance records runs campaigns cluster sweep verdicts figures choices chapters listing "
-    "execution book cli"
+    "settings training spec provenance records runs campaigns cluster sweep verdicts figures choices chapters "
+    "listing execution book cli"
 ).split()
 CORE = "curvature hutchinson criteria ranking masks training".split()  # what a reader holds in the head
 DERIVATIVES = "graph operations adjoints calls problem derivatives squares".split()  # what it rests on
