@@ -13,14 +13,11 @@ from .exports import to_torch_prune
 from .hutchinson import hessian_row_norm, hutchinson_diag
 from .inspection import effective_sparsity, flops_left
 from .masks import (
-    SparsityWarning,
-    TiedScoresWarning,
     apply_mask,
     collapsed_layers,
     invert_scores,
     jaccard,
     layer_density,
-    make_mask,
     prune,
     rank_correlation,
     shared_fraction,
@@ -28,6 +25,7 @@ from .masks import (
     sparsity_of,
 )
 from .models import build_model, model_names, prunable
+from .ranking import SparsityWarning, TiedScoresWarning, make_mask
 from .records import Record, Store, records_frame
 from .runs import Shared, run
 from .scoring import score, score_many

@@ -34,43 +34,23 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 
 def answered(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model; ValueError names the inputs that it fails for."""
-    try:
-        with PlainOperations():
-            return called(model, inputs)
-    except (RuntimeError, TypeError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
-            raise
-        given = ", ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in each_of(inputs)).replace("torch.", "")
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
+    """Call a model with plain operations; ValueError as ``failing_in_a_sentence``."""
+    with failing_in_a_sentence(model, inputs), PlainOperations():
+        return called(model, inputs)
 
 
 def first_called(model: nn.Module, inputs: Inputs) -> Any:
     """Call a model, and say in a sentence what is wrong with that.
 
     Raises:
-        ValueError: for inputs that the model does not take, and for a model that draws random numbers or has
-            another output when it is called again (looked at with two samples).
+        ValueError: as ``failing_in_a_sentence``, and for a model that draws random numbers or has another output
+            when it is called again (looked at with two samples).
     """
-    tensors = each_of(inputs)
-    if not isinstance(inputs, Tensor):
-        kind = (
-            f"a mapping of {', '.join(inputs)}"
-            if isinstance(inputs, Mapping)
-            else f"a tuple of {len(tensors)} tensors"
-        )
-        signature = inspect.signature(model.forward)
-        try:
-            signature.bind(**inputs) if isinstance(inputs, Mapping) else signature.bind(*inputs)
-        except TypeError as error:
-            raise ValueError(
-                f"The inputs are {kind}, and the model's forward{signature} does not take them: {error}."
-            ) from None
-    state, before = torch.get_rng_state(), _random_states(tensors[0].device)
+    device = each_of(inputs)[0].device
+    state, before = torch.get_rng_state(), _random_states(device)
     few = of_each(inputs, lambda tensor: tensor[:2].detach().clone())
     out = answered(model, inputs)
-    if before != _random_states(tensors[0].device):
+    if before != _random_states(device):
         torch.set_rng_state(state)
         raise ValueError(
             "The model draws random numbers in evaluation mode (as F.dropout does without "
@@ -82,6 +62,31 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
             "numbers of its own or a state that it keeps, and so would scores: switch that off."
         )
     return out
+
+
+@contextlib.contextmanager
+def failing_in_a_sentence(model: nn.Module, inputs: Inputs) -> Iterator[None]:
+    """Raise ValueError for inputs that a model does not take, and where its forward pass fails in the block."""
+    tensors = each_of(inputs)
+    if not isinstance(inputs, Tensor):
+        kind = f"a tuple of {len(tensors)} tensors"
+        if isinstance(inputs, Mapping):
+            kind = f"a mapping of {', '.join(inputs)}"
+        signature = inspect.signature(model.forward)
+        try:
+            signature.bind(**inputs) if isinstance(inputs, Mapping) else signature.bind(*inputs)
+        except TypeError as error:
+            raise ValueError(
+                f"The inputs are {kind}, and the model's forward{signature} does not take them: {error}."
+            ) from None
+    try:
+        yield
+    except (RuntimeError, TypeError, IndexError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+            raise
+        given = ", ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors).replace("torch.", "")
+        said = str(error).strip().partition("\n")[0]
+        raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
 
 
 def _random_states(device: torch.device) -> list[Any]:

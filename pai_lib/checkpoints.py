@@ -17,6 +17,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from .masks import check_bools
+
 
 class CheckpointWarning(UserWarning):
     """A checkpoint is not used, or could not be written."""
@@ -57,7 +59,7 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
     >>> load_mask(getfixture("tmp_path") / "mask.safetensors")
     {'fc.weight': tensor([[ True, False]])}
     """
-    _check_bools(mask, "This mask")
+    check_bools(mask, "This mask")
     plain = {name: _copied(kept) for name, kept in mask.items()}
     write_whole(Path(path), save(plain, {name: str(value) for name, value in about.items()}))
 
@@ -71,17 +73,8 @@ def load_mask(path: str | Path) -> dict[str, Tensor]:
         mask = load_file(path)
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}.") from None
-    _check_bools(mask, f"{path}: what it holds")
+    check_bools(mask, f"{path}: what it holds")
     return mask
-
-
-def _check_bools(mask: dict[str, Tensor], what: str) -> None:
-    for name, kept in mask.items():
-        if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
-            found = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
-            raise ValueError(f"{what} is no mask: {name!r} must be a bool tensor, not {found}.")
-    if not mask:
-        raise ValueError(f"{what} is no mask: there is no tensor in it.")
 
 
 class Checkpoint:

@@ -144,6 +144,7 @@ def _divided(function: Any, given: dict[str, Any]) -> Patterns:
 
 
 _TIMES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "addcmul": torch.mul,
     "dot": torch.dot,
     "addbmm": lambda a, b: torch.bmm(a, b).sum(0),
     "addr": torch.outer,
@@ -317,7 +318,7 @@ _RULES: dict[str, Rule] = {
         _chosen: "masked_fill where",
         _multiplied: "mul",
         _divided: "div",
-        _contracted: "addbmm addmm addmv addr baddbmm bmm dot mm mv",
+        _contracted: "addbmm addcmul addmm addmv addr baddbmm bmm dot mm mv",
         _convolved: "convolution",
         _normalised: """_batch_norm_no_update _native_batch_norm_legit
             _native_batch_norm_legit_no_training cudnn_batch_norm miopen_batch_norm native_batch_norm
@@ -328,7 +329,7 @@ _RULES: dict[str, Rule] = {
             col2im constant_pad_nd cumsum diag_embed fill flip gather im2col index_add index_copy index_fill
             index_put index_select masked_scatter native_channel_shuffle pixel_shuffle pixel_unshuffle
             reflection_pad1d reflection_pad2d reflection_pad3d repeat replication_pad1d replication_pad2d
-            replication_pad3d roll scatter_add stack trace tril triu unsafe_split upsample_bilinear2d
+            replication_pad3d roll rot90 scatter_add stack trace tril triu unsafe_split upsample_bilinear2d
             upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d _upsample_nearest_exact1d
             _upsample_nearest_exact2d _upsample_nearest_exact3d upsample_trilinear3d zero""",
         _looked_up: "embedding index",

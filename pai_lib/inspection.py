@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._dispatch.python import enable_python_dispatcher
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.utils._pytree import tree_leaves, tree_map, tree_map_only
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
-from .batch import Batch
-from .calls import ByParameter, evaluation_mode
+from .batch import Batch, as_batch, each_of, of_each
+from .calls import ByParameter, called, evaluation_mode, failing_in_a_sentence, substituted
 from .flow import Value, results
 from .graph import find_uses
-from .masks import check_mask, count_kept, host_numbers
+from .masks import check_mask
+from .models import resolve_parameters
 from .problem import problem_at
+from .ranking import count_kept, host_numbers
 from .tape import Call, Operand, Tape
 
 
@@ -32,10 +35,13 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
     matters.
 
     Raises:
-        ValueError: if the mask does not fit; if an operation has no rule here, or which entries it takes depends
-            on the input; if a masked parameter is on no path even in the whole network, as a bias.
+        ValueError: if the mask or the batch does not fit, or the model is wrapped; if an operation has no rule
+            here, or which entries it takes depends on the input; if a masked parameter is on no path even in the
+            whole network, as a bias.
     """
     check_mask(model, mask)
+    resolve_parameters(model, mask)
+    batch = as_batch(batch)
     with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
         passes = _ForwardPass(model, batch)
         whole = passes.used({name: torch.ones_like(kept) for name, kept in mask.items()})
@@ -68,14 +74,14 @@ class _ForwardPass:
                 raise ValueError("The batch is empty: at least one sample is needed.")
             return tensor[:1].clone().to(device, floating[0] if tensor.is_floating_point() else tensor.dtype)
 
-        inputs = tree_map_only(Tensor, first, batch[0])
-        self.inputs = [leaf for leaf in tree_leaves(inputs) if isinstance(leaf, Tensor)]
+        inputs = of_each(batch.inputs, first)
+        self.inputs = each_of(inputs)
         buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
-        args, kwargs = ((), dict(inputs)) if isinstance(inputs, Mapping) else (inputs, {})
-        args = args if isinstance(args, tuple) else (args,)
         self.tape = Tape([*self.inputs, *self.state.values()])
-        with torch.autocast(device.type, enabled=False), self.tape:
-            self.output = torch.func.functional_call(model, {**self.state, **buffers}, args, kwargs)
+        plain = torch.autocast(device.type, enabled=False)
+        within = substituted(model, {**self.state, **buffers})
+        with failing_in_a_sentence(model, inputs), within, plain, _WrittenOut(), self.tape:
+            self.output = called(model, inputs)
         if not isinstance(self.output, Tensor):
             raise ValueError(f"The model must return a tensor of logits, not {type(self.output).__name__}.")
 
@@ -93,6 +99,22 @@ class _ForwardPass:
             return {name: torch.zeros_like(mask[name]) for name in names}
         grads = torch.autograd.grad(flow.sum(), list(kept.values()), materialize_grads=True)
         return {name: (kept[name] * grad).detach() > 0 for name, grad in zip(names, grads, strict=True)}
+
+
+class _WrittenOut(TorchFunctionMode):
+    """Has recurrent layers run as their single operations, in no kernel of their own."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Call a function of PyTorch's."""
+        if function.__name__ not in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
+            return function(*args, **(kwargs or {}))
+        before = torch.backends.mkldnn.enabled
+        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
+        try:
+            with enable_python_dispatcher():
+                return function(*args, **(kwargs or {}))
+        finally:
+            torch.backends.mkldnn.enabled = before
 
 
 def _ones(like: Tensor) -> Tensor:
@@ -130,9 +152,10 @@ class _Memory:
             new = torch.zeros(size, dtype=torch.float32, device=value.tensor.device) if new is None else new
             if operand.contiguous and math.prod(size) == length:
                 parts[i] = new.reshape(-1)
-            else:
+            else:  # not as_strided_scatter, which goes back wrongly to what was there
                 old = torch.zeros(length, dtype=torch.float32, device=new.device) if old is None else old
-                parts[i] = old.as_strided_scatter(new, size, stride, offset)
+                places = torch.arange(length, device=new.device).as_strided(size, stride, offset)
+                parts[i] = old.index_put((places,), new)
 
     def get(self, operand: Operand) -> Value:
         """Read the patterns of a tensor through its window."""
@@ -174,6 +197,8 @@ def _store(memory: _Memory, call: Call, constant: Any, flow: Any) -> None:
         here, into = (
             None if part is None else _Yes.apply(part.to(operand.tensor.device).expand(size)) for part in parts
         )
+        if here is not None and into is not None:
+            here = here.detach()  # no input reaches the weights that it was made of
         value = Value(operand.tensor, None, here) if into is None else Value(operand.tensor, here, None, into)
         memory.put(operand, value)
 
@@ -185,7 +210,8 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     Early layers of a convolutional network have few weights and many positions, so it is not the density.
     """
     check_mask(model, mask)
-    first = Batch(*tree_map_only(Tensor, lambda tensor: tensor[:1], (batch[0], batch[1])))
+    inputs, labels = as_batch(batch)
+    first = Batch(of_each(inputs, lambda tensor: tensor[:1]), labels[:1])
     with problem_at(model, first, 1.0, list(mask)) as problem:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
     left = whole = 0

@@ -25,7 +25,6 @@ from .masks import (
     collapsed_layers,
     invert_scores,
     layer_density,
-    make_mask,
     prune,
     shuffle_within_layers,
     sparsity_of,
@@ -33,6 +32,7 @@ from .masks import (
 from .models import build_model
 from .parameters import checked_keywords
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
+from .ranking import make_mask
 from .records import Record, Store
 from .scoring import score
 from .settings import in_channels_last

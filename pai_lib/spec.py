@@ -10,9 +10,9 @@ from typing import Any
 
 from .criteria import CRITERIA, get_criterion
 from .data import dataset_names, find_own, load_data
-from .masks import SCOPES, check_sparsity
 from .models import model_names
 from .parameters import nearest
+from .ranking import SCOPES, check_sparsity
 from .training import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 CONTROLS = ("none", "shuffle", "reinit", "invert")

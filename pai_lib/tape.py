@@ -100,10 +100,9 @@ class Tape(TorchDispatchMode):
                 self.kept.append(tensor)
                 self.roots.setdefault(id(tensor), self.root(viewed[0]))
         elif live and (written or _tensors(out)):
-            self.live |= {id(self.root(tensor)) for tensor in _tensors(out)}
-            self.calls.append(
-                Call(_functional(function), noted, list(map(self.operand, written or _tensors(out))))
-            )
+            made = [tensor for tensor in _tensors(out) if not any(tensor is other for other in written)]
+            self.live |= {id(self.root(tensor)) for tensor in made}
+            self.calls.append(Call(_functional(function), noted, list(map(self.operand, [*made, *written]))))
         return out
 
 

@@ -35,7 +35,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOUND = ROOT / "_build" / "mutants"
 CORE = (
-    "adjoints checkpoints criteria curvature derivatives graph masks models provenance runs spec training verdicts"
+    "adjoints checkpoints criteria curvature derivatives graph masks models provenance ranking runs spec "
+    "training verdicts"
 ).split()
 # These start processes, which would not run the mutant, build pages, or are about other files.
 LEFT_OUT = (

@@ -15,8 +15,9 @@ from torch import nn
 from pai_lib import runs
 from pai_lib.checkpoints import Checkpoint, CheckpointWarning, epochs_done, load_mask, save_mask
 from pai_lib.data import load_data
-from pai_lib.masks import apply_mask, make_mask
+from pai_lib.masks import apply_mask
 from pai_lib.models import build_model, prunable
+from pai_lib.ranking import make_mask
 from pai_lib.training import TrainingStoppedError, train, warm_up
 
 KEY = {"id": "0" * 12}

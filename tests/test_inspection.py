@@ -90,14 +90,23 @@ class Affine(nn.Module):
         return self.one * x - self.two if self.subtract else x * self.one + self.two - self.three
 
 
+def in_part(x):
+    x = x * 1
+    x[:, :, ::2].relu_()
+    x.mT[..., :1].mul_(2)
+    x[:, 0] = x[:, 0].sin()
+    return x
+
+
 FUNCTIONS = """
     relu relu6 hardtanh sigmoid tanh gelu silu hardswish hardsigmoid elu selu celu softplus softsign tanhshrink
-    hardshrink softshrink mish logsigmoid leaky_relu
+    hardshrink softshrink mish logsigmoid leaky_relu rrelu
 """.split()
 SINGLE = {  # functions of single numbers
     **{name: getattr(F, name) for name in FUNCTIONS},
     **{name: getattr(torch, name) for name in ("abs", "square", "exp", "sign", "sin", "round", "neg")},
     "in-place relu": lambda x: F.relu_(x * 1),
+    "in place, in part": in_part,
     "own square": lambda x: x * x,
     "cube": lambda x: x**3,
     "clamp": lambda x: x.clamp(0.3, 0.4),
@@ -308,7 +317,8 @@ def test_products_need_both_and_gates_that_are_never_shut_need_one():
     one = net(lambda net, x: net.a(x) * net.b(x).sigmoid(), a=nn.Linear(4, 6), b=nn.Linear(4, 6))
     glu = net(lambda net, x: F.glu(torch.cat([net.a(x), net.b(x)], 1)), a=nn.Linear(4, 6), b=nn.Linear(4, 6))
     batch = batch_of(2, 4)
-    for model, without_a, without_b in ((two, 8, 8), (one, 8, 4), (glu, 8, 4)):
+    add = net(lambda net, x: torch.addcmul(net.a.bias, net.a(x), net.b(x)), a=nn.Linear(4, 6), b=nn.Linear(4, 6))
+    for model, without_a, without_b in ((two, 8, 8), (one, 8, 4), (glu, 8, 4), (add, 8, 8)):
         assert off_path(model, batch, {"a.weight": 1, "b.weight": NONE}) == without_a
         assert off_path(model, batch, {"a.weight": NONE, "b.weight": 1}) == without_b
 
@@ -366,6 +376,31 @@ def test_a_norm_written_out_is_reached_by_what_it_divides():
         assert off_path(model, batch_of(2, 4), {"a.weight": slice(None), "b.weight": NONE}) == 24 + 36
 
 
+def test_recurrent_layers_are_their_gates():
+    """A unit that nothing enters, and one that is not read, of a recurrent layer and by hand."""
+    for layer in (nn.RNN, nn.GRU, nn.LSTM):
+        gates = {nn.RNN: 1, nn.GRU: 3, nn.LSTM: 4}[layer]
+        model = net(lambda net, x: net.rnn(x)[0][:, -1], rnn=layer(4, 6, batch_first=True))
+        first, again = "rnn.weight_ih_l0", "rnn.weight_hh_l0"
+        unit = [2 + 6 * gate for gate in range(gates)]
+        assert off_path(model, ROWS, {first: NONE, again: NONE, "head.weight": NONE}) == 0
+        assert off_path(model, ROWS, {first: unit, again: unit, "head.weight": NONE}) == gates * 10 + gates * 5 + 3
+        assert off_path(model, ROWS, {first: slice(None), again: NONE, "head.weight": NONE}) == gates * 60 + 18
+        before = torch.backends.mkldnn.enabled
+        assert off_path(model, ROWS, {first: NONE, again: (slice(None), 2), "head.weight": (slice(None), 2)}) == (
+            gates * 10 + 3 + gates * 5
+        )
+        assert torch.backends.mkldnn.enabled == before
+
+
+def test_weights_that_only_constants_enter_are_on_no_path():
+    """cos(0) is 1: it lets the other factor pass, but no input reaches the weight behind it."""
+    model = net(
+        lambda net, x: net.b(net.a(x).cos()) * net.c(x), b=nn.Linear(6, 6), **layers("a"), c=nn.Linear(4, 6)
+    )
+    assert off_path(model, batch_of(2, 4), {"a.weight": 1, "b.weight": NONE, "c.weight": NONE}) == 4 + 6
+
+
 def test_inputs_by_name_and_in_order():
     parts = {"a": nn.Linear(4, 6), "b": nn.Embedding(7, 6), "head": nn.Linear(6, 3)}
 
@@ -419,6 +454,34 @@ def test_what_cannot_be_told_is_one_sentence(function, message):
     model = net(function, a=nn.Linear(4, 6))
     with pytest.raises(ValueError, match=message):
         pai.effective_sparsity(model, everything(model, "a.weight"), batch_of(2, 4, dtype=torch.float32))
+
+
+@pytest.mark.parametrize(
+    ("change", "batch", "message"),
+    [
+        (
+            lambda model: model,
+            (torch.randn(2, 5), torch.arange(2)),
+            r"fails for inputs of float32 of shape \(1, 5\)",
+        ),
+        (lambda model: model, torch.randn(2, 4), "The batch is a Tensor: it must be a pair"),
+        (nn.DataParallel, batch_of(2, 4), "use what it wraps, its .module"),
+        (lambda model: nn.Sequential(model, nn.LazyLinear(2)), batch_of(2, 4), "lazy module has no shape yet"),
+    ],
+)
+def test_what_does_not_fit_together_is_one_sentence(change, batch, message):
+    model = change(nn.Sequential(nn.Linear(4, 6), nn.Linear(6, 3)))
+    name, weight = next(iter(model.named_parameters()))
+    for function in (pai.effective_sparsity, pai.flops_left):
+        with pytest.raises((TypeError, ValueError), match=message):
+            function(model, {name: torch.ones_like(weight).bool()}, batch)
+
+
+def test_batches_as_a_loader_gives_them():
+    model = nn.Sequential(nn.Linear(4, 6), nn.ReLU(), nn.Linear(6, 3))
+    for batch in ([ROWS.inputs[:, 0], ROWS.labels], (np.ones((2, 4)), np.arange(2))):
+        assert off_path(model, batch, {"0.weight": 1}) == 4
+        assert off_path(model, batch, {"0.weight": NONE}) == 0
 
 
 def test_a_mask_of_a_shift_is_refused():

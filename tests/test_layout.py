@@ -16,11 +16,11 @@ PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
     "parameters progress draws batch pictures data datasets streams models graph operations adjoints calls "
-    "problem derivatives squares curvature hutchinson criteria scoring masks exports tape flow inspection "
-    "checkpoints settings training spec provenance records runs campaigns cluster sweep verdicts figures choices "
+    "problem derivatives squares curvature hutchinson criteria scoring ranking masks exports tape flow "
+    "inspection checkpoints settings training spec provenance records runs campaigns cluster sweep verdicts figures choices "
     "chapters listing execution book cli"
 ).split()
-CORE = "curvature hutchinson criteria scoring masks training".split()  # what a reader holds in the head
+CORE = "curvature hutchinson criteria scoring ranking masks training".split()  # what a reader holds in the head
 DERIVATIVES = "graph operations adjoints calls problem derivatives squares".split()  # what it rests on
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")
 

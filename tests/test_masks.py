@@ -3,6 +3,7 @@
 import contextlib
 import itertools
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -21,7 +22,7 @@ import pai_lib as pai
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
 values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32))
-quiet = pytest.mark.filterwarnings("ignore::pai_lib.masks.SparsityWarning")
+quiet = pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning")
 
 
 @st.composite
@@ -180,6 +181,51 @@ def test_arrays_and_other_types_rank_alike(dtype):
 # Ties
 
 
+def test_arrays_rank_as_they_lie_in_files():
+    scores = np.arange(6.0)[::-1]
+    scores.setflags(write=False)
+    for array in (scores, scores.astype(">f4"), scores.reshape(2, 3).T):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            mask = pai.make_mask({"a": array}, 0.5)["a"]
+        assert np.array_equal(mask.numpy(), array > 2)
+
+
+def test_a_warning_names_the_line_of_the_caller():
+    with pytest.warns(pai.TiedScoresWarning) as seen:
+        pai.make_mask({"a": torch.tensor([1.0, 1, 0])}, 0.5)
+    assert [warning.filename for warning in seen] == [__file__]
+
+
+@pytest.mark.parametrize("dtype", ["uint16", "uint64", "float8_e4m3fn", "bool", "complex64"])
+@pytest.mark.parametrize("function", [lambda scores: pai.make_mask(scores, 0.5), pai.invert_scores])
+def test_types_that_cannot_be_ranked_are_refused(dtype, function):
+    with pytest.raises(ValueError, match=f"The scores of 'a' are torch.{dtype}: they must be real numbers"):
+        function({"a": torch.ones(3).to(getattr(torch, dtype))})
+
+
+def test_unsigned_scores_are_inverted_as_numbers():
+    assert pai.invert_scores({"a": torch.tensor([0, 1, 255], dtype=torch.uint8)})["a"].tolist() == [0, -1, -255]
+
+
+STATISTICS = [pai.sparsity_of, pai.layer_density, pai.collapsed_layers, pai.shuffle_within_layers]
+
+
+@pytest.mark.parametrize(
+    ("mask", "error", "message"),
+    [
+        ({"a": torch.full((4,), 2.0)}, ValueError, "'a' must be a bool tensor, not torch.float32"),
+        ({"a": np.ones(4, bool)}, ValueError, "'a' must be a bool tensor, not ndarray"),
+        ({}, ValueError, "there is no tensor in it"),
+        ([torch.ones(4).bool()], TypeError, "The mask is a list: it must be {parameter name"),
+    ],
+)
+@pytest.mark.parametrize("function", [*STATISTICS, lambda mask: pai.jaccard(mask, mask)])
+def test_statistics_of_what_is_no_mask_are_refused(function, mask, error, message):
+    with pytest.raises(error, match=message):
+        function(mask)
+
+
 def test_equal_scores_at_the_threshold_are_told_with_numbers():
     """Of 200 weights 60 score above zero: at sparsity 0.5 forty of the zeros are kept since they come first."""
     scores = {"a": torch.zeros(100), "b": torch.cat([torch.zeros(40), torch.rand(60) + 1])}
@@ -223,6 +269,23 @@ def test_a_head_of_zeros_gives_no_mask(key):
     with pytest.raises(ValueError, match="All scores are equal"):
         pai.prune(model, batch_of(6, 8), key, 0.75)
     assert torch.equal(flat(model.state_dict()), before)
+
+
+@pytest.mark.parametrize("key", ["synflow", "snip"])
+def test_ties_of_earlier_rounds_are_told(key):
+    """Of equal weights position decides in the first rounds; it then makes the scores of the last differ."""
+    model = mlp(8, 16, 20, 16, 3)
+    batch = batch_of(6, 8, dtype=torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        pai.prune(model.float(), batch, key, 0.5, rounds=100)
+    for parameter in model.parameters():
+        nn.init.constant_(parameter, 0.1)
+    with pytest.warns(pai.TiedScoresWarning, match="In rounds before the last equal scores") as seen:
+        mask = pai.prune(model, batch._replace(inputs=batch.inputs.abs()), key, 0.5, rounds=100)
+    assert len(seen) == 1
+    assert seen[0].filename == __file__
+    assert pai.sparsity_of(mask) == 0.5
 
 
 def test_the_released_schedule_of_synflow_fills_up_with_ties_unasked():
@@ -392,7 +455,7 @@ def test_what_has_no_overlap_and_no_ranks_is_an_error():
         pai.shared_fraction(none, some)
     assert pai.jaccard(none, some) == pai.shared_fraction(some, none) == 0
     for compare in (pai.jaccard, pai.shared_fraction):
-        with pytest.raises(ValueError, match=r"The mask of 'a' is torch.float32: it must be bool"):
+        with pytest.raises(ValueError, match=r"The mask is no mask: 'a' must be a bool tensor, not torch.float32"):
             compare(some, {"a": torch.ones(2)})
     with pytest.raises(ValueError, match="All scores of one of the two are equal"):
         pai.rank_correlation({"a": torch.ones(3)}, {"a": torch.rand(3)})

@@ -22,8 +22,9 @@ from pai_lib import criteria, provenance, runs
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import Dataset, load_data
 from pai_lib.draws import random_stream
-from pai_lib.masks import SparsityWarning, layer_density, prune
+from pai_lib.masks import layer_density, prune
 from pai_lib.models import build_model, prunable
+from pai_lib.ranking import SparsityWarning
 from pai_lib.records import RecordWarning, Store
 from pai_lib.runs import run
 from pai_lib.training import warm_up

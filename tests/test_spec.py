@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import dataset_names
-from pai_lib.masks import SCOPES
 from pai_lib.models import model_names
+from pai_lib.ranking import SCOPES
 from pai_lib.spec import CONTROLS, WHEN, RunSpec
 from pai_lib.training import OPTIMIZERS, PRECISIONS
 
