@@ -40,26 +40,15 @@ def answered(model: nn.Module, inputs: Inputs) -> Any:
 
 
 def first_called(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model, and say in a sentence what is wrong with that.
-
-    Raises:
-        ValueError: as ``failing_in_a_sentence``, and for a model that draws random numbers or has another output
-            when it is called again (looked at with two samples).
-    """
+    """Call a model; ValueError as ``failing_in_a_sentence``, and for a model that draws random numbers."""
     device = each_of(inputs)[0].device
     state, before = torch.get_rng_state(), _random_states(device)
-    few = of_each(inputs, lambda tensor: tensor[:2].detach().clone())
     out = answered(model, inputs)
     if before != _random_states(device):
         torch.set_rng_state(state)
         raise ValueError(
             "The model draws random numbers in evaluation mode (as F.dropout does without "
             "training=self.training), so scores would differ from call to call: switch that off."
-        )
-    if not _repeats(model, few):
-        raise ValueError(
-            "The model's output for the same inputs differs from call to call in evaluation mode, as with random "
-            "numbers of its own or a state that it keeps, and so would scores: switch that off."
         )
     return out
 
@@ -93,6 +82,15 @@ def _random_states(device: torch.device) -> list[Any]:
     states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
     others = pickle.dumps(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
     return [*(state.numpy().tobytes() for state in states), *others]
+
+
+def check_repeats(model: nn.Module, inputs: Inputs) -> None:
+    """Raise ValueError for a model whose output for a few inputs is another one when it is called again."""
+    if not _repeats(model, inputs):
+        raise ValueError(
+            "The model's output for the same inputs differs from call to call in evaluation mode, as with random "
+            "numbers of its own or a state that it keeps, and so would scores: switch that off."
+        )
 
 
 def _repeats(model: nn.Module, inputs: Inputs) -> bool:

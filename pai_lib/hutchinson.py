@@ -133,7 +133,7 @@ def hessian_row_norm(
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> batch = Batch(torch.eye(2), torch.arange(2))
     >>> norm, estimate = hessian_row_norm(model, batch), hutchinson_diag(model, batch)  # the same probes
-    >>> all(bool((norm[name] >= estimate[name].abs()).all()) for name in norm)
+    >>> all(bool((1.001 * norm[name] >= estimate[name].abs()).all()) for name in norm)  # up to rounding
     True
     """
     options: Any = {"temperature": temperature, "parameters": parameters, "generator": generator}

@@ -18,9 +18,19 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .batch import Batch, Inputs, as_batch, each_of, of_each
-from .calls import ByParameter, ValuesAlone, answered, evaluation_mode, first_called, plain, substituted
+from .calls import (
+    ByParameter,
+    ValuesAlone,
+    answered,
+    check_repeats,
+    evaluation_mode,
+    first_called,
+    plain,
+    substituted,
+)
 from .graph import REENTRANT, hides_weights, runs_own_functions
 from .models import check_logits, resolve_parameters
+from .operations import keeps_samples_apart
 from .parameters import count_of
 from .progress import Bar
 
@@ -36,6 +46,9 @@ ONCE = (
     "A function of the model forbids a second derivative (once_differentiable), and PyTorch would take it for "
     "zero: Hessians cannot be had of this model."
 )
+
+
+FEW = 8  # samples that are looked at where operations prove the rest
 
 
 class Problem:
@@ -74,30 +87,37 @@ class Problem:
         """f(x)/T for a slice of the samples, n×C; ``watch`` has the inputs take part in the graph."""
         if size(part) < self.samples:
             self.check_independent()
+        return self.watched_logits(part) if watch else self.logits_of(self.taken(part))
+
+    def watched_logits(self, part: slice) -> Tensor:
+        """f(x)/T for a slice of the samples, whose inputs take part in the graph."""
         self.watched = []
 
         def taken(tensor: Tensor) -> Tensor:
-            if not (watch and tensor.is_floating_point()):
+            if not tensor.is_floating_point():
                 return tensor[part].clone()  # a model may write into its input
             shift = torch.zeros_like(tensor[part], requires_grad=True)  # no leaf input: flop counters fail
             self.watched.append(get_gradient_edge(shift))
             return tensor[part] + shift
 
-        inputs = of_each(self.inputs, taken)
-        if not watch or self.independent:
-            return self.logits_of(inputs)
-        with ValuesAlone() as values:
-            logits = self.logits_of(inputs)
+        values = ValuesAlone()
+        logits = self.logits_of(of_each(self.inputs, taken), values)
         self.blind = values.found or runs_own_functions(logits)
         return logits
 
-    def logits_of(self, inputs: Inputs) -> Tensor:
-        """f(x)/T for any inputs n×…, n×C."""
-        count = len(each_of(inputs)[0])
+    def logits_of(self, inputs: Inputs, values: ValuesAlone | None = None) -> Tensor:
+        """f(x)/T for any inputs n×…, n×C; ``values`` looks at what the model does."""
+        count, seen = len(each_of(inputs)[0]), values or contextlib.nullcontext()
         if self.called:
-            return check_logits(answered(self.model, inputs), count) / self.temperature
+            with seen:
+                out = answered(self.model, inputs)
+            return check_logits(out, count) / self.temperature
         self.called = True
-        logits = check_logits(first_called(self.model, inputs), count, int(self.labels.max()))
+        few = of_each(inputs, lambda tensor: tensor[:2].detach().clone())
+        with seen:
+            out = first_called(self.model, inputs)
+        logits = check_logits(out, count, int(self.labels.max()))
+        check_repeats(self.model, few)
         if logits.shape[1] < 2:
             raise ValueError("The model has one output: a cross-entropy needs two classes at least.")
         if not bool(torch.isfinite(logits).all()):
@@ -107,13 +127,20 @@ class Problem:
     def check_independent(self) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once, at all of them.
 
-        It costs a forward pass: every sample is seen in two batches, of different companions, sizes and places.
+        Where operations do not prove it, it costs two forward passes: every sample is seen in two batches, of
+        different companions, sizes and places.
         """
         if self.independent or self.samples == 1:
             return
         self.independent = True
         if self.mixes_samples:
             raise ValueError(BATCH_STATISTICS)
+        before = self.watched, self.blind
+        logits = self.watched_logits(slice(0, min(FEW, self.samples)))
+        proved = not self.blind and keeps_samples_apart(logits, (), self.watched)
+        self.watched, self.blind = before
+        if proved:
+            return self.check_few(logits, 0)
         same = []
         for piece in chunks(self, max(2, default_chunk(self))):
             start = max(0, min(piece.start, piece.stop - 2))  # two samples at least
@@ -133,6 +160,10 @@ class Problem:
             raise ValueError(BATCH_STATISTICS)
         if self.blind or len(self.watched) < len(each_of(self.inputs)):
             return self.check_independent()
+        self.check_few(logits, start)
+
+    def check_few(self, logits: Tensor, start: int) -> None:
+        """Raise ValueError if logits, of samples from ``start`` on, are not what some have without others."""
         step = max(2, -(-len(logits) // 3))
         parts = [slice(i, len(logits), step) for i in range(2)]
         same = [self.agrees(logits[part], slice(start + part.start, start + part.stop, step)) for part in parts]

@@ -18,7 +18,7 @@ import torch
 from conftest import SPEC, files, quick, untimed
 from PIL import Image
 
-from pai_lib import criteria, provenance, runs
+from pai_lib import provenance, runs, scoring
 from pai_lib.criteria import CRITERIA
 from pai_lib.data import Dataset, load_data
 from pai_lib.draws import random_stream
@@ -448,7 +448,7 @@ def test_nothing_is_shared_with_a_run_for_which_it_would_be_wrong(change):
 def test_what_is_known_is_not_computed_again(monkeypatch):
     shared, spec = runs.Shared(), replace(CHEAP, criterion="hts")
     runs.perform(spec, load_data("digits"), torch.device("cpu"), shared=shared)
-    for place, name in ((runs, "warm_up"), (criteria, "hutchinson_diag"), (criteria, "gradient")):
+    for place, name in ((runs, "warm_up"), (scoring, "hutchinson_diag"), (scoring, "gradient")):
         monkeypatch.setattr(place, name, lambda *args, **options: pytest.fail("it was computed again"))
     again = replace(spec, sparsity=0.5, epochs=2, control="shuffle", criterion="hutchinson_pruning")
     runs.perform(again, load_data("digits"), torch.device("cpu"), shared=shared)
@@ -457,13 +457,13 @@ def test_what_is_known_is_not_computed_again(monkeypatch):
 def test_criteria_share_their_quantities(monkeypatch):
     counts = {}
     for name in ("fisher_diag", "hutchinson_diag", "exact_diag", "gradient"):
-        plain = getattr(criteria, name)
+        plain = getattr(scoring, name)
 
         def counted(*args, name=name, plain=plain, **options):
             counts[name] = counts.get(name, 0) + 1
             return plain(*args, **options)
 
-        monkeypatch.setattr(criteria, name, counted)
+        monkeypatch.setattr(scoring, name, counted)
     keys = "hutchinson_diag hutchinson_pruning hts fisher_diag fisher_pruning fts exact_diag exact_taylor".split()
     specs = [replace(CHEAP, criterion=key, sparsity=sparsity) for key in keys for sparsity in (0.8, 0.9)]
     shared = runs.Shared()
