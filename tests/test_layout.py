@@ -94,7 +94,7 @@ def test_no_file_is_long(path):
 def test_the_library_is_small():
     counts = {path.stem: code_lines(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
     assert sum(counts[name] for name in CORE) <= 980, counts
-    assert sum(counts[name] for name in DERIVATIVES) <= 980, counts
+    assert sum(counts[name] for name in DERIVATIVES) <= 1000, counts
     assert sum(counts.values()) <= 6550, counts
 
 
