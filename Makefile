@@ -20,7 +20,7 @@ book: $(READY)  ## execute missing or stale chapters, build the book, print wher
 
 test: $(READY)  ## every test: library, doctests, and the stored outputs of the notebooks
 	$(BIN)/python -m pytest -n 2
-	$(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
+	TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
 
 test-all: lint test book test-browser test-slow  ## everything
 	$(MAKE) gpu DEVICE=cpu QUICK=1

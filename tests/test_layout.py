@@ -95,7 +95,7 @@ def test_the_library_is_small():
     counts = {path.stem: code_lines(path.read_text("utf-8")) for path in PACKAGE.rglob("*.py")}
     assert sum(counts[name] for name in CORE) <= 980, counts
     assert sum(counts[name] for name in DERIVATIVES) <= 1000, counts
-    assert sum(counts.values()) <= 6550, counts
+    assert sum(counts.values()) <= 6560, counts
 
 
 def test_what_is_offered_exists():
