@@ -2,6 +2,7 @@
 
 import itertools
 import random
+import threading
 
 import numpy as np
 import pytest
@@ -233,6 +234,21 @@ def test_a_model_that_does_not_repeat_itself_is_refused(case, key):
     model = Net(forward, a=linear(), head=linear(4, 3)).double()
     with pytest.raises(ValueError, match=r"draws random numbers|differs from call to call"):
         pai.score(model, batch_of(6, 4), key)
+
+
+@pytest.mark.parametrize("draw", [random.random, np.random.random, lambda: torch.rand(1)])
+def test_a_draw_of_another_thread_is_not_the_model_s(draw):
+    def forward(net, x):
+        if others:
+            other = others.pop()
+            other.start()
+            other.join()
+        return net.head(net.a(x).relu())
+
+    others = [threading.Thread(target=draw)]
+    model, batch = Net(forward, a=linear(), head=linear(4, 3)).double(), batch_of(6, 4)
+    pai.fisher_diag(model, batch)
+    assert not others
 
 
 @pytest.mark.parametrize("estimator", [pai.gradient, pai.fisher_diag, pai.exact_diag, pai.hutchinson_diag])
