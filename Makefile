@@ -32,7 +32,7 @@ test-browser: book  ## the built pages in Chromium (Debian's package chromium, o
 
 test-slow: $(READY)  ## sweeps that are killed, Dask workers that die: minutes
 	$(INSTALL) -e '.[cluster]'
-	$(BIN)/python -m pytest -m slow -n 2 tests/test_killed_sweeps.py
+	$(BIN)/python -m pytest -m slow -n 2 tests/experiments/test_killed_sweeps.py
 
 mutants: $(READY)  ## change the core in one place at a time and see a test fail: SAMPLE=200 mutants of SEED=0, hours
 	$(BIN)/python tests/mutants.py --sample $(or $(SAMPLE),200) --seed $(or $(SEED),0)
@@ -57,7 +57,7 @@ links: $(READY)  ## open every link of the book: this alone needs the net
 	$(BIN)/jupyter-book build . --builder linkcheck -q
 
 picture: $(READY)  ## draw the README's figure from the committed records
-	$(BIN)/python -c "from pai_lib import Store, figures as f; f.use_style(); frame = Store().frame(); words, rows = f.protocols(frame[frame.dataset == 'cifar10'])[0]; \
+	$(BIN)/python -c "from pai_lib import Store; from pai_lib.analysis import figures as f; f.use_style(); frame = Store().frame(); words, rows = f.protocols(frame[frame.dataset == 'cifar10'])[0]; \
 	f.accuracy_against_sparsity(rows, words)[0].savefig('book/_static/readme.png', bbox_inches='tight', dpi=130)"
 
 clean:  ## remove built pages and executed chapters; keeps .venv, data, results and your runs

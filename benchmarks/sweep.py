@@ -21,8 +21,8 @@ import torch
 from measure import machine, save
 
 import pai_lib as pai
-from pai_lib import sweep as engine
-from pai_lib.checkpoints import Checkpoint
+from pai_lib.experiments import sweep as engine
+from pai_lib.training.checkpoint import Checkpoint
 
 RUN = 30.0  # seconds of the run that the overhead is compared with
 EPOCHS = 160  # values of a curve

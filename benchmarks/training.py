@@ -34,7 +34,7 @@ from torch.utils.data import DataLoader
 from torchvision import transforms
 
 import pai_lib as pai
-from pai_lib.training import TrainingStoppedError
+from pai_lib.training.loop import TrainingStoppedError
 
 CPU = {
     "plain": "plain loop, float32, two workers",

@@ -1,18 +1,23 @@
 """Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
 
-from . import datasets  # noqa: F401 (it registers what it holds)
-from .batch import Batch
-from .checkpoints import load_mask, save_mask
-from .choices import check_parameters
-from .criteria import CRITERIA, Criterion, criterion
-from .curvature import exact_diag, fisher_diag, ggn_diag
-from .data import Dataset, check_data, dataset_names, load_data
-from .derivatives import gradient, hessian_vector_product, synaptic_flow
+from .book.choices import check_parameters
+from .curvature.derivatives import gradient, hessian_vector_product, synaptic_flow
+from .curvature.diagonals import exact_diag, fisher_diag, ggn_diag
+from .curvature.hutchinson import hessian_row_norm, hutchinson_diag
+from .curvature.parameters import prunable
+from .data import builtin  # noqa: F401 (it registers what it holds)
+from .data.batch import Batch
+from .data.loading import Dataset, check_data, dataset_names, load_data
+from .data.streams import ImageStream
 from .draws import random_stream
-from .exports import to_torch_prune
-from .hutchinson import hessian_row_norm, hutchinson_diag
-from .inspection import effective_sparsity, flops_left
-from .masks import (
+from .experiments.records import Record, Store, records_frame
+from .experiments.run import Shared, run
+from .experiments.spec import RunSpec
+from .models import build_model, model_names
+from .pruning.criteria import CRITERIA, Criterion, criterion, criterion_label
+from .pruning.files import load_mask, save_mask, to_torch_prune
+from .pruning.inspection import effective_sparsity, flops_left
+from .pruning.masks import (
     apply_mask,
     collapsed_layers,
     invert_scores,
@@ -24,14 +29,10 @@ from .masks import (
     shuffle_within_layers,
     sparsity_of,
 )
-from .models import build_model, model_names, prunable
-from .ranking import SparsityWarning, TiedScoresWarning, make_mask
-from .records import Record, Store, records_frame
-from .runs import Shared, run
-from .scoring import score, score_many
-from .spec import RunSpec
-from .streams import ImageStream
-from .training import evaluate, train, warm_up
+from .pruning.ranking import SparsityWarning, TiedScoresWarning, make_mask
+from .pruning.scoring import score, score_many
+from .training.device import resolve_device
+from .training.loop import evaluate, train, warm_up
 
 __version__ = "0.1.0"
 
@@ -53,6 +54,7 @@ __all__ = [
     "check_parameters",
     "collapsed_layers",
     "criterion",
+    "criterion_label",
     "dataset_names",
     "effective_sparsity",
     "evaluate",
@@ -76,6 +78,7 @@ __all__ = [
     "random_stream",
     "rank_correlation",
     "records_frame",
+    "resolve_device",
     "run",
     "save_mask",
     "score",

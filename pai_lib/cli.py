@@ -20,19 +20,19 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
-from pai_lib import book
-from pai_lib.campaigns import read_campaign, show_plan
-from pai_lib.chapters import PROFILES, find_root
-from pai_lib.checkpoints import write_whole
-from pai_lib.criteria import CRITERIA
-from pai_lib.data import check_data, dataset_names, load_data
-from pai_lib.listing import list_chapters
-from pai_lib.parameters import closest
-from pai_lib.records import Store, records_csv
-from pai_lib.runs import criterion_label, resolve_device, run
-from pai_lib.settings import keep_freed_memory
-from pai_lib.spec import RunSpec
-from pai_lib.sweep import sweep
+from .book import building as book
+from .book.chapters import PROFILES, find_root
+from .book.listing import list_chapters
+from .data.loading import check_data, dataset_names, load_data
+from .experiments.campaign import read_campaign, show_plan
+from .experiments.records import Store, records_csv
+from .experiments.run import run
+from .experiments.spec import RunSpec
+from .experiments.sweep import sweep
+from .files import write_whole
+from .names import closest
+from .pruning.criteria import CRITERIA, criterion_label
+from .training.device import keep_freed_memory, resolve_device
 
 
 def add_book(commands: argparse._SubParsersAction) -> None:
@@ -257,7 +257,7 @@ def _is_meant(error: Exception) -> bool:
         at = at.tb_next
     if at is None or dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] != "RAISE_VARARGS":
         return False
-    return isinstance(error, ValueError) or Path(at.tb_frame.f_code.co_filename).parent == Path(__file__).parent
+    return isinstance(error, ValueError) or Path(__file__).parent in Path(at.tb_frame.f_code.co_filename).parents
 
 
 def main(argv: Sequence[str] | None = None) -> int:

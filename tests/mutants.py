@@ -35,8 +35,9 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOUND = ROOT / "_build" / "mutants"
 CORE = (
-    "adjoints checkpoints criteria curvature derivatives graph masks models provenance ranking runs spec "
-    "training verdicts"
+    "curvature/adjoints curvature/diagonals curvature/derivatives curvature/graph models pruning/criteria "
+    "pruning/masks pruning/ranking training/checkpoint training/loop experiments/provenance experiments/run "
+    "experiments/spec analysis/verdicts"
 ).split()
 # These start processes, which would not run the mutant, build pages, or are about other files.
 LEFT_OUT = (
@@ -261,7 +262,9 @@ def attempt(copy: Path, names: list[str]) -> int:
 
 
 def test_files(copy: Path) -> list[str]:
-    tests = [p for p in sorted((copy / "tests").glob("test_*.py")) if p.stem.removeprefix("test_") not in LEFT_OUT]
+    tests = [
+        p for p in sorted((copy / "tests").rglob("test_*.py")) if p.stem.removeprefix("test_") not in LEFT_OUT
+    ]
     return [str(path.relative_to(copy)) for path in [*tests, *(copy / "pai_lib" / f"{name}.py" for name in CORE)]]
 
 
@@ -272,7 +275,7 @@ def digest(*paths: Path) -> str:
 def covered(copy: Path) -> dict[str, dict]:
     """Return the tests with their seconds and lines; files whose tests were recorded before are not run again."""
     tests: dict[str, dict] = {}
-    library = digest(*sorted((copy / "pai_lib").glob("*.py")), copy / "tests" / "conftest.py")
+    library = digest(*sorted((copy / "pai_lib").rglob("*.py")), copy / "tests" / "conftest.py")
     for file in test_files(copy):
         path = FOUND / f"{Path(file).stem}-{digest(copy / file)}-{library}.json"
         if not path.is_file():
@@ -295,7 +298,7 @@ def may_notice(mutant: Mutant, tests: dict[str, dict], limit: float) -> dict[str
     order = []
     for name in sorted(hit, key=lambda name: hit[name]):
         turns[function := name.partition("[")[0]] += 1
-        elsewhere = not name.startswith(f"tests/test_{mutant.module}.py")
+        elsewhere = f"test_{Path(mutant.module).name}.py" not in name
         order.append((elsewhere, turns[function], hit[name], name))
     chosen, total = {}, 0.0
     for *_, seconds, name in sorted(order):

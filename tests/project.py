@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from pai_lib import book
+from pai_lib.book import building as book
 
 nbformat = pytest.importorskip("nbformat")
 pytest.importorskip("papermill")

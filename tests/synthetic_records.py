@@ -4,7 +4,7 @@ import random
 from dataclasses import replace
 
 from pai_lib import CRITERIA, RunSpec
-from pai_lib.records import Record, Store
+from pai_lib.experiments.records import Record, Store
 
 PLAIN = RunSpec(width=16, epochs=12, batch_size=128, lr=0.1, precision="bf16", train_fraction=0.2)
 FAILURE = {"reason": 'The loss is nan, "not a number", in epoch 2.', "where": "training, epoch 2"}

@@ -12,10 +12,11 @@ import pytest
 import torch
 
 import pai_lib
-from pai_lib import cli, runs
-from pai_lib.criteria import CRITERIA
-from pai_lib.records import Store
-from pai_lib.spec import RunSpec
+from pai_lib import cli
+from pai_lib.experiments import run as runs
+from pai_lib.experiments.records import Store
+from pai_lib.experiments.spec import RunSpec
+from pai_lib.pruning.criteria import CRITERIA
 
 QUICK = (
     "run --dataset digits --model resnet8 --width 2 --criterion snip --sparsity 0.9 --samples-per-class 2 "

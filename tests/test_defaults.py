@@ -7,7 +7,7 @@ import torch
 from conftest import batch_of, flat
 
 import pai_lib as pai
-from pai_lib.runs import perform
+from pai_lib.experiments.run import perform
 
 SCORED = {"temperature": 1.0, "parameters": "prunable", "chunk": None}
 DEFAULTS = {

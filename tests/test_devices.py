@@ -21,9 +21,9 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pai_lib as pai
-from pai_lib import runs
-from pai_lib.checkpoints import Checkpoint
-from pai_lib.training import TrainingStoppedError
+from pai_lib.experiments import run as runs
+from pai_lib.training.checkpoint import Checkpoint
+from pai_lib.training.loop import TrainingStoppedError
 
 # --- what is asked of each model
 

@@ -16,9 +16,9 @@ from own_models import MODELS, seeded
 from torch import nn
 
 import pai_lib as pai
-from pai_lib import runs
-from pai_lib.checkpoints import Checkpoint
-from pai_lib.training import TrainingStoppedError
+from pai_lib.experiments import run as runs
+from pai_lib.training.checkpoint import Checkpoint
+from pai_lib.training.loop import TrainingStoppedError
 
 DEVICE = torch.device(os.environ.get("PAI_TEST_DEVICE", "cuda"))
 CUDA = DEVICE.type == "cuda"

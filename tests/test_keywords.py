@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pai_lib as pai
-from pai_lib.parameters import checked_keywords
-from pai_lib.scoring import ScoreOptions
+from pai_lib.names import checked_keywords
+from pai_lib.pruning.scoring import ScoreOptions
 
 MISSPELT = {
     "prune": ("proges", "progress"),

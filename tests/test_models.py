@@ -8,7 +8,8 @@ from conftest import batch_of
 from torch import nn
 
 import pai_lib as pai
-from pai_lib.models import build_model, model_names, prunable, resolve_parameters
+from pai_lib.curvature.parameters import prunable, resolve_parameters
+from pai_lib.models import build_model, model_names
 
 CHANNELS = {"resnet": (1, 2, 4, 8), "vgg": (1, 2, 4, 8, 8)}
 RESNETS = {

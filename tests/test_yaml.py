@@ -9,9 +9,9 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pai_lib.campaigns import read_campaign
-from pai_lib.chapters import load_chapters
-from pai_lib.parameters import load_yaml
+from pai_lib.book.chapters import load_chapters
+from pai_lib.experiments.campaign import read_campaign
+from pai_lib.files import load_yaml
 
 BASE = "dataset: digits, model: resnet8, width: 2, criterion: snip, epochs: 1, sparsity: 0.9"
 ROOT = Path(__file__).parents[1]

@@ -19,7 +19,8 @@ STAMP = "chapters.sha256"  # in Sphinx's cache folder: the chapters it was made 
 def execute(app: Sphinx, config: Config) -> None:
     """Execute what is missing or stale, then forget what Sphinx remembers of older chapters."""
     try:
-        from pai_lib import book, chapters
+        from pai_lib.book import building as book
+        from pai_lib.book import chapters
     except ImportError as error:
         raise ExtensionError(f"{error}: install the project first, pip install -e '.[book]'") from error
     root = Path(app.srcdir)
@@ -43,7 +44,7 @@ def execute(app: Sphinx, config: Config) -> None:
 
 def remember(app: Sphinx, exception: Exception | None) -> None:
     """Note which chapters the pages were built from."""
-    from pai_lib import chapters
+    from pai_lib.book import chapters
 
     if exception is None:
         (Path(app.doctreedir) / STAMP).write_text(chapters.chapters_digest(Path(app.srcdir)))

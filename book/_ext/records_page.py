@@ -37,9 +37,9 @@ def page_data(root: Path) -> tuple[dict, list]:
     Args:
         root: the folder of records; it may be empty or absent.
     """
-    from pai_lib import figures
-    from pai_lib.records import RecordWarning, Store, full_frame
-    from pai_lib.runs import criterion_label
+    from pai_lib.analysis import figures
+    from pai_lib.experiments.records import RecordWarning, Store, full_frame
+    from pai_lib.pruning.criteria import criterion_label
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecordWarning)
@@ -63,8 +63,8 @@ def page_data(root: Path) -> tuple[dict, list]:
 
 def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
     """Return one entry a protocol and warm-up, with the numbers that ``figures.summarize`` gives for it."""
-    from pai_lib import figures
-    from pai_lib.verdicts import PROTOCOL
+    from pai_lib.analysis import figures
+    from pai_lib.analysis.verdicts import PROTOCOL
 
     found = [rows for _, rows in figures.protocols(frame)]
     found.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))  # real images come first
@@ -93,8 +93,8 @@ def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
 
 def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
-    from pai_lib.records import data_note
-    from pai_lib.verdicts import PROTOCOL
+    from pai_lib.analysis.verdicts import PROTOCOL
+    from pai_lib.experiments.records import data_note
 
     words = []
     for how in kinds:
@@ -126,7 +126,7 @@ def outline(marker: str) -> str:
 
 def write_data(app: Sphinx) -> None:
     """Write what the page needs, in place of what an earlier build wrote."""
-    from pai_lib.records import Store, records_csv, records_frame
+    from pai_lib.experiments.records import Store, records_csv, records_frame
 
     if app.builder.format != "html" or not (Path(app.srcdir) / f"{PAGE}.md").is_file():
         return

@@ -13,7 +13,7 @@ import pytest
 from synthetic_records import write_records
 
 from pai_lib import CRITERIA
-from pai_lib.records import Store
+from pai_lib.experiments.records import Store
 
 pytest.importorskip("jupyter_book")
 
@@ -267,7 +267,7 @@ def test_downloads_hold_what_is_shown(page, frame):
 def test_criteria_look_as_in_the_other_figures(page):
     from matplotlib.colors import to_hex
 
-    from pai_lib.figures import criterion_styles
+    from pai_lib.analysis.figures import criterion_styles
 
     for key, style in criterion_styles().items():
         mark = page.locator(f'#records-plot [data-point^="{key} "]').first

@@ -1,0 +1,1 @@
+"""Analysis of records: verdicts and figures."""

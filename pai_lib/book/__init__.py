@@ -1,0 +1,1 @@
+"""The book: parameters of notebooks, chapters, execution, pages."""

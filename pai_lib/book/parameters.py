@@ -1,0 +1,164 @@
+"""Names and values that a user gives, checked; above all the parameters of a notebook.
+
+They are declared in its first code cell and checked before and while it runs.
+
+The cell has the tag ``parameters`` and holds annotated literals, ``hidden: int = 16  # units [at least 1]``: the
+meaning and, where `RunSpec` has no field of that name to say it, the bounds.
+"""
+
+from __future__ import annotations
+
+import ast
+import contextlib
+import json
+import types
+import typing
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ..names import nearest
+
+INJECTED = "# Parameters"  # first line of the cell that papermill injects
+_TYPES = {"bool": bool, "int": int, "float": float, "str": str, "list": list}
+
+
+@dataclass(frozen=True)
+class Parameter:
+    """One parameter of a notebook: ``name: annotation = default  # help``."""
+
+    name: str
+    annotation: str
+    default: Any
+    help: str
+
+
+def kind_of(annotation: str) -> Any:
+    """Return the type that an annotation names: bool, int, float, str, list of these, or a union."""
+    try:
+        kind = eval(annotation, {"__builtins__": {}}, _TYPES)
+    except Exception:
+        kind = None
+    if not isinstance(kind, type | types.GenericAlias | types.UnionType):
+        raise ValueError(f"annotation {annotation!r}: use bool, int, float, str, list[...] or '... | None'")
+    return kind
+
+
+def _fit(value: Any, kind: Any) -> Any:
+    """Return `value` as a `kind` (an int may stand for a float), or raise TypeError."""
+    if isinstance(kind, types.UnionType):
+        for arm in typing.get_args(kind):
+            with contextlib.suppress(TypeError):
+                return _fit(value, arm)
+    elif isinstance(value, list) and (kind is list or typing.get_origin(kind) is list):
+        return [_fit(item, arm) for item in value for arm in typing.get_args(kind)] or list(value)
+    elif kind is float and type(value) is int:
+        return float(value)
+    elif type(value) is kind:  # not isinstance: a bool is no int
+        return value
+    raise TypeError
+
+
+def _read(text: str, kind: Any) -> Any:
+    """Return the text of a command line as a `kind`, or raise ValueError.
+
+    YAML only splits lists here, since to YAML 1.1 ``1e-3`` is a string and ``010`` is eight.
+    """
+    if isinstance(kind, types.UnionType):
+        arms = sorted(typing.get_args(kind), key=lambda arm: arm is str)  # any text is a str: try it last
+        if types.NoneType in arms and text in ("null", "None", "~"):
+            return None
+        for arm in arms:
+            with contextlib.suppress(ValueError):
+                return _read(text, arm)
+    elif typing.get_origin(kind) is list:
+        try:
+            items = yaml.load(text, Loader=yaml.BaseLoader)
+        except yaml.YAMLError:
+            items = None
+        if isinstance(items, list) and all(isinstance(item, str) for item in items):
+            return [_read(item, typing.get_args(kind)[0]) for item in items]
+    elif kind is bool and text.lower() in ("true", "false"):
+        return text.lower() == "true"
+    elif kind in (int, float, str):
+        return kind(text)
+    raise ValueError(text)
+
+
+def text_of(value: Any) -> str:
+    """Return `value` as `_read` takes it on a command line."""
+    if isinstance(value, str):
+        return value
+    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).splitlines()[0]
+
+
+def checked(values: Mapping[str, Any], annotations: Mapping[str, str], where: str) -> dict[str, Any]:
+    """Return `values` as their declared types; ValueError for an unknown name or a wrong type."""
+    result = {}
+    for name, value in values.items():
+        if name not in annotations:
+            raise ValueError(f"{where}: no parameter is named {name!r}; {nearest(name, annotations)}")
+        try:
+            result[name] = _fit(value, kind_of(annotations[name]))
+        except TypeError:
+            given = f"{value!r} ({type(value).__name__})"
+            raise ValueError(f"{where}: {name} must be {annotations[name]}, not {given}") from None
+    return result
+
+
+def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> dict[str, Any]:
+    """Return the values of ``name=value`` texts, read as the types that the notebook declares.
+
+    >>> parse_overrides(["lr=1e-3"], {"lr": Parameter("lr", "float", 0.1, "step size")})
+    {'lr': 0.001}
+    """
+    values: dict[str, Any] = {}
+    for pair in pairs:
+        name, equals, text = pair.partition("=")
+        if not equals:
+            raise ValueError(f"-p {pair}: write name=value")
+        if name in values:
+            raise ValueError(f"-p {pair}: {name} is given twice, first as {text_of(values[name])}")
+        if name not in declared:
+            raise ValueError(f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}")
+        annotation = declared[name].annotation
+        try:
+            values[name] = _read(text, kind_of(annotation))
+        except ValueError:
+            example = text_of(declared[name].default)
+            raise ValueError(f"-p {pair}: {name} must be {annotation}, for example {name}={example}") from None
+    return values
+
+
+def notebook_parameters(path: Path) -> dict[str, Parameter]:
+    """Return the parameters that a notebook declares in its first code cell, tagged ``parameters``."""
+    cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    cell = next((cell for cell in cells if cell["cell_type"] == "code"), None)
+    if cell is None or "parameters" not in cell["metadata"].get("tags", []):
+        raise ValueError(f"{path.name}: the first code cell must have the tag 'parameters'")
+    source, declared = "".join(cell["source"]), {}
+    try:
+        nodes = ast.parse(source).body
+    except SyntaxError as error:
+        raise ValueError(f"{path.name}, parameters cell, line {error.lineno}: {error.msg}") from None
+    for node in nodes:
+        line = f"{path.name}, parameters cell, line {node.lineno}"
+        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or not node.value:
+            raise ValueError(f"{line}: write name: type = default  # help")
+        name, annotation = node.target.id, ast.unparse(node.annotation)
+        try:
+            default = ast.literal_eval(node.value)
+        except ValueError:
+            raise ValueError(f"{line}: the default of {name} must be a literal") from None
+        default = checked({name: default}, {name: annotation}, line)[name]
+        declared[name] = Parameter(name, annotation, default, comment_after(source, node))
+    return declared
+
+
+def comment_after(source: str, node: ast.stmt) -> str:
+    """Return the text of the comment behind a statement of a cell."""
+    rest = source.split("\n")[(node.end_lineno or 0) - 1].encode()[node.end_col_offset or 0 :]  # ast counts bytes
+    return rest.decode().partition("#")[2].strip()

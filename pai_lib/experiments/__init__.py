@@ -1,0 +1,1 @@
+"""Experiments: what a run is, how it is done, what is recorded, and many of them."""

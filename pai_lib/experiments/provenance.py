@@ -1,0 +1,101 @@
+"""What made a result: revision, versions, device; and the section of a page that says so."""
+
+from __future__ import annotations
+
+import ctypes
+import datetime
+import gc
+import importlib.metadata
+import subprocess
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from ..training.loop import compiled
+
+LIBRARY = Path(__file__).resolve().parents[1]
+
+
+def version(package: str) -> str:
+    """Return the installed version of a distribution, without importing it."""
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "(not installed)"
+
+
+def device_name(device: str | torch.device) -> str:
+    """Return the name of a GPU, or "CPU" with the processor's own name where the system tells it."""
+    if torch.device(device).type == "cuda":
+        return torch.cuda.get_device_name(device)
+    try:
+        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return "CPU"
+    return f"CPU ({name})"
+
+
+@cache
+def git_revision(folder: Path = LIBRARY) -> tuple[str, bool | None]:
+    """Return the revision of a folder and whether it has local changes; by default, of this library's.
+
+    It is ``("unknown", None)`` for a folder that git does not track, such as an installed copy of the library
+    that merely lies within some repository.
+    """
+
+    def git(*words: str) -> str:
+        command = ["git", "--no-optional-locks", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        git("ls-files", "--error-unmatch", "--", ".")
+        return git("rev-parse", "--short=12", "HEAD"), bool(git("status", "--porcelain", "--", "."))
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown", None
+
+
+def now() -> str:
+    """Time in UTC, to the second."""
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
+
+
+def run_provenance(device: torch.device, precision: str, started: str, resumed: list[dict]) -> dict:
+    """What made a record: revision, versions, device, times; and the same of the pieces before the last one."""
+    revision, dirty = git_revision()
+    return {
+        "git": revision,
+        "dirty": dirty,
+        "pai_lib": version("pai-lib"),
+        "torch": torch.__version__,
+        "device": device_name(device),
+        "threads": torch.get_num_threads(),
+        "precision": precision,
+        "started": started,
+        "finished": now(),
+        **({"compiled": True} if compiled() else {}),
+        **({"resumed": resumed} if resumed else {}),
+    }
+
+
+def reset_peak_memory(device: torch.device) -> bool:
+    """Have the peak of memory begin anew, without what is no longer used; False where the system cannot."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+        return True
+    gc.collect()
+    try:
+        ctypes.CDLL("libc.so.6").malloc_trim(0)  # glibc keeps what an earlier run has freed
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: proc_pid_clear_refs(5)
+    except (OSError, AttributeError):
+        return False
+    return True
+
+
+def peak_memory(device: torch.device) -> int:
+    """Return the most bytes since the reset: that tensors took on a GPU, and that the process took on a CPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) * 1024

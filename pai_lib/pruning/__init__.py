@@ -1,0 +1,1 @@
+"""Pruning: criteria, scores, masks, and what a mask leaves of a network."""

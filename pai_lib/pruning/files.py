@@ -1,0 +1,122 @@
+"""A mask in the form of PyTorch's own pruning."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+from torch.nn.utils import prune as torch_prune
+from torch.utils._pytree import tree_leaves
+
+from ..curvature.calls import ByParameter
+from ..files import plain_copy, write_whole
+from .masks import check_bools, check_mask
+
+
+def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
+    """Attach a mask in the form of ``torch.nn.utils.prune``: ``weight_orig`` and ``weight_mask``.
+
+    The model computes what it does after ``apply_mask``, in training too. A weight that several modules share gets
+    its mask in each; a module that uses weights of those inside it without calling them, as attention does,
+    computes them anew before it runs.
+
+    Raises:
+        ValueError: before anything is attached, for a mask that does not fit, and for a weight that is pruned or
+            parametrized already, or that is held elsewhere too, where the mask would not reach it.
+    """
+    check_mask(model, mask)
+    parameters = dict(model.named_parameters())
+    owners = {name: _owners(model, name, parameters[name]) for name in mask}
+    for name, kept in mask.items():
+        for module, attribute in owners[name]:
+            torch_prune.custom_from_mask(module, attribute, kept.to(parameters[name].device))
+            hooks: Any = module._forward_pre_hooks
+            hooks.move_to_end(next(reversed(hooks)), last=False)  # others may read the weight
+    pruned = {module for places in owners.values() for module, _ in places}
+    for module in model.modules():
+        above = any(inner in pruned for inner in module.modules() if inner is not module)
+        if above and type(module) not in (nn.Sequential, nn.ModuleList, nn.ModuleDict):  # these only call
+            module.register_forward_pre_hook(_prune_inside, prepend=True)
+    return model
+
+
+def _prune_inside(module: nn.Module, inputs: Any) -> None:
+    """Do what the pruning hooks of the modules inside would do when those were called."""
+    for inner in module.modules():
+        for hook in inner._forward_pre_hooks.values() if inner is not module else ():
+            if isinstance(hook, torch_prune.BasePruningMethod):
+                hook(inner, inputs)
+
+
+def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Module, str]]:
+    """All places that hold a parameter; an error where a mask would not reach it."""
+    places = []
+    for path, module in model.named_modules():
+        fixed = isinstance(module, torch.jit.ScriptModule | parametrize.ParametrizationList)
+        if fixed and any(tensor is parameter for tensor in module.parameters()):
+            raise ValueError(f"{name!r} is in a {type(module).__name__}, where torch cannot prune it.")
+        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
+            other = f"{path}.{attribute}".lstrip(".")
+            if tensor is parameter:
+                places.append((module, attribute))
+            elif tensor is not None and _overlap(tensor, parameter):
+                raise ValueError(f"{name!r} shares its memory with {other!r}: make them one parameter first.")
+        for attribute, value in vars(module).items():
+            followed = attribute in (
+                "_parameters",
+                "_buffers",
+                "_flat_weights",
+            )  # the last an RNN's, which keeps up
+            if not followed and any(leaf is parameter for leaf in tree_leaves(value)):
+                other = f"{path}.{attribute}".lstrip(".")
+                raise ValueError(f"{name!r} is also held in {other!r}, where its mask would not reach it.")
+    if any(f"{attribute.removesuffix('_orig')}_mask" in module._buffers for module, attribute in places):
+        raise ValueError(f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove.")
+    return places
+
+
+def _overlap(first: Tensor, second: Tensor) -> bool:
+    if first.untyped_storage()._cdata != second.untyped_storage()._cdata:
+        return False
+    starts = [int(tensor.storage_offset()) for tensor in (first, second)]
+    return starts[0] < starts[1] + second.numel() and starts[1] < starts[0] + first.numel()
+
+
+def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -> None:
+    """Write a mask to one safetensors file, whole or not at all.
+
+    Args:
+        mask: ``{parameter name: bool tensor}``, True = kept.
+        path: of the file; its folder is made if need be.
+        **about: what to say of it, such as ``criterion="snip", sparsity=0.9``: kept as text in the file's header,
+            where ``safetensors.safe_open(path, "pt").metadata()`` finds it.
+
+    Raises:
+        ValueError: for what is no mask.
+        OSError: for a path that cannot be written.
+
+    >>> save_mask({"fc.weight": torch.tensor([[True, False]])}, getfixture("tmp_path") / "mask.safetensors")
+    >>> load_mask(getfixture("tmp_path") / "mask.safetensors")
+    {'fc.weight': tensor([[ True, False]])}
+    """
+    check_bools(mask, "This mask")
+    plain = {name: plain_copy(kept) for name, kept in mask.items()}
+    write_whole(Path(path), save(plain, {name: str(value) for name, value in about.items()}))
+
+
+def load_mask(path: str | Path) -> dict[str, Tensor]:
+    """Read the mask that `save_mask` wrote, on the CPU; whether it fits a model is checked where it is used.
+
+    Raises ValueError for a file that holds no mask, OSError for one that cannot be read.
+    """
+    try:
+        mask = load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is not a safetensors file: {error}.") from None
+    check_bools(mask, f"{path}: what it holds")
+    return mask

@@ -1,0 +1,148 @@
+"""What a call changes of a model or of PyTorch, and gives back at its end: modes, layout, random states."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ..curvature.calls import evaluation_mode
+from ..draws import random_stream
+
+
+@functools.cache
+def keep_freed_memory() -> None:
+    """Have glibc keep what a step has freed for the next one, which else gets large tensors anew, page by page.
+
+    It cost up to a third of the time of a step on a CPU; the price is a process that stays as large as it was. It
+    cannot be given back, so it is for the processes of the command line, and never for a user's own.
+    """
+    with contextlib.suppress(OSError, AttributeError):  # not on other systems
+        for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no mapping; M_TRIM_THRESHOLD: return nothing
+            ctypes.CDLL("libc.so.6").mallopt(parameter, value)
+
+
+@contextlib.contextmanager
+def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
+    """Make what a model draws itself depend on a seed, and give the global random states back at the end."""
+    devices = list({parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"})
+    drawn = random_stream(seed, "model").initial_seed()
+    with torch.random.fork_rng(devices):
+        torch.default_generator.manual_seed(drawn)
+        for device in devices:
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(drawn)
+        yield
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Set a model up for forward passes alone: evaluation mode, no gradients, no autocast."""
+    kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} or {"cpu"}
+    with contextlib.ExitStack() as stack, torch.no_grad(), own_draws(model, seed), evaluation_mode(model):
+        for kind in kinds - {"meta"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        yield
+
+
+@contextlib.contextmanager
+def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
+    """Set a model up to be trained; yield what brings its inputs into the layout that it computes in.
+
+    At the end modes and layout are as before, each parameter is in its own storage again, and no gradient is left.
+    """
+    fast, fit = fits_channels_last(model), fitting(model)
+    kernels = _kernels(model) if fast else []
+    storages = [kernel.data for kernel in kernels]
+
+    def laid_out(inputs: Any) -> Any:
+        images = fast and isinstance(inputs, Tensor) and inputs.ndim == 4  # N×C×H×W
+        return fit(inputs.contiguous(memory_format=torch.channels_last) if images else inputs)
+
+    with torch.inference_mode(False), torch.enable_grad(), own_draws(model, seed), evaluation_mode(model):
+        model.train()
+        try:
+            in_channels_last(model)
+            yield laid_out
+        finally:
+            model.zero_grad()
+            for kernel, storage in zip(kernels, storages, strict=True):
+                _replace(kernel, storage.copy_(kernel.data))
+
+
+def fits_channels_last(model: nn.Module) -> bool:
+    """Whether a model may compute in channels_last, in which convolutions are faster on CPU and GPU alike.
+
+    It may if every module is PyTorch's, torchvision's or of this library: those of others may flatten by ``view``,
+    which that layout forbids. Two kernels in one storage would come apart.
+    """
+    known = all(
+        f"{type(module).__module__}.".startswith(("torch.nn.modules.", "torchvision.", "pai_lib."))
+        and "forward" not in vars(module)
+        for module in model.modules()
+    )
+    pairs = itertools.combinations(_kernels(model), 2)
+    return known and not any(first.is_set_to(second) for first, second in pairs)
+
+
+def in_channels_last(model: nn.Module) -> nn.Module:
+    """Bring a model into channels_last, if it may be, to stay so."""
+    for kernel in _kernels(model) if fits_channels_last(model) else []:
+        _replace(kernel, kernel.data.to(memory_format=torch.channels_last))
+    return model
+
+
+def _kernels(model: nn.Module) -> list[nn.Parameter]:
+    return [parameter for parameter in model.parameters() if parameter.ndim == 4]
+
+
+def _replace(parameter: nn.Parameter, tensor: Tensor) -> None:
+    """Give a parameter another tensor to hold its numbers; it stays the same object."""
+    if type(parameter) is nn.Parameter:
+        parameter.data = tensor
+    else:  # a subclass may hold them elsewhere, where .data does not reach
+        torch.utils.swap_tensors(parameter, nn.Parameter(tensor, parameter.requires_grad))
+
+
+def fitting(model: nn.Module) -> Callable[[Any], Any]:
+    """What moves inputs to the model's one device and makes images its one floating-point type."""
+    devices = {parameter.device for parameter in model.parameters()}
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.is_floating_point()}
+    device = devices.pop() if len(devices) == 1 else None
+    dtype = dtypes.pop() if len(dtypes) == 1 else None
+
+    def fit(inputs: Any) -> Any:
+        if isinstance(inputs, Mapping):
+            return {name: fit(value) for name, value in inputs.items()}
+        if isinstance(inputs, tuple):
+            return tuple(map(fit, inputs))
+        if not isinstance(inputs, Tensor):
+            return inputs
+        return inputs.to(device=device, dtype=dtype if inputs.is_floating_point() else None)
+
+    return fit
+
+
+def resolve_device(device: str | torch.device | None = None) -> torch.device:
+    """The device asked for, or CUDA where there is one and the CPU elsewhere.
+
+    Raises:
+        ValueError: if CUDA is asked for where there is none; there is no silent fall-back.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(device)
+        if device.type not in ("cpu", "cuda"):
+            raise RuntimeError
+    except RuntimeError:
+        raise ValueError(f'device="{device}": it must be "cpu" or "cuda".') from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError('device="cuda": PyTorch finds no CUDA device here; use device="cpu".')
+    return device

@@ -1,0 +1,201 @@
+"""Figures say what the numbers say; a criterion looks the same everywhere and unlike any other."""
+
+import base64
+import io
+from xml.etree import ElementTree
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import pai_lib as pai
+from pai_lib.analysis import figures
+from pai_lib.pruning import criteria
+
+mpl.use("Agg")
+plt = figures.plt
+
+
+@pytest.fixture
+def frame():
+    """Three seeds of two criteria at two sparsities, and one dense network, as records tell it."""
+    base = pd.DataFrame([{**pai.RunSpec().to_dict(), "train_images": 50_000, "fingerprint": "8e" * 32}])
+    rows = [("dense", 0.0, 0, 0.9)]
+    rows += [("snip", s, seed, 0.8 - s / 10 + seed / 100) for s in (0.9, 0.98) for seed in range(3)]
+    rows += [("random", s, seed, 0.5) for s in (0.9, 0.98) for seed in range(3)]
+    cells = [dict(zip(("criterion", "sparsity", "seed", "test_accuracy"), row, strict=True)) for row in rows]
+    return pd.concat([base.assign(**cell) for cell in cells], ignore_index=True)
+
+
+def test_every_criterion_has_a_look_of_its_own():
+    looks = [tuple(style.values()) for style in figures.criterion_styles().values()]
+    assert len(set(looks)) == len(looks) == len(pai.CRITERIA) + 1  # and the dense network
+
+
+def test_a_new_criterion_gets_a_look_without_a_line_here(monkeypatch):
+    monkeypatch.setattr(criteria, "CRITERIA", {**pai.CRITERIA})
+    monkeypatch.setattr(figures, "CRITERIA", criteria.CRITERIA)
+    before = figures.criterion_styles()
+    pai.criterion("squared", "SQ", "Squared", "g^2", "lee2019")(lambda gradient: gradient**2)
+    after = figures.criterion_styles()
+    assert after["squared"]["color"] == before["snip"]["color"]
+    assert after["squared"] not in before.values()
+    assert {key: after[key] for key in before} == before
+
+
+def test_summary_is_mean_deviation_and_count(frame):
+    summary = figures.summarize(frame).set_index(["criterion", "sparsity"])
+    assert summary.loc[("snip", 0.9), "mean"] == pytest.approx(0.72)
+    assert summary.loc[("snip", 0.9), "sd"] == pytest.approx(0.01)  # of 0.71, 0.72, 0.73
+    assert summary.loc[("snip", 0.9), "n"] == 3
+    assert np.isnan(summary.loc[("dense", 0.0), "sd"])
+
+
+def test_a_failed_run_is_not_averaged(frame):
+    frame.loc[frame["criterion"] == "random", "test_accuracy"] = np.nan
+    assert set(figures.summarize(frame)["criterion"]) == {"dense", "snip"}
+
+
+def test_table_and_sentence(frame):
+    table = figures.accuracy_table(frame)
+    assert list(table.index) == ["Dense", "Random", "SNIP"]
+    assert table.loc["SNIP", "sparsity 0.9"] == "72.00 ± 1.00"
+    assert table.loc["Dense", "sparsity 0"] == "90.00"
+    told = "at sparsity 0.9, of 2 criteria (n = 3) from SNIP 72.0 % down to Random 50.0 %; "
+    assert figures.best_and_worst(frame).startswith(told)
+    assert "(n = 2 to 3) from SNIP 72.0 %" in figures.best_and_worst(frame.drop(index=len(frame) - 6))
+    alone = figures.best_and_worst(frame[(frame["criterion"] == "random") & (frame["sparsity"] == 0.9)])
+    assert alone == "at sparsity 0.9, Random 50.0 % (n = 3)"
+
+
+def test_paired_differences_tell_mean_interval_and_number():
+    values = pd.Series([1.0, 2.0, 3.0, np.nan])
+    looks = {"SNIP": {"color": "black", "marker": "s"}, "one": {"color": "black", "marker": "o"}}
+    figure, alt = figures.paired_differences({"SNIP": values, "one": values[:1]}, looks, "gain")
+    half = 4.302652729911275 / np.sqrt(3)  # Student's 0.975 quantile with two degrees of freedom
+    assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; one +1.0 (one pair), n = 1.")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["SNIP (n = 3)", "one (n = 1)"]
+    assert figure.axes[0].get_xlabel() == "gain\n(percentage points)"
+    far, _ = figures.paired_differences({"SNIP": values - 40, "one": values[:1]}, looks, "gain")
+    assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±10)"
+    far, _ = figures.paired_differences({"SNIP": values, "one": values[:1] - 40}, looks, "gain")
+    assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±5)"
+
+
+def test_accuracy_figure_tells_its_numbers(frame):
+    figure, alt = figures.accuracy_against_sparsity(frame, "a network on some data")
+    assert alt.endswith("At sparsity 0.98, in percent: SNIP 71.2, Random 50.0.")
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert legend == ["Dense (n = 1)", "Random (n = 3)", "SNIP (n = 3)"]
+    assert figure.axes[0].get_ylim()[0] < 50
+    frame.loc[(frame["criterion"] == "random") & (frame["sparsity"] == 0.98), "test_accuracy"] = 0.1
+    figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
+    assert figure.axes[0].get_ylim()[0] > 40  # named at the bottom instead
+    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ Random 10 %"]
+    more = frame[frame["criterion"] == "snip"]  # so that two of many are dead, of two accuracies
+    several = [more.assign(criterion=key, test_accuracy=0.7) for key in ("fts", "hts", "magnitude")]
+    several += [more[more["sparsity"] == 0.98].assign(criterion="fisher_diag", test_accuracy=0.12)]
+    figure, _ = figures.accuracy_against_sparsity(pd.concat([frame, *several]), "a network on some data")
+    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ FD, Random 10 to 12 %"]
+    frame.loc[frame["criterion"] == "dense", "test_accuracy"] = 0.2  # its line stays in sight
+    figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
+    assert figure.axes[0].get_ylim()[0] < 20
+
+
+def test_runs_of_different_protocols_are_kept_apart(frame):
+    other = frame.assign(epochs=12)[frame["criterion"] == "snip"]
+    control = frame.assign(control="shuffle")
+    (words, rows), (_, fewer) = figures.protocols(pd.concat([other, frame, control]))
+    assert len(rows) == len(frame)
+    assert len(fewer) == len(other)
+    assert "160 epochs of sgd at batch 512" in words
+    assert figures.protocols(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
+    assert figures.protocols(frame.iloc[:0]) == []
+
+
+def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
+    copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
+    words = [words for words, _ in figures.protocols(pd.concat([frame, copy]))]
+    assert len(words) == 2
+    assert sum("of cifar10 (every image re-encoded as JPEG), 160 epochs of sgd" in each for each in words) == 1
+    assert sum("of cifar10, 160 epochs of sgd" in each for each in words) == 1
+
+
+def test_empty_layers_are_named():
+    kept = torch.tensor([[True, False], [False, False]])
+    masks = {"snip": {"a.weight": kept, "b.weight": kept}, "fts": {"a.weight": kept, "b.weight": kept & False}}
+    figure, alt = figures.layer_densities(masks)
+    assert alt.endswith("Layers left empty: FTS 1.")
+    assert figure.axes[0].get_xticklabels()[0].get_text() == "a"
+
+
+def test_overlap_of_equal_masks_is_one():
+    kept = {"w": torch.tensor([True, False])}
+    _, alt = figures.mask_overlap({"snip": kept, "fts": kept, "random": {"w": ~kept["w"]}})
+    assert alt.endswith("FTS and SNIP 1.00, Random and SNIP 0.00, Random and FTS 0.00.")
+
+
+def test_scatter_reports_the_variance_explained():
+    true = np.array([1.0, 2.0, 3.0])
+    _, alt = figures.predicted_against_true([("net", "first", true, true), ("net", "second", 0 * true + 2, true)])
+    assert alt.endswith("net, first: R² 1.000; net, second: R² 0.000.")
+
+
+def test_shown_figures_are_saved_where_asked(monkeypatch, tmp_path):
+    monkeypatch.setattr("IPython.display.display", lambda *args, **options: None)
+    kept = {"w": torch.tensor([True, False])}
+
+    def show(name):
+        figures.show(*figures.mask_overlap({"snip": kept, "fts": kept}), name=name)
+
+    show("before")
+    assert list(tmp_path.iterdir()) == []
+    monkeypatch.setenv("PAI_FIGURES", str(tmp_path / "new" / "folder"))
+    show("overlap")
+    (path,) = (tmp_path / "new" / "folder").iterdir()
+    assert path.name == "overlap.svg"
+    assert path.read_text("utf-8").startswith("<?xml")
+    figure, _ = figures.mask_overlap({"snip": kept, "fts": kept})
+    assert figures.save(figure, tmp_path / "overlap.pdf").read_bytes().startswith(b"%PDF")
+
+
+def test_shown_figures_carry_alt_text_and_caption(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append((data, options)))
+    kept = {"w": torch.tensor([True, False])}
+    figures.show(*figures.mask_overlap({"snip": kept, "fts": kept}), caption="A caption.")
+    ((data, options),) = shown
+    assert base64.b64decode(data["image/png"]).startswith(b"\x89PNG")
+    said = options["metadata"]["image/png"]
+    assert said["alt"].startswith("Matrix of overlaps")
+    assert (said["caption"], "name" in said) == ("A caption.", False)
+
+
+def test_shown_figures_have_few_bytes_and_a_white_ground(monkeypatch):
+    shown = []
+    monkeypatch.setattr("IPython.display.display", lambda data, **options: shown.append(data["image/png"]))
+    figure = plt.figure()
+    figure.add_subplot().plot([1, 2], [1, 3], color="#0072B2")
+    figures.show(figure, "A line.")
+    image = Image.open(io.BytesIO(base64.b64decode(shown[0])))
+    assert image.mode == "P"  # a palette: a third of the bytes
+    colours = {colour for _, colour in image.convert("RGB").getcolors()}
+    assert (255, 255, 255) in colours
+    assert (0, 0x72, 0xB2) in colours
+
+
+def test_inline_figures_take_the_ink_of_their_page():
+    figure = plt.figure()
+    figure.add_subplot().set_xlabel("sparsity & more", color=figures.INK)
+    svg = figures.inline_svg(figure, 'A "figure" of <nothing>')
+    root = ElementTree.fromstring(svg)
+    assert root.attrib["role"] == "img"
+    assert root.attrib["aria-label"] == 'A "figure" of <nothing>'
+    assert root.attrib["viewBox"]
+    assert "sparsity &amp; more" in svg  # letters, not outlines
+    assert "currentColor" in svg
+    assert figures.INK not in svg
+    assert not plt.fignum_exists(figure.number)
