@@ -1,8 +1,8 @@
 """The ``pai`` command: one function a subcommand, each adding its own parser.
 
-To add a subcommand, write ``add_<name>(commands)`` that makes a parser and sets its ``call``, and list it
-in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit code 2; a run that failed is 1. Any
-other exception is a mistake in the code, and shows its traceback.
+To add a subcommand, write ``add_<name>(commands)`` that makes a parser and sets its ``call``, and
+list it in `SUBCOMMANDS`. Errors that a user can mend are one line on stderr and exit code 2; a run
+that failed is 1. Any other exception is a mistake in the code, and shows its traceback.
 """
 
 from __future__ import annotations
@@ -38,13 +38,19 @@ from .training.device import keep_freed_memory, resolve_device
 def add_book(commands: argparse._SubParsersAction) -> None:
     """Add ``pai book``."""
     parser = commands.add_parser("book", help="execute stale chapters and build the book")
-    parser.add_argument("--profile", choices=PROFILES, default="smoke", help="smoke: seconds on a CPU")
+    parser.add_argument(
+        "--profile", choices=PROFILES, default="smoke", help="smoke: seconds on a CPU"
+    )
     parser.add_argument("--chapter", action="append", default=[], metavar="NAME",
                         help="only this one: a chapter, or a notebook")  # fmt: skip
     parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE",
                         help="a run with this value beside the chapter, for example -p sparsity=0.95")  # fmt: skip
-    parser.add_argument("--name", metavar="NAME", help="of the run (default: after chapter and values)")
-    parser.add_argument("--list", action="store_true", help="list chapters, their parameters, and your runs")
+    parser.add_argument(
+        "--name", metavar="NAME", help="of the run (default: after chapter and values)"
+    )
+    parser.add_argument(
+        "--list", action="store_true", help="list chapters, their parameters, and your runs"
+    )
     parser.add_argument("--no-build", action="store_true", help="execute only, build no pages")
     parser.set_defaults(call=run_book)
 
@@ -58,15 +64,21 @@ def run_book(args: argparse.Namespace) -> None:
         if not args.chapter:
             given = given if given == "--name" else f"-p {given}"
             raise ValueError(f"{given} needs --chapter NAME: parameters belong to a notebook")
-    page = book.build_book(root, args.profile, args.chapter, args.pairs, not args.no_build, args.name)
+    page = book.build_book(
+        root, args.profile, args.chapter, args.pairs, not args.no_build, args.name
+    )
     if not args.no_build:
         print(f"The book is ready. Open {page.as_uri()}")
 
 
 def add_notebooks(commands: argparse._SubParsersAction) -> None:
     """Add ``pai notebooks``."""
-    parser = commands.add_parser("notebooks", help="re-execute notebook sources, keep the compared outputs")
-    parser.add_argument("names", nargs="*", metavar="NAME", help="notebooks to update (default: all)")
+    parser = commands.add_parser(
+        "notebooks", help="re-execute notebook sources, keep the compared outputs"
+    )
+    parser.add_argument(
+        "names", nargs="*", metavar="NAME", help="notebooks to update (default: all)"
+    )
     parser.set_defaults(call=lambda args: book.update_notebooks(find_root(), args.names))
 
 
@@ -80,7 +92,9 @@ def add_run(commands: argparse._SubParsersAction) -> None:
         parser.add_argument(
             flag, type=partial(_value, each), default=argparse.SUPPRESS, metavar=metavar, help=about
         )
-    parser.add_argument("--results", default="results", metavar="DIR", help="records (default: results)")
+    parser.add_argument(
+        "--results", default="results", metavar="DIR", help="records (default: results)"
+    )
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.set_defaults(call=run_one)
@@ -105,13 +119,19 @@ def _value(each: Field, text: str) -> Any:
             return tuple(map(float, text.split(",")))
         return {"str": str, "int": int, "float": float}[kind](text)
     except ValueError:
-        wanted = {"int": "a whole number", "float": "a number"}.get(kind, "numbers with commas between them")
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}{' or none' if optional else ''}") from None
+        wanted = {"int": "a whole number", "float": "a number"}.get(
+            kind, "numbers with commas between them"
+        )
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not {wanted}{' or none' if optional else ''}"
+        ) from None
 
 
 def run_one(args: argparse.Namespace) -> int:
     """Run one spec, or find its record, and print a line about it."""
-    spec = RunSpec(**{each.name: vars(args)[each.name] for each in fields(RunSpec) if each.name in args})
+    spec = RunSpec(
+        **{each.name: vars(args)[each.name] for each in fields(RunSpec) if each.name in args}
+    )
     store, before = Store(args.results), None
     with contextlib.suppress(ValueError):  # the run says what is wrong
         before = store.load(spec)
@@ -135,14 +155,24 @@ def add_sweep(commands: argparse._SubParsersAction) -> None:
     """Add ``pai sweep``."""
     parser = commands.add_parser("sweep", help="do the runs of a campaign that have no record yet")
     parser.add_argument("campaign", metavar="FILE", help="YAML with base, grid and also")
-    parser.add_argument("--results", default="results", metavar="DIR", help="records (default: results)")
+    parser.add_argument(
+        "--results", default="results", metavar="DIR", help="records (default: results)"
+    )
     parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
-    parser.add_argument("--dry-run", action="store_true", help="list the runs and how long they would take")
-    parser.add_argument("--budget", type=float, metavar="SECONDS", help="start nothing that would end later")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="list the runs and how long they would take"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="SECONDS", help="start nothing that would end later"
+    )
     parser.add_argument("--retry-failed", action="store_true", help="repeat the runs that failed")
     cluster = parser.add_mutually_exclusive_group()
-    cluster.add_argument("--workers", type=int, metavar="N", help="so many processes on this machine, by Dask")
-    cluster.add_argument("--scheduler", metavar="tcp://HOST:PORT", help="of a Dask cluster in a trusted network")
+    cluster.add_argument(
+        "--workers", type=int, metavar="N", help="so many processes on this machine, by Dask"
+    )
+    cluster.add_argument(
+        "--scheduler", metavar="tcp://HOST:PORT", help="of a Dask cluster in a trusted network"
+    )
     parser.add_argument("--quiet", action="store_true", help="print the counts only")
     parser.set_defaults(call=run_campaign)
 
@@ -153,7 +183,10 @@ def run_campaign(args: argparse.Namespace) -> int:
     if args.dry_run:
         show_plan(specs, store, resolve_device(args.device), args.retry_failed)
         return 0
-    options = {name: vars(args)[name] for name in "device budget retry_failed workers scheduler quiet".split()}
+    options = {
+        name: vars(args)[name]
+        for name in "device budget retry_failed workers scheduler quiet".split()
+    }
     keep_freed_memory()
     counts = sweep(specs, store, **options)
     return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
@@ -162,8 +195,12 @@ def run_campaign(args: argparse.Namespace) -> int:
 def add_export(commands: argparse._SubParsersAction) -> None:
     """Add ``pai export``."""
     parser = commands.add_parser("export", help="write all records as one CSV file")
-    parser.add_argument("file", type=Path, metavar="FILE.csv", help="one row a record, failed runs too")
-    parser.add_argument("--results", default="results", metavar="DIR", help="records (default: results)")
+    parser.add_argument(
+        "file", type=Path, metavar="FILE.csv", help="one row a record, failed runs too"
+    )
+    parser.add_argument(
+        "--results", default="results", metavar="DIR", help="records (default: results)"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.csv if it is there")
     parser.set_defaults(call=run_export)
 
@@ -173,10 +210,14 @@ def run_export(args: argparse.Namespace) -> None:
     if args.file.is_dir():
         raise ValueError(f"{args.file} is a folder: give the name of a file")
     if args.file.exists() and not args.overwrite:
-        raise ValueError(f"{args.file} is there already: give another name, or --overwrite to replace it")
+        raise ValueError(
+            f"{args.file} is there already: give another name, or --overwrite to replace it"
+        )
     records = Store(args.results).records()
     if not records:
-        raise ValueError(f"{args.results} holds no records: give the folder of the records with --results DIR")
+        raise ValueError(
+            f"{args.results} holds no records: give the folder of the records with --results DIR"
+        )
     write_whole(args.file, records_csv(records))
     failed = sum(record.failure is not None for record in records)
     print(f"{args.file}: {len(records)} records, {failed} of failed runs")
@@ -185,8 +226,12 @@ def run_export(args: argparse.Namespace) -> None:
 def add_data(commands: argparse._SubParsersAction) -> None:
     """Add ``pai data``."""
     parser = commands.add_parser("data", help="fetch or check a data set")
-    parser.add_argument("action", choices=("fetch", "check"), help="fetch: load it, from the net if need be")
-    parser.add_argument("name", metavar="NAME", help=f"{', '.join(dataset_names())}, or a folder of class folders")
+    parser.add_argument(
+        "action", choices=("fetch", "check"), help="fetch: load it, from the net if need be"
+    )
+    parser.add_argument(
+        "name", metavar="NAME", help=f"{', '.join(dataset_names())}, or a folder of class folders"
+    )
     parser.set_defaults(call=run_data)
 
 
@@ -209,11 +254,17 @@ def list_criteria(args: argparse.Namespace) -> None:
     columns = "key label name temperature rounds variants source".split()
     rows = [columns]
     for rule in CRITERIA.values():
-        values = {**vars(rule), "temperature": f"{rule.temperature:g}", "variants": ", ".join(rule.variants)}
+        values = {
+            **vars(rule),
+            "temperature": f"{rule.temperature:g}",
+            "variants": ", ".join(rule.variants),
+        }
         rows.append([str(values[column]) for column in columns])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 SUBCOMMANDS = (add_book, add_notebooks, add_run, add_sweep, add_export, add_data, add_criteria)
@@ -230,7 +281,9 @@ class Parser(argparse.ArgumentParser):
 def _make_parser() -> Parser:
     """Return the parser of the command and its subcommands."""
     parser = Parser(prog="pai", description="Pruning at initialization: book, runs, data.")
-    parser.add_argument("--version", action="version", version=f"pai {sys.modules[__package__].__version__}")
+    parser.add_argument(
+        "--version", action="version", version=f"pai {sys.modules[__package__].__version__}"
+    )
     commands = parser.add_subparsers(metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
@@ -244,9 +297,10 @@ def _make_parser() -> Parser:
 def _is_meant(error: Exception) -> bool:
     """Tell whether an error is a sentence for whoever typed the command, and no mistake in the code.
 
-    A raise statement made it, in this library if it is no ValueError: what the interpreter raises itself (a
-    conversion, an index) nobody has worded. Files and their content are always the user's. What ended a sweep has
-    a note that names its run, and is shown whole.
+    A raise statement made it, in this library if it is no ValueError: what the interpreter raises
+        itself (a
+    conversion, an index) nobody has worded. Files and their content are always the user's. What
+    ended a sweep has a note that names its run, and is shown whole.
     """
     if getattr(error, "__notes__", ()):
         return False
@@ -257,7 +311,10 @@ def _is_meant(error: Exception) -> bool:
         at = at.tb_next
     if at is None or dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] != "RAISE_VARARGS":
         return False
-    return isinstance(error, ValueError) or Path(__file__).parent in Path(at.tb_frame.f_code.co_filename).parents
+    return (
+        isinstance(error, ValueError)
+        or Path(__file__).parent in Path(at.tb_frame.f_code.co_filename).parents
+    )
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -294,12 +351,16 @@ def _call(parser: Parser, words: list[str]) -> int:
     if rest:
         own = [each.name for each in fields(RunSpec)] if vars(args).get("call") is run_one else []
         close = closest(rest[0], map(_flag, {*vars(args), *own, "help", "version"} - {"call"}))
-        raise ValueError(f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else ""))
+        raise ValueError(
+            f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else "")
+        )
     if "call" not in args:
         parser.print_help()
         return 0
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(f"pai: warning: {message}", file=sys.stderr)
+        warnings.showwarning = lambda message, *_: print(
+            f"pai: warning: {message}", file=sys.stderr
+        )
         status = args.call(args) or 0
     sys.stdout.flush()
     return status

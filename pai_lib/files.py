@@ -36,9 +36,15 @@ class _Loader(yaml.SafeLoader):
         node = super().compose_mapping_node(anchor)
         seen: list[Any] = []
         for key, _ in node.value:  # before merges: a mapping may override what it merges
-            value = key.value if key.tag.endswith(":merge") else self.construct_object(key, deep=True)
-            if value in seen or str(value) in map(str, seen):  # 1 and 1.0 are one key, 1 and "1" look like one
-                raise ValueError(f"line {node.start_mark.line + 1}: {str(value)!r} stands there twice.")
+            value = (
+                key.value if key.tag.endswith(":merge") else self.construct_object(key, deep=True)
+            )
+            if value in seen or str(value) in map(
+                str, seen
+            ):  # 1 and 1.0 are one key, 1 and "1" look like one
+                raise ValueError(
+                    f"line {node.start_mark.line + 1}: {str(value)!r} stands there twice."
+                )
             seen.append(value)
         return node
 
@@ -49,7 +55,9 @@ class _Loader(yaml.SafeLoader):
 
 for _tag, (_pattern, _first) in _CORE.items():
     _whole = re.compile(rf"(?:{_pattern})$")
-    _Loader.add_implicit_resolver(f"tag:yaml.org,2002:{_tag}", _whole, ["" if c == "\0" else c for c in _first])
+    _Loader.add_implicit_resolver(
+        f"tag:yaml.org,2002:{_tag}", _whole, ["" if c == "\0" else c for c in _first]
+    )
 
 
 _Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
@@ -59,7 +67,8 @@ def load_yaml(path: Path) -> Any:
     """Return what a YAML 1.2 file holds.
 
     Raises:
-        ValueError: for a file that is not YAML or holds a key twice. It names the line, not the file.
+        ValueError: for a file that is not YAML or holds a key twice. It names the line, not the
+            file.
     """
     try:
         return yaml.load(path.read_bytes(), _Loader)
@@ -68,12 +77,16 @@ def load_yaml(path: Path) -> Any:
     except KeyError as error:
         raise ValueError(f"{error} is not of the kind that its tag names.") from None
     except yaml.YAMLError as error:
-        raise ValueError(" ".join(str(error).replace('in "<byte string>", ', "at ").split())) from None
+        raise ValueError(
+            " ".join(str(error).replace('in "<byte string>", ', "at ").split())
+        ) from None
 
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, and down to the disk. OSError names the file and the reason."""
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")  # mkstemp would hide it from others
+    temporary = path.with_name(
+        f".{path.stem}.{uuid.uuid4().hex}.tmp"
+    )  # mkstemp would hide it from others
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with temporary.open("xb") as file:
@@ -85,7 +98,9 @@ def write_whole(path: Path, content: bytes) -> None:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
         if isinstance(error, OSError):
-            raise OSError(error.errno, f"{error.strerror or error}: not written", str(path)) from error
+            raise OSError(
+                error.errno, f"{error.strerror or error}: not written", str(path)
+            ) from error
         raise
 
 

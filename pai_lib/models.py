@@ -1,8 +1,9 @@
 """Architectures of the paper and the rule that says which of a model's weights can be pruned.
 
-Scores are taken at initialization, so it matters here. In ResNet and VGG all convolutions and linear layers keep
-PyTorch's default (``reset_parameters``: Kaiming-uniform with a = √5), where torchvision's models have another.
-Vision transformers are torchvision's, with its initialization but for the head.
+Scores are taken at initialization, so it matters here. In ResNet and VGG all convolutions and
+linear layers keep PyTorch's default (``reset_parameters``: Kaiming-uniform with a = √5), where
+torchvision's models have another. Vision transformers are torchvision's, with its initialization
+but for the head.
 """
 
 from __future__ import annotations
@@ -44,15 +45,16 @@ def build_model(
 ) -> nn.Module:
     """Build an architecture with PyTorch's default initialization, in float32.
 
-    The weights of a seed are drawn on the CPU and then moved to PyTorch's default device: whatever this is, and
-    whatever the default dtype, they are the same.
+    The weights of a seed are drawn on the CPU and then moved to PyTorch's default device: whatever
+    this is, and whatever the default dtype, they are the same.
 
     Args:
         name: one of ``model_names()``.
         num_classes: size C of the output, logits N×C.
         in_channels: channels of the input images N×in_channels×H×W.
         width: channels of the first stage; ``None`` is the architecture's own (64 for ResNet-18).
-        seed: seeds the initialization and nothing else: every global random state is left as it was.
+        seed: seeds the initialization and nothing else: every global random state is left as it
+            was.
 
     Raises:
         ValueError: for an unknown name or a size below 1.
@@ -65,12 +67,20 @@ def build_model(
         raise ValueError(f"Unknown model {name!r}: {nearest(name, _BUILDERS)}")
     builder, default_width = _BUILDERS[name]
     width = default_width if width is None else width
-    for what, value in (("num_classes", num_classes), ("in_channels", in_channels), ("width", width)):
+    for what, value in (
+        ("num_classes", num_classes),
+        ("in_channels", in_channels),
+        ("width", width),
+    ):
         if value < 1:
             raise ValueError(f"{what}={value}: it must be at least 1.")
     default = torch.get_default_device()
     # The meta device draws nothing. Weights made in inference mode could never be trained.
-    with default if default.type == "meta" else torch.device("cpu"), torch.inference_mode(False), drawing(seed):
+    with (
+        default if default.type == "meta" else torch.device("cpu"),
+        torch.inference_mode(False),
+        drawing(seed),
+    ):
         model = builder(num_classes, in_channels, width)
     return model.to(default)
 
@@ -78,22 +88,32 @@ def build_model(
 def check_model(model: Any) -> None:
     """Raise TypeError for what is no module, ValueError for one whose parameters have no shape yet."""
     if not isinstance(model, nn.Module):
-        what = f"the class {model.__name__}" if isinstance(model, type) else f"of type {type(model).__name__}"
+        what = (
+            f"the class {model.__name__}"
+            if isinstance(model, type)
+            else f"of type {type(model).__name__}"
+        )
         raise TypeError(f"The model is {what}: it must be a torch.nn.Module.")
     for name, parameter in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(parameter):
-            raise ValueError(f"{name!r} of a lazy module has no shape yet: call the model once on a batch first.")
+            raise ValueError(
+                f"{name!r} of a lazy module has no shape yet: call the model once on a batch first."
+            )
 
 
 def check_logits(output: Any, samples: int, highest_label: int = 0) -> Tensor:
     """Return a model's output if it is logits, N×C, of which the labels have theirs; else raise ValueError."""
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != samples:
         found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(f"The model must return logits of shape ({samples}, classes), not {found}.")
+        raise ValueError(
+            f"The model must return logits of shape ({samples}, classes), not {found}."
+        )
     if not output.is_floating_point():
         raise ValueError(f"The model must return real floating-point logits, not {output.dtype}.")
     if highest_label >= output.shape[1]:
-        raise ValueError(f"Label {highest_label} is out of range: the model has {output.shape[1]} outputs.")
+        raise ValueError(
+            f"Label {highest_label} is out of range: the model has {output.shape[1]} outputs."
+        )
     return output
 
 
@@ -124,7 +144,9 @@ class ResidualBlock(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
         self.shortcut = nn.Sequential()
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(_convolution(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out))
+            self.shortcut = nn.Sequential(
+                _convolution(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """N×c_in×H×W to N×c_out×H/stride×W/stride."""
@@ -137,8 +159,8 @@ class ResidualBlock(nn.Module):
 class ResNet(nn.Module):
     """Residual network (He et al., 2016).
 
-    Its stem is a 3×3 convolution, for images of about 32×32; or, for those of ImageNet, 7×7 with stride 2 and a
-    max-pool.
+    Its stem is a 3×3 convolution, for images of about 32×32; or, for those of ImageNet, 7×7 with
+    stride 2 and a max-pool.
     """
 
     def __init__(
@@ -146,7 +168,11 @@ class ResNet(nn.Module):
         bottleneck: bool = False, imagenet: bool = False,
     ):  # fmt: skip
         super().__init__()
-        first = _convolution(in_channels, width, 7, 2) if imagenet else _convolution(in_channels, width, 3)
+        first = (
+            _convolution(in_channels, width, 7, 2)
+            if imagenet
+            else _convolution(in_channels, width, 3)
+        )
         self.stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU())
         if imagenet:
             self.stem.append(nn.MaxPool2d(3, 2, padding=1))
@@ -233,7 +259,9 @@ _VGG_DEPTHS = {
 }
 for _name, _depth in _VGG_DEPTHS.items():
     architecture(_name, 64)(
-        lambda num_classes, in_channels, width, depth=_depth: VGG(depth, num_classes, in_channels, width)
+        lambda num_classes, in_channels, width, depth=_depth: VGG(
+            depth, num_classes, in_channels, width
+        )
     )
 
 
@@ -247,17 +275,24 @@ def _vision_transformer(
 ) -> nn.Module:  # fmt: skip
     """The model and initialization of torchvision, but for the head and another number of input channels.
 
-    torchvision's head starts at zero. Then no gradient reaches any other weight, and every score that is made of
-    derivatives is zero everywhere; here the head has PyTorch's default initialization.
+    torchvision's head starts at zero. Then no gradient reaches any other weight, and every score
+    that is made of derivatives is zero everywhere; here the head has PyTorch's default
+    initialization.
     """
     from torchvision.models import VisionTransformer
 
     if width % heads:
-        raise ValueError(f"width={width}: it must be a multiple of {heads}, the number of attention heads.")
-    model = VisionTransformer(image_size, patch, layers, heads, width, mlp_ratio * width, num_classes=num_classes)
+        raise ValueError(
+            f"width={width}: it must be a multiple of {heads}, the number of attention heads."
+        )
+    model = VisionTransformer(
+        image_size, patch, layers, heads, width, mlp_ratio * width, num_classes=num_classes
+    )
     if in_channels != 3:
         model.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
-        nn.init.trunc_normal_(model.conv_proj.weight, std=(in_channels * patch**2) ** -0.5)  # as torchvision's
+        nn.init.trunc_normal_(
+            model.conv_proj.weight, std=(in_channels * patch**2) ** -0.5
+        )  # as torchvision's
         nn.init.zeros_(model.conv_proj.bias)
     model.heads.head.reset_parameters()
     model.register_forward_pre_hook(_check_image_size)
@@ -278,6 +313,8 @@ def _vit_b_16(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return _vision_transformer(224, 16, 12, 12, 4, num_classes, in_channels, width)
 
 
-@architecture("vit_cifar", 192)  # the ViT of Lee, Lee & Song (2021) for 32×32 images, with a class token
+@architecture(
+    "vit_cifar", 192
+)  # the ViT of Lee, Lee & Song (2021) for 32×32 images, with a class token
 def _vit_cifar(num_classes: int, in_channels: int, width: int) -> nn.Module:
     return _vision_transformer(32, 4, 9, 12, 2, num_classes, in_channels, width)

@@ -52,7 +52,8 @@ def count_of(name: str, value: Any, least: int = 1) -> int:
 def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
     """Let a function answer a keyword that it has not with the nearest, in a TypeError, before it does anything.
 
-    Its keywords are those of its signature, with those of a TypedDict behind ``**options: Unpack[...]``.
+    Its keywords are those of its signature, with those of a TypedDict behind ``**options:
+    Unpack[...]``.
 
     >>> @checked_keywords
     ... def halve(number, *, digits=2): ...
@@ -72,7 +73,9 @@ def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
             if name not in known:
-                raise TypeError(f"{function.__name__}() has no keyword {name!r}: {nearest(name, known)}")
+                raise TypeError(
+                    f"{function.__name__}() has no keyword {name!r}: {nearest(name, known)}"
+                )
         return function(*args, **kwargs)
 
     return checked

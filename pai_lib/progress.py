@@ -13,7 +13,9 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-PROGRESS_FILE = "PAI_PROGRESS"  # names the file; set in the kernel of a notebook that `pai book` executes
+PROGRESS_FILE = (
+    "PAI_PROGRESS"  # names the file; set in the kernel of a notebook that `pai book` executes
+)
 DELAY = 5.0  # seconds after which a call is long
 
 T = TypeVar("T")
@@ -23,7 +25,8 @@ _open: ContextVar[Bar | None] = ContextVar("bar", default=None)  # of this threa
 class Bar:
     """The bar of a call: it appears on stderr once the call takes long, where that is a terminal or a notebook.
 
-    One a call: within another that is open this one shows nothing. The outermost loop over `steps` makes its
+    One a call: within another that is open this one shows nothing. The outermost loop over `steps`
+        makes its
     length; loops within that one stand in words behind it.
 
     >>> with Bar("scoring"):
@@ -111,7 +114,9 @@ def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
         spent = time.perf_counter() - start
         left = spent / done * (len(items) - done) if done else None
         temporary = Path(f"{path}.part")
-        temporary.write_text(json.dumps({"unit": unit, "number": done + 1, "of": len(items), "left": left}))
+        temporary.write_text(
+            json.dumps({"unit": unit, "number": done + 1, "of": len(items), "left": left})
+        )
         os.replace(temporary, path)  # whoever reads it finds the whole of it
         yield item
     Path(path).unlink(missing_ok=True)

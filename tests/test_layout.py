@@ -106,7 +106,7 @@ def test_the_library_is_small():
     counts = Counter()
     for path in PACKAGE.rglob("*.py"):
         counts[room(path)] += code_lines(path.read_text("utf-8"))
-    assert counts.total() <= 6600, counts
+    assert counts.total() <= 7800, counts
 
 
 def test_what_is_offered_exists():

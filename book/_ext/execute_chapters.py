@@ -22,7 +22,9 @@ def execute(app: Sphinx, config: Config) -> None:
         from pai_lib.book import building as book
         from pai_lib.book import chapters
     except ImportError as error:
-        raise ExtensionError(f"{error}: install the project first, pip install -e '.[book]'") from error
+        raise ExtensionError(
+            f"{error}: install the project first, pip install -e '.[book]'"
+        ) from error
     root = Path(app.srcdir)
     toc = root / config["external_toc_path"]
     if book.CHAPTERS_READY not in os.environ:
@@ -31,15 +33,21 @@ def execute(app: Sphinx, config: Config) -> None:
             book.execute_all(root, chapters.stale_jobs(root, chapters.load_chapters(root)))
         except (book.ChapterError, ValueError, OSError) as error:
             raise ExtensionError(str(error)) from error
-    if config["html_theme_options"].get("repository_url"):  # without an address there is nothing to link to
+    if config["html_theme_options"].get(
+        "repository_url"
+    ):  # without an address there is nothing to link to
         config["html_theme_options"] |= {"use_repository_button": True, "use_issues_button": True}
     config["external_toc_path"] = book.contents(root, toc, Path(app.outdir).parent).as_posix()
     stamp = Path(app.doctreedir) / STAMP
     if not stamp.is_file() or stamp.read_text() != chapters.chapters_digest(root):
         shutil.rmtree(app.doctreedir, ignore_errors=True)
         Path(app.doctreedir).mkdir(parents=True)
-        shutil.rmtree(Path(app.outdir).parent / "jupyter_execute", ignore_errors=True)  # quoted numbers
-        shutil.rmtree(Path(app.outdir) / "book" / chapters.RUNS, ignore_errors=True)  # pages of runs that are gone
+        shutil.rmtree(
+            Path(app.outdir).parent / "jupyter_execute", ignore_errors=True
+        )  # quoted numbers
+        shutil.rmtree(
+            Path(app.outdir) / "book" / chapters.RUNS, ignore_errors=True
+        )  # pages of runs that are gone
 
 
 def remember(app: Sphinx, exception: Exception | None) -> None:

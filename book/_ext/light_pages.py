@@ -26,7 +26,8 @@ PLAIN_CODE = re.compile(
 )  # names, brackets, spaces: in the colour of all code
 
 UNTOUCHED_OR_TEXT = re.compile(
-    r"<(pre|code|dt|script|svg)\b.*?</\1>|<[^>]*>|\\\(.*?\\\)|\\\[.*?\\\]|(?P<text>[^<\\]+)", re.DOTALL
+    r"<(pre|code|dt|script|svg)\b.*?</\1>|<[^>]*>|\\\(.*?\\\)|\\\[.*?\\\]|(?P<text>[^<\\]+)",
+    re.DOTALL,
 )
 
 
@@ -44,7 +45,9 @@ def complete(
 ) -> None:
     """Drop unused scripts and styles, defer pictures, and describe the page by its first paragraph."""
     for kind in ("script_files", "css_files"):
-        context[kind] = [file for file in context[kind] if not any(name in _text(file) for name in UNUSED)]
+        context[kind] = [
+            file for file in context[kind] if not any(name in _text(file) for name in UNUSED)
+        ]
     paragraph = None if doctree is None else doctree.next_node(nodes.paragraph)
     words = "" if paragraph is None else paragraph.astext()
     context["description"] = textwrap.shorten(words, DESCRIPTION, placeholder=" …")
@@ -96,9 +99,13 @@ def prune_styles(app: Sphinx, exception: Exception | None) -> None:
         *out.glob("_static/scripts/*.js"),
         *out.glob("_static/records/*.js"),
     ]
-    words = {word for path in named for word in re.findall(r"[A-Za-z_-][\w-]*", path.read_text("utf-8"))}
+    words = {
+        word for path in named for word in re.findall(r"[A-Za-z_-][\w-]*", path.read_text("utf-8"))
+    }
     for path in (*out.glob("_static/*.css"), *out.glob("_static/styles/*.css")):
-        rules = tinycss2.parse_stylesheet(path.read_text("utf-8"), skip_comments=True, skip_whitespace=True)
+        rules = tinycss2.parse_stylesheet(
+            path.read_text("utf-8"), skip_comments=True, skip_whitespace=True
+        )
         path.write_text("\n".join(kept(rules, words)) + "\n", "utf-8")
 
 

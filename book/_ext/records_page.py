@@ -52,7 +52,12 @@ def page_data(root: Path) -> tuple[dict, list]:
         "columns": [{"key": key, "label": label} for key, label in COLUMNS.items()],
         "rows": table.where(table.notna(), None).values.tolist(),
         "criteria": [
-            {"key": key, "label": criterion_label(key), "color": s["color"], "marker": outline(s["marker"])}
+            {
+                "key": key,
+                "label": criterion_label(key),
+                "color": s["color"],
+                "marker": outline(s["marker"]),
+            }
             for key, s in styles.items()
         ],
         "groups": groups(frame, root),
@@ -67,13 +72,19 @@ def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
     from pai_lib.analysis.verdicts import PROTOCOL
 
     found = [rows for _, rows in figures.protocols(frame)]
-    found.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))  # real images come first
+    found.sort(
+        key=lambda rows: rows["dataset"].iloc[0].startswith("digits")
+    )  # real images come first
     kinds = {tuple(rows.iloc[0][PROTOCOL].map(str)): rows.iloc[0] for rows in found}
     names = dict(zip(kinds, in_words(list(kinds.values()), root), strict=True))
     entries = []
     for rows in found:
         how = rows.iloc[0]
-        seeds = rows.dropna(subset="test_accuracy").groupby(["criterion", "sparsity"])["seed"].apply(sorted)
+        seeds = (
+            rows.dropna(subset="test_accuracy")
+            .groupby(["criterion", "sparsity"])["seed"]
+            .apply(sorted)
+        )
         summary = figures.summarize(rows)[["criterion", "sparsity", "mean", "sd", "n"]]
         points = [
             {
@@ -98,10 +109,20 @@ def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
 
     words = []
     for how in kinds:
-        alike = [other for other in kinds if (other["dataset"], other["model"]) == (how["dataset"], how["model"])]
-        varied = [name for name in PROTOCOL if name not in SAID and len({str(other[name]) for other in alike}) > 1]
+        alike = [
+            other
+            for other in kinds
+            if (other["dataset"], other["model"]) == (how["dataset"], how["model"])
+        ]
+        varied = [
+            name
+            for name in PROTOCOL
+            if name not in SAID and len({str(other[name]) for other in alike}) > 1
+        ]
         text = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
-        images = "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images"
+        images = (
+            "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images"
+        )
         images += data_note(how["fingerprint"], root) + ", " * bool(images)
         text += (
             f", {images}{how['epochs']} epochs at batch {how['batch_size']}, learning rate {how['lr']:g}, "
@@ -138,14 +159,18 @@ def write_data(app: Sphinx) -> None:
     script = f"window.RECORDS = {json.dumps(data, separators=(',', ':'), allow_nan=False)};\n"
     (folder / "data.js").write_text(script, "utf-8")
     (folder / "records.csv").write_bytes(records_csv(records))
-    addresses = records_frame(records)[["dataset", "model", "id"]].itertuples(index=False)  # as the table links to
+    addresses = records_frame(records)[["dataset", "model", "id"]].itertuples(
+        index=False
+    )  # as the table links to
     for record, (dataset, model, name) in zip(records, addresses, strict=True):
         copy = folder / dataset / model / f"{name}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(store.path(record.spec), copy)
 
 
-def outdated(app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set) -> list[str]:
+def outdated(
+    app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set
+) -> list[str]:
     """Name the page as out of date, always: the address of its data ends with a checksum of them."""
     return [PAGE] if PAGE in env.found_docs else []
 
@@ -154,7 +179,12 @@ def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
     """Load the scripts on this page only, after the page and in this order."""
     if pagename == PAGE:
         app.add_css_file("records/records.css")
-        for name in (f"{FOLDER}/data.js", "records/drawing.js", "records/figure.js", "records/table.js"):
+        for name in (
+            f"{FOLDER}/data.js",
+            "records/drawing.js",
+            "records/figure.js",
+            "records/table.js",
+        ):
             app.add_js_file(name, loading_method="defer")
 
 

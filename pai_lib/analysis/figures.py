@@ -1,6 +1,7 @@
 """DataFrames and masks to figures: one palette, one marker a criterion everywhere, alt text for each.
 
-Needs the book's packages (matplotlib, seaborn). Each function returns ``(figure, alt text)`` for ``show``.
+Needs the book's packages (matplotlib, seaborn). Each function returns ``(figure, alt text)`` for
+``show``.
 """
 
 from __future__ import annotations
@@ -29,8 +30,8 @@ from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
 from .verdicts import PLAIN, PROTOCOL, paired
 
-# Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of criteria, named
-# after the quantity that the family rests on, in order of precedence.
+# Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
+# criteria, named after the quantity that the family rests on, in order of precedence.
 _FAMILIES = {
     "exact": "#009E73",
     "hutchinson": "#D55E00",
@@ -74,7 +75,9 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
     figure.savefig(drawn, format="png", bbox_inches="tight", facecolor="white")
     plt.close(figure)
     colours = Image.open(drawn).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
-    colours.save(kept, format="PNG", optimize=True)  # a third of the bytes, and the eye sees no difference
+    colours.save(
+        kept, format="PNG", optimize=True
+    )  # a third of the bytes, and the eye sees no difference
     said = {"alt": alt, "caption": caption, "name": name}
     display(
         {"image/png": base64.b64encode(kept.getvalue()).decode(), "text/plain": alt},
@@ -87,8 +90,12 @@ def table(styled: Styler) -> None:
     """Display a styled table by the same text each time: pandas' own has a random name in it."""
     from IPython.display import display
 
-    name = hashlib.sha256(styled.set_uuid("").to_html().encode()).hexdigest()[:8]  # unique on the page
-    display({"text/html": styled.set_uuid(name).to_html(), "text/plain": styled.to_string()}, raw=True)
+    name = hashlib.sha256(styled.set_uuid("").to_html().encode()).hexdigest()[
+        :8
+    ]  # unique on the page
+    display(
+        {"text/html": styled.set_uuid(name).to_html(), "text/plain": styled.to_string()}, raw=True
+    )
 
 
 def glue(name: str, value: Any, display: bool = False) -> None:
@@ -98,7 +105,9 @@ def glue(name: str, value: Any, display: bool = False) -> None:
     """
     import myst_nb
 
-    myst_nb.glue(name, float(f"{value:.6g}") if isinstance(value, float) else value, display=display)
+    myst_nb.glue(
+        name, float(f"{value:.6g}") if isinstance(value, float) else value, display=display
+    )
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -120,13 +129,21 @@ def inline_svg(figure: Figure, alt: str) -> str:
         alt: what a reader who cannot see the figure should know.
     """
     drawn = io.StringIO()
-    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pai"}):  # the same figure gives the same text
-        figure.savefig(drawn, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None})
+    with plt.rc_context(
+        {"svg.fonttype": "none", "svg.hashsalt": "pai"}
+    ):  # the same figure gives the same text
+        figure.savefig(
+            drawn, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
+        )
     plt.close(figure)
     text = re.sub(r"<metadata>.*?</metadata>", "", drawn.getvalue(), flags=re.DOTALL)
     start = f'<svg role="img" aria-label="{html.escape(alt)}" '
     text = re.sub(r'(?<= )(width|height)="[^"]*pt" ', "", text[text.index("<svg ") :], count=2)
-    return text.replace("<svg ", start, 1).replace(INK, "currentColor").replace("#000000", "currentColor")
+    return (
+        text.replace("<svg ", start, 1)
+        .replace(INK, "currentColor")
+        .replace("#000000", "currentColor")
+    )
 
 
 def family(key: str) -> str:
@@ -149,14 +166,17 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
     """Accuracy of each criterion against sparsity: mean, range of one standard deviation, n in the legend.
 
     Args:
-        frame: rows of ``Store.frame``: columns criterion, sparsity, test_accuracy (a fraction), seed.
+        frame: rows of ``Store.frame``: columns criterion, sparsity, test_accuracy (a fraction),
+            seed.
         what: model and data in words, for the alt text.
     """
     styles, order = criterion_styles(), ["dense", *CRITERIA]
     summary = summarize(frame)
     levels = sorted(s for s in summary["sparsity"].unique() if s > 0)
     figure, axes = plt.subplots(figsize=(5.8, 4.6))
-    place = {s: i for i, s in enumerate(levels)}  # evenly spaced: 0.98 and 0.99 are as far apart as 0.8 and 0.9
+    place = {
+        s: i for i, s in enumerate(levels)
+    }  # evenly spaced: 0.98 and 0.99 are as far apart as 0.8 and 0.9
     shown = [key for key in order if key in set(summary["criterion"])]
     for i, key in enumerate(shown):
         rows = summary[summary["criterion"] == key].sort_values("sparsity")
@@ -164,26 +184,40 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
         if key == "dense":
             axes.axhline(100 * rows["mean"].iloc[0], color="black", ls="--", lw=1, label=label)
             continue
-        nudge = (i - len(shown) / 2) * 0.025  # so that bars of equal criteria do not cover each other
+        nudge = (
+            i - len(shown) / 2
+        ) * 0.025  # so that bars of equal criteria do not cover each other
         axes.errorbar(
             [place[s] + nudge for s in rows["sparsity"]], 100 * rows["mean"], 100 * rows["sd"].fillna(0),
             label=label, lw=1.4, ms=6, capsize=2, alpha=0.9, **styles[key],
         )  # fmt: skip
     dead = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
-    if 0 < dead.sum() <= len(summary) / 4:  # networks that learn nothing must not squeeze the others together
+    if (
+        0 < dead.sum() <= len(summary) / 4
+    ):  # networks that learn nothing must not squeeze the others together
         bottom = 100 * (summary["mean"] - summary["sd"].fillna(0))[~dead].min() - 2
         axes.set_ylim(bottom=bottom)
         for level, rows in summary[dead].groupby("sparsity"):
             names = ", ".join(map(criterion_label, rows["criterion"]))
             text = f"↓ {names} {_range(100 * rows['mean'])} %"
-            axes.text(place[level] + 0.3, bottom, text, ha="right", va="bottom", fontsize="small", color=INK)
+            axes.text(
+                place[level] + 0.3,
+                bottom,
+                text,
+                ha="right",
+                va="bottom",
+                fontsize="small",
+                color=INK,
+            )
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
     axes.set_xlim(-0.3, len(levels) - 0.7)
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=3, fontsize="small")
     sns.despine(figure)
     best = summary[summary["sparsity"] == levels[-1]].sort_values("mean", ascending=False)
-    ranked = ", ".join(f"{criterion_label(r.criterion)} {100 * r.mean:.1f}" for r in best.itertuples(index=False))
+    ranked = ", ".join(
+        f"{criterion_label(r.criterion)} {100 * r.mean:.1f}" for r in best.itertuples(index=False)
+    )
     alt = f"Test accuracy against sparsity for {what}. At sparsity {levels[-1]:g}, in percent: {ranked}."
     return figure, alt
 
@@ -210,7 +244,9 @@ def paired_differences(
         values, found = values.dropna(), paired(values)
         axes.plot(values, [y] * found.n, ls="none", ms=5, alpha=0.5, **looks[label])
         half = found.half if found.n > 1 else 0
-        axes.errorbar(found.mean, y, xerr=half, fmt="|", ms=14, mew=2, capsize=4, color=looks[label]["color"])
+        axes.errorbar(
+            found.mean, y, xerr=half, fmt="|", ms=14, mew=2, capsize=4, color=looks[label]["color"]
+        )
         labels.append(f"{label} (n = {found.n})")
         said.append(f"{label} {found}, n = {found.n}")
     axes.set_yticks(range(len(labels)), labels)
@@ -218,17 +254,24 @@ def paired_differences(
     if sizes.max() > 20:  # a network that learns nothing must not squeeze the others together
         near = 5 if sizes.median() < 5 else 10
         axes.set_xscale("symlog", linthresh=near, linscale=1.5)
-        axes.xaxis.set_major_locator(plt.FixedLocator([-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80]))
+        axes.xaxis.set_major_locator(
+            plt.FixedLocator([-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80])
+        )
         axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
         axes.xaxis.set_minor_locator(plt.NullLocator())
         beyond = f", logarithmic beyond ±{near}"
     axes.set(xlabel=f"{what}\n(percentage points{beyond})", ylim=(len(labels) - 0.4, -0.6))
-    return figure, f"{what[0].upper()}{what[1:]} in percentage points, mean and 95 % interval: {'; '.join(said)}."
+    return (
+        figure,
+        f"{what[0].upper()}{what[1:]} in percentage points, mean and 95 % interval: {'; '.join(said)}.",
+    )
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of the test accuracy, by criterion and sparsity."""
-    groups = frame.dropna(subset="test_accuracy").groupby(["criterion", "sparsity"])["test_accuracy"]
+    groups = frame.dropna(subset="test_accuracy").groupby(["criterion", "sparsity"])[
+        "test_accuracy"
+    ]
     return groups.agg(mean="mean", sd="std", n="count").reset_index()
 
 
@@ -261,7 +304,9 @@ def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
         plain = plain[plain[name] == value]
     plain = plain.assign(lr_drops=plain["lr_drops"].map(tuple))
     groups = [rows for _, rows in plain.groupby([*PROTOCOL, "warmup"], dropna=False)]
-    groups = sorted((rows for rows in groups if (rows["sparsity"] > 0).any()), key=len, reverse=True)
+    groups = sorted(
+        (rows for rows in groups if (rows["sparsity"] > 0).any()), key=len, reverse=True
+    )
     return [(_in_words(rows.iloc[0], frame.attrs.get("results")), rows) for rows in groups]
 
 
@@ -283,9 +328,15 @@ def best_and_worst(frame: pd.DataFrame) -> str:
     for sparsity, rows in means[means["sparsity"] > 0].groupby("sparsity"):
         ends = rows.sort_values("mean", ascending=False).iloc[[0, -1]].itertuples()
         high, low = (f"{criterion_label(r.criterion)} {100 * r.mean:.1f} %" for r in ends)
-        n = f"{rows['n'].min()} to {rows['n'].max()}" if rows["n"].nunique() > 1 else rows["n"].min()
+        n = (
+            f"{rows['n'].min()} to {rows['n'].max()}"
+            if rows["n"].nunique() > 1
+            else rows["n"].min()
+        )
         said = (
-            f"of {len(rows)} criteria (n = {n}) from {high} down to {low}" if len(rows) > 1 else f"{low} (n = {n})"
+            f"of {len(rows)} criteria (n = {n}) from {high} down to {low}"
+            if len(rows) > 1
+            else f"{low} (n = {n})"
         )
         clauses.append(f"at sparsity {sparsity:g}, {said}")
     return "; ".join(clauses)
@@ -297,7 +348,9 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     Args:
         masks: criterion to mask.
     """
-    values = pd.DataFrame({criterion_label(key): layer_density(mask) for key, mask in masks.items()}).T
+    values = pd.DataFrame(
+        {criterion_label(key): layer_density(mask) for key, mask in masks.items()}
+    ).T
     layers = [name.removesuffix(".weight") for name in values.columns]
     figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(masks)))
     floor = 10 ** np.floor(np.log10(values[values > 0].min().min()))
@@ -327,12 +380,21 @@ def mask_overlap(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
         values, annot=values.map(lambda v: f"{v:.2f}".removeprefix("0")), fmt="", cmap="cividis", vmin=0, vmax=1,
         annot_kws={"fontsize": 7}, cbar_kws={"label": "Jaccard overlap"}, ax=axes, square=True,
     )  # fmt: skip
-    pairs = [(values.iat[i, j], values.index[i], values.index[j]) for i in range(len(keys)) for j in range(i)]
+    pairs = [
+        (values.iat[i, j], values.index[i], values.index[j])
+        for i in range(len(keys))
+        for j in range(i)
+    ]
     top = ", ".join(f"{a} and {b} {v:.2f}" for v, a, b in sorted(pairs, reverse=True)[:3])
-    return figure, f"Matrix of overlaps between the masks of {len(keys)} criteria. The most alike: {top}."
+    return (
+        figure,
+        f"Matrix of overlaps between the masks of {len(keys)} criteria. The most alike: {top}.",
+    )
 
 
-def predicted_against_true(panels: Sequence[tuple[str, str, np.ndarray, np.ndarray]]) -> tuple[Figure, str]:
+def predicted_against_true(
+    panels: Sequence[tuple[str, str, np.ndarray, np.ndarray]],
+) -> tuple[Figure, str]:
     """Scatter of predicted against true loss change, one panel an expansion and one row a network.
 
     Args:
@@ -341,11 +403,15 @@ def predicted_against_true(panels: Sequence[tuple[str, str, np.ndarray, np.ndarr
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
     size = (6.0, 2.4 * len(rows))
-    figure, grid = plt.subplots(len(rows), len(columns), figsize=size, squeeze=False, sharex="row", sharey="row")
+    figure, grid = plt.subplots(
+        len(rows), len(columns), figsize=size, squeeze=False, sharex="row", sharey="row"
+    )
     said = []
     for title, expansion, predicted, true in panels:
         axes = grid[rows.index(title)][columns.index(expansion)]
-        axes.scatter(true, predicted, s=5, alpha=0.5, lw=0, color=_FAMILIES["exact"], rasterized=True)
+        axes.scatter(
+            true, predicted, s=5, alpha=0.5, lw=0, color=_FAMILIES["exact"], rasterized=True
+        )
         low, high = float(np.min(true)), float(np.max(true))
         axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
         explained = fraction_explained(predicted, true)
@@ -356,7 +422,12 @@ def predicted_against_true(panels: Sequence[tuple[str, str, np.ndarray, np.ndarr
         axes.set_ylabel(f"{title}\npredicted change", fontsize="small")
     for axes in grid[-1]:
         axes.set_xlabel("true change of the loss", fontsize="small")
-    return figure, "Predicted against true loss change of removing each single weight. " + "; ".join(said) + "."
+    return (
+        figure,
+        "Predicted against true loss change of removing each single weight. "
+        + "; ".join(said)
+        + ".",
+    )
 
 
 def fraction_explained(predicted: np.ndarray, true: np.ndarray) -> float:

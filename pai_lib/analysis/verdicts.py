@@ -1,6 +1,7 @@
 """What the records say about each claim of the paper: one contrast a claim, and one rule for all of them.
 
-The contrasts, the margin and the rule were fixed before the campaign that they are applied to was complete.
+The contrasts, the margin and the rule were fixed before the campaign that they are applied to was
+complete.
 """
 
 from __future__ import annotations
@@ -33,8 +34,13 @@ VARIED = (
     "when",
 )
 
-# What makes two runs comparable: the fields that no contrast varies, and the very same training images.
-PROTOCOL = [*(name for name in RunSpec.__dataclass_fields__ if name not in VARIED), "train_images", "fingerprint"]
+# What makes two runs comparable: the fields that no contrast varies, and the very same training
+# images.
+PROTOCOL = [
+    *(name for name in RunSpec.__dataclass_fields__ if name not in VARIED),
+    "train_images",
+    "fingerprint",
+]
 
 
 @dataclass(frozen=True)
@@ -43,7 +49,9 @@ class Contrast:
 
     key: str
     claim: str
-    treated: Mapping[str, object]  # fields of the runs; a tuple of criteria is averaged within a seed
+    treated: Mapping[
+        str, object
+    ]  # fields of the runs; a tuple of criteria is averaged within a seed
     baseline: Mapping[str, object]
     match: bool = False  # the claim is to be no worse than the baseline, by the margin
 
@@ -58,7 +66,10 @@ CONTRASTS = (
     Contrast(
         "warm-up",
         "Updating the batch-norm statistics first improves the criteria that see data.",
-        {"criterion": ("grad_norm", "snip", "grasp", "fts", *FISHER, *HUTCHINSON, "hts"), "sparsity": 0.98},
+        {
+            "criterion": ("grad_norm", "snip", "grasp", "fts", *FISHER, *HUTCHINSON, "hts"),
+            "sparsity": 0.98,
+        },
         {
             "criterion": ("grad_norm", "snip", "grasp", "fts", *FISHER, *HUTCHINSON, "hts"),
             "sparsity": 0.98,
@@ -87,9 +98,10 @@ CONTRASTS = (
     ),
 )
 
-# Registered for campaigns/width32.yaml before its first run; not among the paper's claims. With eight seeds: a
-# difference is told by two-sided t tests at 5 %, corrected over these four (Holm, 1979); the two with a bound are
-# called equivalent within it if both one-sided t tests at 5 % say so, corrected over the two.
+# Registered for campaigns/width32.yaml before its first run; not among the paper's claims. With
+# eight seeds: a difference is told by two-sided t tests at 5 %, corrected over these four (Holm,
+# 1979); the two with a bound are called equivalent within it if both one-sided t tests at 5 % say
+# so, corrected over the two.
 HEADLINE_SEEDS = 8
 EQUIVALENCE = {"hp-noise": 1.0, "hp-shuffled": 1.0}  # percentage points
 HEADLINE = (
@@ -141,11 +153,12 @@ class Verdict:
 def judge(frame: pd.DataFrame) -> list[Verdict]:
     """Judge every claim by records of one protocol, as ``records_frame`` gives them.
 
-    A seed counts if all of a contrast's runs have ended with it; its difference is paired, for these runs have
-    initialization, data order and scoring samples in common. A claim is *supported* if the mean difference is
-    significantly above the bound (0; for a match, minus the margin), *not supported* if significantly below it,
-    *mixed* if neither, and *not tested yet* with fewer than five seeds. Significance is at 5 % by two-sided
-    t tests, corrected for the number of claims tested (Holm, 1979).
+    A seed counts if all of a contrast's runs have ended with it; its difference is paired, for
+    these runs have initialization, data order and scoring samples in common. A claim is *supported*
+    if the mean difference is significantly above the bound (0; for a match, minus the margin), *not
+    supported* if significantly below it, *mixed* if neither, and *not tested yet* with fewer than
+    five seeds. Significance is at 5 % by two-sided t tests, corrected for the number of claims
+    tested (Holm, 1979).
 
     Raises:
         ValueError: if the records are of more than one protocol.
@@ -154,10 +167,14 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
 
     mixed = [name for name in PROTOCOL if frame[name].map(str).nunique() > 1]
     if mixed:
-        raise ValueError(f"The records differ in {', '.join(mixed)}: judge those of one protocol at a time.")
+        raise ValueError(
+            f"The records differ in {', '.join(mixed)}: judge those of one protocol at a time."
+        )
     tested, verdicts = {}, {}
     for contrast in CONTRASTS:
-        differences = 100 * (by_seed(frame, contrast.treated) - by_seed(frame, contrast.baseline)).dropna()
+        differences = (
+            100 * (by_seed(frame, contrast.treated) - by_seed(frame, contrast.baseline)).dropna()
+        )
         verdicts[contrast.key] = Verdict(contrast, "not tested yet", differences.to_dict())
         if len(differences) >= SEEDS:
             bound = -MARGIN if contrast.match else 0.0
@@ -166,7 +183,9 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
     for key, (test, bound) in tested.items():
         found = verdicts[key]
         mean, interval = sum(found.differences.values()) / found.n, test.confidence_interval(0.95)
-        word = "mixed" if adjusted[key] >= LEVEL else "supported" if mean > bound else "not supported"
+        word = (
+            "mixed" if adjusted[key] >= LEVEL else "supported" if mean > bound else "not supported"
+        )
         numbers = (mean, float(interval.low), float(interval.high), adjusted[key])
         verdicts[key] = Verdict(found.contrast, word, found.differences, *numbers)
     return list(verdicts.values())
@@ -215,7 +234,11 @@ def told_apart(differences: Mapping[str, pd.Series]) -> dict[str, list[str]]:
     p = stepped_down({key: float(stats.ttest_1samp(d, 0).pvalue) for key, d in tested.items()})
     better = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() > 0]
     worse = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() < 0]
-    return {"better": better, "worse": worse, "not told apart": [k for k in tested if k not in better + worse]}
+    return {
+        "better": better,
+        "worse": worse,
+        "not told apart": [k for k in tested if k not in better + worse],
+    }
 
 
 def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
@@ -241,7 +264,9 @@ def stepped_down(p: Mapping[str, float]) -> dict[str, float]:
 
 def by_seed(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
     """Mean accuracy over the wanted criteria of plain runs, for each seed that has them all."""
-    rows = frame[frame["temperature"].isna() & frame["rounds"].isna() & frame["test_accuracy"].notna()]
+    rows = frame[
+        frame["temperature"].isna() & frame["rounds"].isna() & frame["test_accuracy"].notna()
+    ]
     for name, value in {**PLAIN, "warmup": 98, **wanted}.items():
         rows = rows[rows[name].isin(value if isinstance(value, tuple) else (value,))]
     table = rows.pivot_table(index="seed", columns="criterion", values="test_accuracy")

@@ -43,7 +43,9 @@ from .pages import how_to_get, page_section
 from .parameters import notebook_parameters, parse_overrides, text_of
 
 CHAPTERS_READY = "PAI_CHAPTERS_READY"  # set by build_book: the Sphinx extension need not look again
-STORED_TAG = "nbval-check-output"  # only cells with this tag keep their output in the committed notebooks
+STORED_TAG = (
+    "nbval-check-output"  # only cells with this tag keep their output in the committed notebooks
+)
 
 
 # --- execution
@@ -67,7 +69,8 @@ def execute(root: Path, job: Job, watch: Watch) -> None:
     nb, seconds = run_notebook(root, job.chapter.notebook, job.values, job.page, watch)
     dress(nb, job.page, job.title)
     nb.cells.append(nbformat.v4.new_markdown_cell(provenance(root, job, seconds)))
-    # code and data as they were before the run; the records as they are after it, since it may have written some
+    # code and data as they were before the run; the records as they are after it, since it may have
+    # written some
     nb.metadata.pai = {"key": chapter_key(root, job, code, data), "profile": job.profile}
     if data:
         nb.metadata.pai.data = data
@@ -110,15 +113,16 @@ def execute_all(root: Path, jobs: list[Job]) -> None:
 
 _REFERENCE = r"(\{{(?:numref|eq|ref)\}}`(?:[^`<>]*<)?|\]\(#)({})(?=>?`|\))"  # to a label, in MyST
 _DEFINITION = re.compile(
-    r"(?<=\$\$ \()[\w-]+(?=\))|(?<=:name: )[\w-]+$|(?<=:label: )[\w-]+$|(?<=^\()[\w-]+(?=\)=$)", re.MULTILINE
+    r"(?<=\$\$ \()[\w-]+(?=\))|(?<=:name: )[\w-]+$|(?<=:label: )[\w-]+$|(?<=^\()[\w-]+(?=\)=$)",
+    re.MULTILINE,
 )
 
 
 def dress(nb: Any, page: str, title: str | None = None) -> None:
     """Prepare an executed notebook for MyST-NB: title, folded parameters, figures with alt text and captions.
 
-    Labels are global, and several pages may come from one notebook. So each page has figures of its own name; a
-    run of yours all labels, and its links to chapters begin at the project's root.
+    Labels are global, and several pages may come from one notebook. So each page has figures of its
+    own name; a run of yours all labels, and its links to chapters begin at the project's root.
     """
     name, run = page.replace("/", "-"), page.startswith(f"{RUNS}/")
     if title is not None:
@@ -132,11 +136,17 @@ def dress(nb: Any, page: str, title: str | None = None) -> None:
         if "injected-parameters" in tags:
             tags.append("remove-cell")
         shown = [
-            out for out in cell.get("outputs", []) if any("papermill.record" not in d for d in out.get("data", []))
+            out
+            for out in cell.get("outputs", [])
+            if any("papermill.record" not in d for d in out.get("data", []))
         ]
         figures = [info for out in shown for info in out.metadata.values() if "alt" in dict(info)]
-        if figures and len(shown) > 1:  # MyST-NB takes alt text and caption from the cell, for all it shows
-            raise ChapterError(f"{page}, cell {number}: a figure with alt text must be alone in its cell")
+        if (
+            figures and len(shown) > 1
+        ):  # MyST-NB takes alt text and caption from the cell, for all it shows
+            raise ChapterError(
+                f"{page}, cell {number}: a figure with alt text must be alone in its cell"
+            )
         for info in figures:
             figure = {key: info[key] for key in ("caption", "name") if key in info}
             if "name" in figure:
@@ -161,7 +171,9 @@ def dress(nb: Any, page: str, title: str | None = None) -> None:
 def provenance(root: Path, job: Job, seconds: float) -> str:
     """Return the section that says how a page was made and how to make it again."""
     again = f"pai book --profile {job.profile} --chapter {job.chapter.name}"
-    again += "".join(f" -p {shlex.quote(f'{name}={text_of(v)}')}" for name, v in job.overrides.items())
+    again += "".join(
+        f" -p {shlex.quote(f'{name}={text_of(v)}')}" for name, v in job.overrides.items()
+    )
     if job.run not in (None, run_name(job.chapter, job.profile, job.overrides)):
         again += f" --name {job.run}"
     title = f"Profile {job.profile}, {seconds:.1f} s"
@@ -172,26 +184,40 @@ def provenance(root: Path, job: Job, seconds: float) -> str:
 
 
 def asked_jobs(
-    root: Path, profile: str, names: Iterable[str], pairs: Iterable[str] = (), run: str | None = None
+    root: Path,
+    profile: str,
+    names: Iterable[str],
+    pairs: Iterable[str] = (),
+    run: str | None = None,
 ) -> list[Job]:
     """Return what a command asks for, checked in all its names, types and values.
 
-    Values of the command line, a `run` name, and notebooks that no chapter is named after make runs beside the
-    chapters; everything else makes chapters.
+    Values of the command line, a `run` name, and notebooks that no chapter is named after make runs
+    beside the chapters; everything else makes chapters.
     """
     chapters, names = load_chapters(root), list(names)
-    chosen = pick(with_notebooks(root, chapters), names, "chapter") if names else list(chapters.values())
+    chosen = (
+        pick(with_notebooks(root, chapters), names, "chapter") if names else list(chapters.values())
+    )
     if run is not None and len(chosen) > 1:
-        raise ValueError(f"--name {check_run_name(run)} needs one --chapter NAME: it names one page")
+        raise ValueError(
+            f"--name {check_run_name(run)} needs one --chapter NAME: it names one page"
+        )
     jobs = []
     for chapter in chosen:
         declared = notebook_parameters(chapter.notebook)
         overrides = located(parse_overrides(pairs, declared))
         beside = overrides or run or chapter.alone
-        name = (check_run_name(run) if run else run_name(chapter, profile, overrides)) if beside else None
+        name = (
+            (check_run_name(run) if run else run_name(chapter, profile, overrides))
+            if beside
+            else None
+        )
         job = Job(chapter, profile, overrides, name)
         every = {name: p.default for name, p in declared.items()} | dict(job.values)
-        check_values(every, f"chapter {chapter.name}", {name: p.help for name, p in declared.items()})
+        check_values(
+            every, f"chapter {chapter.name}", {name: p.help for name, p in declared.items()}
+        )
         jobs.append(job)
     return jobs
 
@@ -206,9 +232,9 @@ def build_book(
 ) -> Path:
     """Execute the stale chapters and build the pages; return the page that was asked for, or the front page.
 
-    With `names`, these chapters get `profile`; with overrides `pairs` or a name of their `run` they are left
-    alone, and a run of theirs is made beside them. Of the others, those that are missing or stale are executed
-    before the pages are built.
+    With `names`, these chapters get `profile`; with overrides `pairs` or a name of their `run` they
+    are left alone, and a run of theirs is made beside them. Of the others, those that are missing
+    or stale are executed before the pages are built.
     """
     names = list(names)
     if html:
@@ -279,7 +305,9 @@ def _compared(outputs: list[Any]) -> list[Any]:
             holder.pop("image/png", None)
     printed = "".join(out.text for out in outputs if out.get("name") == "stdout")
     others = [out for out in outputs if out.output_type != "stream"]
-    return others + ([nbformat.v4.new_output("stream", name="stdout", text=printed)] if printed else [])
+    return others + (
+        [nbformat.v4.new_output("stream", name="stdout", text=printed)] if printed else []
+    )
 
 
 def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:
@@ -294,14 +322,18 @@ def update_notebooks(root: Path, names: Iterable[str] = ()) -> None:
         for number, (cell, old) in enumerate(zip(nb.cells, before, strict=True)):
             cell.id = old.get("id", f"cell-{number}")
             cell.source = re.sub(
-                r'(?<=missing = ")pai_lib is missing: .*(?=")', lambda _: how_to_get(root), cell.source
+                r'(?<=missing = ")pai_lib is missing: .*(?=")',
+                lambda _: how_to_get(root),
+                cell.source,
             )
             compared = STORED_TAG in cell.metadata.get("tags", [])
             if not cell.metadata.get("tags"):
                 cell.metadata.pop("tags", None)  # papermill adds an empty list
             if cell.cell_type == "code" and not compared:
                 cell.outputs, cell.execution_count = [], None
-            elif cell.cell_type == "code":  # the count stays: nbval takes a cell without one for not run
+            elif (
+                cell.cell_type == "code"
+            ):  # the count stays: nbval takes a cell without one for not run
                 cell.outputs = _compared(cell.outputs)
         _replace(path, nb)
         tqdm.write(f"updated {path.relative_to(root)} in {seconds:.1f} s")

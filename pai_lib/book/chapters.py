@@ -1,8 +1,9 @@
 """Chapters and your runs of them: what each is made from, and whether it is still that.
 
-A chapter is a notebook plus parameters (``notebooks/chapters.yaml``), executed to ``book/<chapter>.ipynb``. A run
-is a chapter with other values, or a notebook alone, executed to ``book/runs/<name>.ipynb`` beside the chapters.
-Each executed notebook holds a key over everything that made it, so that only stale ones run again.
+A chapter is a notebook plus parameters (``notebooks/chapters.yaml``), executed to
+``book/<chapter>.ipynb``. A run is a chapter with other values, or a notebook alone, executed to
+``book/runs/<name>.ipynb`` beside the chapters. Each executed notebook holds a key over everything
+that made it, so that only stale ones run again.
 """
 
 from __future__ import annotations
@@ -44,24 +45,32 @@ class Chapter:
     paper: Mapping[str, Any]
     records: tuple[str, ...]
     title: str | None = None  # heads the page; None is the notebook's own title
-    alone: bool = False  # a notebook that is executed by its own name, not an entry of chapters.yaml
+    alone: bool = (
+        False  # a notebook that is executed by its own name, not an entry of chapters.yaml
+    )
 
     def values(self, profile: str, overrides: Mapping[str, Any]) -> dict[str, Any]:
         """Return the values that replace the notebook's defaults, checked against its declarations."""
         given = {**self.parameters, **(self.paper if profile == "paper" else {}), **overrides}
         declared = notebook_parameters(self.notebook)
-        return checked(given, {name: p.annotation for name, p in declared.items()}, f"chapter {self.name}")
+        return checked(
+            given, {name: p.annotation for name, p in declared.items()}, f"chapter {self.name}"
+        )
 
     def record_files(self, root: Path, values: Mapping[str, Any]) -> list[Path]:
         """Return the files below ``results/`` that it shows with these values."""
-        every = {name: p.default for name, p in notebook_parameters(self.notebook).items()} | dict(values)
+        every = {name: p.default for name, p in notebook_parameters(self.notebook).items()} | dict(
+            values
+        )
         try:
             globs = [glob.format(**every) for glob in self.records]
         except (KeyError, IndexError) as error:
             raise ValueError(
                 f"chapters.yaml: {self.name}: records name a parameter {error}; {nearest(error, every)}"
             ) from None
-        return sorted({path for glob in globs for path in (root / "results").glob(glob) if path.is_file()})
+        return sorted(
+            {path for glob in globs for path in (root / "results").glob(glob) if path.is_file()}
+        )
 
 
 @dataclass(frozen=True)
@@ -80,7 +89,9 @@ class Job:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "values", self.chapter.values(self.profile, self.overrides))
-        order = [name for name in notebook_parameters(self.chapter.notebook) if name in self.overrides]
+        order = [
+            name for name in notebook_parameters(self.chapter.notebook) if name in self.overrides
+        ]
         object.__setattr__(self, "overrides", {name: self.overrides[name] for name in order})
 
     @property
@@ -107,7 +118,9 @@ def find_root(start: Path | None = None) -> Path:
     for folder in (start, *start.parents):
         if (folder / "notebooks" / "chapters.yaml").is_file():
             return folder
-    raise FileNotFoundError(f"no notebooks/chapters.yaml in {start} or above: run this inside the repository")
+    raise FileNotFoundError(
+        f"no notebooks/chapters.yaml in {start} or above: run this inside the repository"
+    )
 
 
 def check_library(root: Path) -> None:
@@ -115,7 +128,9 @@ def check_library(root: Path) -> None:
     own = root / "pai_lib"
     if own.is_dir() and own.resolve() != LIBRARY:
         how = f"install this one, pip install -e {root}, or use the environment that has it"
-        raise ValueError(f"the chapters in {root} need its own pai_lib, not that in {LIBRARY.parent}: {how}")
+        raise ValueError(
+            f"the chapters in {root} need its own pai_lib, not that in {LIBRARY.parent}: {how}"
+        )
 
 
 def load_chapters(root: Path) -> dict[str, Chapter]:
@@ -127,7 +142,9 @@ def load_chapters(root: Path) -> dict[str, Chapter]:
         raise ValueError(f"chapters.yaml is not YAML: {error}") from None
     if not isinstance(content, dict) or not isinstance(content.get("chapters"), dict):
         raise ValueError("chapters.yaml: it must hold a mapping 'chapters:'")
-    return {name: _chapter(root, str(name), entry or {}) for name, entry in content["chapters"].items()}
+    return {
+        name: _chapter(root, str(name), entry or {}) for name, entry in content["chapters"].items()
+    }
 
 
 def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
@@ -139,12 +156,18 @@ def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
         raise ValueError(f"chapters.yaml: {name} has an unknown key {key!r}; {nearest(key, known)}")
     for key, kind in known.items():
         if entry.get(key) is not None and not isinstance(entry[key], kind):
-            raise ValueError(f"chapters.yaml: {name}: {key} must be a {kind.__name__}, not {entry[key]!r}")
+            raise ValueError(
+                f"chapters.yaml: {name}: {key} must be a {kind.__name__}, not {entry[key]!r}"
+            )
     if not re.fullmatch(r"\w[\w-]*", name):
-        raise ValueError(f"chapters.yaml: chapter name {name!r} must be letters, digits, '_' and '-'")
+        raise ValueError(
+            f"chapters.yaml: chapter name {name!r} must be letters, digits, '_' and '-'"
+        )
     notebook = root / "notebooks" / f"{entry.get('notebook', name)}.ipynb"
     if not notebook.is_file():
-        raise FileNotFoundError(f"chapters.yaml: {name} needs notebooks/{notebook.name}, which is missing")
+        raise FileNotFoundError(
+            f"chapters.yaml: {name} needs notebooks/{notebook.name}, which is missing"
+        )
     records = tuple(entry.get("records", ["**/*.json"]))
     parameters, paper = entry.get("parameters") or {}, entry.get("paper") or {}
     return Chapter(name, notebook, parameters, paper, records, entry.get("title"))
@@ -185,20 +208,25 @@ def code_digest(chapter: Chapter) -> str:
     cells = _load(chapter.notebook)["cells"]
     sources = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags")) for c in cells]
     package = LIBRARY
-    library = {str(p.relative_to(package)): p.read_text("utf-8") for p in sorted(package.rglob("*.py"))}
+    library = {
+        str(p.relative_to(package)): p.read_text("utf-8") for p in sorted(package.rglob("*.py"))
+    }
     return _digest(sources, library, sys.version_info[:2], version("torch"))
 
 
 def data_digest(job: Job) -> str | None:
     """Return a digest of names, times and sizes of the files of your own data that a job reads, None without."""
-    every = {name: p.default for name, p in notebook_parameters(job.chapter.notebook).items()} | dict(job.values)
+    every = {
+        name: p.default for name, p in notebook_parameters(job.chapter.notebook).items()
+    } | dict(job.values)
     given = [
         value if isinstance(value, list) else [value]
         for name, value in every.items()
         if field_of(name) == "dataset"
     ]
     own = [
-        find_own(name) for name in sorted({name for names in given for name in names if name} - {*dataset_names()})
+        find_own(name)
+        for name in sorted({name for names in given for name in names if name} - {*dataset_names()})
     ]
     stamps = [stamp(path) for path in own if path]
     return _digest(stamps) if stamps else None
@@ -209,7 +237,10 @@ def chapter_key(root: Path, job: Job, code: str | None = None, data: str | None 
     files = job.chapter.record_files(root, job.values)
     records = [(str(path.relative_to(root)), path.read_text("utf-8")) for path in files]
     where = repository(root)  # the page links to it
-    code, own = code or code_digest(job.chapter), [found] if (found := data or data_digest(job)) else []
+    code, own = (
+        code or code_digest(job.chapter),
+        [found] if (found := data or data_digest(job)) else [],
+    )
     return _digest(job.page, job.title, job.profile, job.values, code, records, where, *own)
 
 
@@ -249,7 +280,11 @@ def stale_jobs(root: Path, chapters: Mapping[str, Chapter], but: Iterable[str] =
         if not fresh:
             jobs.append(Job(chapter, "smoke", {}))
     known = with_notebooks(root, chapters)
-    runs = [run_job(root, known, path.stem) for path in run_files(root) if f"{RUNS}/{path.stem}" not in but]
+    runs = [
+        run_job(root, known, path.stem)
+        for path in run_files(root)
+        if f"{RUNS}/{path.stem}" not in but
+    ]
     return jobs + [job for job in runs if not is_fresh(root, job)]
 
 
@@ -261,7 +296,8 @@ def run_files(root: Path) -> list[Path]:
             found.append(path)
         else:
             warnings.warn(
-                f"book/{RUNS}/{path.name} is no page of the book: `pai book` did not make it", stacklevel=2
+                f"book/{RUNS}/{path.name} is no page of the book: `pai book` did not make it",
+                stacklevel=2,
             )
     return found
 
@@ -273,7 +309,9 @@ def run_job(root: Path, known: Mapping[str, Chapter], name: str) -> Job:
         (chapter,) = pick(known, [made["chapter"]], "chapter")
         return Job(chapter, made["profile"], made["overrides"], name)
     except ValueError as error:
-        raise ValueError(f"book/{RUNS}/{name}.ipynb cannot be made again, delete it: {error}") from None
+        raise ValueError(
+            f"book/{RUNS}/{name}.ipynb cannot be made again, delete it: {error}"
+        ) from None
 
 
 def run_name(chapter: Chapter, profile: str, overrides: Mapping[str, Any]) -> str:
@@ -286,7 +324,9 @@ def run_name(chapter: Chapter, profile: str, overrides: Mapping[str, Any]) -> st
         if name in overrides:
             value = overrides[name]
             texts = [text_of(item) for item in (value if isinstance(value, list) else [value])]
-            plain = [re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(text).name).strip(".-") for text in texts]
+            plain = [
+                re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(text).name).strip(".-") for text in texts
+            ]
             exact = exact and plain == texts
             parts.append(f"{name}-{'+'.join(plain)}")
     text = "--".join(parts)
@@ -296,5 +336,7 @@ def run_name(chapter: Chapter, profile: str, overrides: Mapping[str, Any]) -> st
 def check_run_name(name: str) -> str:
     """Return the name, or raise ValueError if it is none for a file."""
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", name):
-        raise ValueError(f"--name {name}: it must be up to 100 letters, digits, '_', '-', '+' and '.'")
+        raise ValueError(
+            f"--name {name}: it must be up to 100 letters, digits, '_', '-', '+' and '.'"
+        )
     return name

@@ -1,7 +1,7 @@
 """Which values a notebook's parameters may have: those of the fields of `RunSpec` that they are named after.
 
-Others, and those for which that is too much, say it at the end of their comment: ``[at least 0 and below 1]``, or
-``[two or more, above 0]`` of a list.
+Others, and those for which that is too much, say it at the end of their comment: ``[at least 0 and
+below 1]``, or ``[two or more, above 0]`` of a list.
 """
 
 from __future__ import annotations
@@ -22,7 +22,12 @@ from ..training.device import resolve_device
 from .parameters import INJECTED, checked, comment_after, kind_of, text_of
 
 FIELDS = {each.name: each for each in fields(RunSpec)}
-_LIMITS = {"at least": operator.ge, "above": operator.gt, "at most": operator.le, "below": operator.lt}
+_LIMITS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
 _LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"
 
 
@@ -69,11 +74,17 @@ def _check_bounds(name: str, value: Any, bounds: str) -> None:
         raise ValueError(f"{given}: it must be below 2**63.")
     limits = [(_LIMITS[word], float(limit)) for word, limit in re.findall(_LIMIT, bounds)]
     for item in items:
-        if limits and item is not None and not all(math.isfinite(item) and test(item, at) for test, at in limits):
+        if (
+            limits
+            and item is not None
+            and not all(math.isfinite(item) and test(item, at) for test, at in limits)
+        ):
             raise ValueError(f"{given}: it must be {bounds}.")
 
 
-def check_values(values: Mapping[str, Any], where: str, comments: Mapping[str, str] | None = None) -> None:
+def check_values(
+    values: Mapping[str, Any], where: str, comments: Mapping[str, str] | None = None
+) -> None:
     """Raise ValueError unless values are within their bounds, and `RunSpec` takes those named after its fields.
 
     Args:
@@ -89,12 +100,25 @@ def check_values(values: Mapping[str, Any], where: str, comments: Mapping[str, s
             if name == "device":
                 resolve_device(value)
             for one in _values(name, value):
-                if field and one is not None:  # where a notebook allows None it says what that means
-                    RunSpec(**{field: one, **({"criterion": "dense"} if (field, one) == ("sparsity", 0) else {})})
+                if (
+                    field and one is not None
+                ):  # where a notebook allows None it says what that means
+                    RunSpec(
+                        **{
+                            field: one,
+                            **({"criterion": "dense"} if (field, one) == ("sparsity", 0) else {}),
+                        }
+                    )
         except ValueError as error:
-            what = "" if name in (field, "device") or str(error).startswith(name) else f"{name}={text_of(value)}: "
+            what = (
+                ""
+                if name in (field, "device") or str(error).startswith(name)
+                else f"{name}={text_of(value)}: "
+            )
             raise ValueError(f"{where}: {what}{error}") from None
-    together = {name: value for name, value in values.items() if name in FIELDS and value is not None}
+    together = {
+        name: value for name, value in values.items() if name in FIELDS and value is not None
+    }
     try:
         RunSpec(**together | ({"criterion": "dense"} if together.get("sparsity") == 0 else {}))
     except ValueError as error:
@@ -108,7 +132,10 @@ def located(values: Mapping[str, Any]) -> dict[str, Any]:
         own = None if not name or name in dataset_names() else find_own(name)
         return str(own) if own and Path(name).expanduser().resolve() == own else name
 
-    return {name: whole(value) if field_of(name) == "dataset" else value for name, value in values.items()}
+    return {
+        name: whole(value) if field_of(name) == "dataset" else value
+        for name, value in values.items()
+    }
 
 
 def allowed(parameter: str) -> str:
@@ -129,12 +156,13 @@ def allowed(parameter: str) -> str:
 def check_parameters(namespace: Mapping[str, Any]) -> None:
     """Check a notebook's parameters from inside: call it as ``pai.check_parameters(globals())``.
 
-    Papermill only warns about a name that the notebook does not have, and injects values of any type.
-    What was declared and injected is read from the history of executed cells, ``In``: globals also hold
-    whatever a reader made in JupyterLab before running the cell again.
+    Papermill only warns about a name that the notebook does not have, and injects values of any
+    type. What was declared and injected is read from the history of executed cells, ``In``: globals
+    also hold whatever a reader made in JupyterLab before running the cell again.
 
     Raises:
-        ValueError: for an unknown name, a wrong type, or a value that `RunSpec` refuses in a field of that name.
+        ValueError: for an unknown name, a wrong type, or a value that `RunSpec` refuses in a field
+            of that name.
     """
     annotations, comments, injected = {}, {}, []
     for source in namespace.get("In", []):
@@ -147,8 +175,12 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
                         annotations[node.target.id] = annotation
                         comments[node.target.id] = comment_after(source, node)
             if source.startswith(INJECTED):  # the latest one counts: it may have been corrected
-                targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
+                targets = [
+                    t for node in nodes if isinstance(node, ast.Assign) for t in node.targets
+                ]
                 injected = [target.id for target in targets if isinstance(target, ast.Name)]
     names = [name for name in (*annotations, *injected) if name in namespace]
     where = "parameters"
-    check_values(checked({name: namespace[name] for name in names}, annotations, where), where, comments)
+    check_values(
+        checked({name: namespace[name] for name in names}, annotations, where), where, comments
+    )

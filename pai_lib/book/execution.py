@@ -29,9 +29,11 @@ class ChapterError(RuntimeError):
 def own_kernel() -> Iterator[None]:
     """Make the kernel ``python3`` this interpreter, whatever kernels the user or the system installed.
 
-    It imports the library that runs this, and finds data where this does, though it runs in another folder.
+    It imports the library that runs this, and finds data where this does, though it runs in another
+    folder.
 
-    It computes on one thread unless OMP_NUM_THREADS says otherwise: small networks gain nothing from threads,
+    It computes on one thread unless OMP_NUM_THREADS says otherwise: small networks gain nothing
+        from threads,
     and on a machine whose cores are busy threads that wait for each other are tens of times slower.
     """
     from ipykernel.kernelspec import get_kernel_dict  # it names sys.executable
@@ -47,7 +49,9 @@ def own_kernel() -> Iterator[None]:
     with tempfile.TemporaryDirectory() as folder:
         spec = Path(folder) / "kernels" / "python3" / "kernel.json"
         spec.parent.mkdir(parents=True)
-        spec.write_text(json.dumps({**get_kernel_dict(["--log-level=CRITICAL"]), "env": environment}))
+        spec.write_text(
+            json.dumps({**get_kernel_dict(["--log-level=CRITICAL"]), "env": environment})
+        )
         os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, *filter(None, [before])])
         try:
             yield
@@ -60,7 +64,8 @@ def own_kernel() -> Iterator[None]:
 class Watch:
     """Tells of each notebook under way its cell and, where that does runs, the run and the time left.
 
-    It is a bar over all notebooks, or lines where no terminal shows a bar, at least `interval` seconds apart.
+    It is a bar over all notebooks, or lines where no terminal shows a bar, at least `interval`
+    seconds apart.
     """
 
     def __init__(self, total: int, interval: float = 10.0):
@@ -115,7 +120,9 @@ class Watch:
     def text(self, label: str) -> str:
         """Return how far a notebook is."""
         text = label + " · cell {} of {}".format(*self.cells.get(label, (0, 0)))
-        with contextlib.suppress(OSError, ValueError, KeyError):  # there is no file while nothing is counted
+        with contextlib.suppress(
+            OSError, ValueError, KeyError
+        ):  # there is no file while nothing is counted
             run = json.loads(self.files[label].read_text("utf-8"))
             text += f" · {run['unit']} {run['number']} of {run['of']}"
             text += f", about {lasting(run['left'])} left" if run["left"] is not None else ""
@@ -147,9 +154,15 @@ def _engine() -> str:
         def papermill_execute_cells(self) -> None:
             asked = self.kc.execute("", silent=True, user_expressions={"where": _WHERE})
             answer = self.wait_for_reply(asked)["content"]["user_expressions"]["where"]
-            found = ast.literal_eval(answer["data"]["text/plain"]) if answer["status"] == "ok" else "nowhere"
+            found = (
+                ast.literal_eval(answer["data"]["text/plain"])
+                if answer["status"] == "ok"
+                else "nowhere"
+            )
             if Path(found).resolve().parent != LIBRARY:
-                raise ChapterError(f"the kernel would import pai_lib from {found}, not from {LIBRARY}")
+                raise ChapterError(
+                    f"the kernel would import pai_lib from {found}, not from {LIBRARY}"
+                )
             super().papermill_execute_cells()
 
     class Telling(Engine):
@@ -182,8 +195,15 @@ def run_notebook(
 
     attempt = root / "_build" / "failed" / f"{label}.ipynb"
     attempt.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(logging.ERROR)  # it takes `x: str | None` for unknown: we checked
-    options = {"kernel_name": "python3", "language": "python", "cwd": str(source.parent), "progress_bar": False}
+    logging.getLogger("papermill").setLevel(
+        logging.ERROR
+    )  # it takes `x: str | None` for unknown: we checked
+    options = {
+        "kernel_name": "python3",
+        "language": "python",
+        "cwd": str(source.parent),
+        "progress_bar": False,
+    }
     file = attempt.with_suffix(".progress")
     start = time.perf_counter()
     try:

@@ -7,7 +7,16 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..experiments.spec import choices
-from .chapters import RUNS, heading, is_fresh, load_chapters, pick, run_files, run_job, with_notebooks
+from .chapters import (
+    RUNS,
+    heading,
+    is_fresh,
+    load_chapters,
+    pick,
+    run_files,
+    run_job,
+    with_notebooks,
+)
 from .choices import allowed, bounds_of, field_of
 from .parameters import Parameter, notebook_parameters, text_of
 
@@ -68,7 +77,9 @@ def _list_runs(root: Path, known: dict, names: set[str]) -> None:
             lines.append(_wrapped(str(error), 4, "  "))
             continue
         if job.chapter.name in names:
-            lines.append(_wrapped(f"{path.stem}{state}: {(job.title or '').replace('`', '')}", 4, "  "))
+            lines.append(
+                _wrapped(f"{path.stem}{state}: {(job.title or '').replace('`', '')}", 4, "  ")
+            )
     if lines:
         print("\nYour runs, pages of the book until you delete their files in " + f"book/{RUNS}/:")
         print("\n".join(lines))

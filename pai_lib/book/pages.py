@@ -78,7 +78,9 @@ def page_section(
     cpu = effective.get("device") == "cpu" or not torch.cuda.is_available()
     revision, changed = git_revision(root)
     source = notebook.relative_to(root).as_posix()
-    plain = f"papermill {source} out.ipynb" + (f" -y {shlex.quote(text_of(values))}" if values else "")
+    plain = f"papermill {source} out.ipynb" + (
+        f" -y {shlex.quote(text_of(values))}" if values else ""
+    )
     return f"""## How this page was made
 
 :::{{dropdown}} {title}: parameters, versions, how to run it again

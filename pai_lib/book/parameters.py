@@ -2,8 +2,8 @@
 
 They are declared in its first code cell and checked before and while it runs.
 
-The cell has the tag ``parameters`` and holds annotated literals, ``hidden: int = 16  # units [at least 1]``: the
-meaning and, where `RunSpec` has no field of that name to say it, the bounds.
+The cell has the tag ``parameters`` and holds annotated literals, ``hidden: int = 16  # units [at
+least 1]``: the meaning and, where `RunSpec` has no field of that name to say it, the bounds.
 """
 
 from __future__ import annotations
@@ -43,7 +43,9 @@ def kind_of(annotation: str) -> Any:
     except Exception:
         kind = None
     if not isinstance(kind, type | types.GenericAlias | types.UnionType):
-        raise ValueError(f"annotation {annotation!r}: use bool, int, float, str, list[...] or '... | None'")
+        raise ValueError(
+            f"annotation {annotation!r}: use bool, int, float, str, list[...] or '... | None'"
+        )
     return kind
 
 
@@ -68,7 +70,9 @@ def _read(text: str, kind: Any) -> Any:
     YAML only splits lists here, since to YAML 1.1 ``1e-3`` is a string and ``010`` is eight.
     """
     if isinstance(kind, types.UnionType):
-        arms = sorted(typing.get_args(kind), key=lambda arm: arm is str)  # any text is a str: try it last
+        arms = sorted(
+            typing.get_args(kind), key=lambda arm: arm is str
+        )  # any text is a str: try it last
         if types.NoneType in arms and text in ("null", "None", "~"):
             return None
         for arm in arms:
@@ -92,15 +96,21 @@ def text_of(value: Any) -> str:
     """Return `value` as `_read` takes it on a command line."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(value, default_flow_style=True, width=10**6, allow_unicode=True).splitlines()[0]
+    return yaml.safe_dump(
+        value, default_flow_style=True, width=10**6, allow_unicode=True
+    ).splitlines()[0]
 
 
-def checked(values: Mapping[str, Any], annotations: Mapping[str, str], where: str) -> dict[str, Any]:
+def checked(
+    values: Mapping[str, Any], annotations: Mapping[str, str], where: str
+) -> dict[str, Any]:
     """Return `values` as their declared types; ValueError for an unknown name or a wrong type."""
     result = {}
     for name, value in values.items():
         if name not in annotations:
-            raise ValueError(f"{where}: no parameter is named {name!r}; {nearest(name, annotations)}")
+            raise ValueError(
+                f"{where}: no parameter is named {name!r}; {nearest(name, annotations)}"
+            )
         try:
             result[name] = _fit(value, kind_of(annotations[name]))
         except TypeError:
@@ -123,13 +133,17 @@ def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> 
         if name in values:
             raise ValueError(f"-p {pair}: {name} is given twice, first as {text_of(values[name])}")
         if name not in declared:
-            raise ValueError(f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}")
+            raise ValueError(
+                f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}"
+            )
         annotation = declared[name].annotation
         try:
             values[name] = _read(text, kind_of(annotation))
         except ValueError:
             example = text_of(declared[name].default)
-            raise ValueError(f"-p {pair}: {name} must be {annotation}, for example {name}={example}") from None
+            raise ValueError(
+                f"-p {pair}: {name} must be {annotation}, for example {name}={example}"
+            ) from None
     return values
 
 
@@ -143,10 +157,16 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     try:
         nodes = ast.parse(source).body
     except SyntaxError as error:
-        raise ValueError(f"{path.name}, parameters cell, line {error.lineno}: {error.msg}") from None
+        raise ValueError(
+            f"{path.name}, parameters cell, line {error.lineno}: {error.msg}"
+        ) from None
     for node in nodes:
         line = f"{path.name}, parameters cell, line {node.lineno}"
-        if not isinstance(node, ast.AnnAssign) or not isinstance(node.target, ast.Name) or not node.value:
+        if (
+            not isinstance(node, ast.AnnAssign)
+            or not isinstance(node.target, ast.Name)
+            or not node.value
+        ):
             raise ValueError(f"{line}: write name: type = default  # help")
         name, annotation = node.target.id, ast.unparse(node.annotation)
         try:
@@ -160,5 +180,7 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
 
 def comment_after(source: str, node: ast.stmt) -> str:
     """Return the text of the comment behind a statement of a cell."""
-    rest = source.split("\n")[(node.end_lineno or 0) - 1].encode()[node.end_col_offset or 0 :]  # ast counts bytes
+    rest = source.split("\n")[(node.end_lineno or 0) - 1].encode()[
+        node.end_col_offset or 0 :
+    ]  # ast counts bytes
     return rest.decode().partition("#")[2].strip()

@@ -1,9 +1,10 @@
 """Operations made of others: for graphs that tell what ran, and second derivatives at the price of the first.
 
-PyTorch differentiates a convolution's backward pass by transposed copies of its operands, which on a CPU costs
-more than all the rest of a Hessian-vector product. A convolution y = x ∗ W is bilinear, so the derivatives of
-its adjoint are again convolutions and adjoints of it. For g at y, the adjoint gives x̄ = Wᵀg and W̄ = xᵀg, and
-for a at x̄ and b at W̄ its own adjoint gives a ∗ W + x ∗ b at g, bᵀg at x and aᵀg at W.
+PyTorch differentiates a convolution's backward pass by transposed copies of its operands, which on
+a CPU costs more than all the rest of a Hessian-vector product. A convolution y = x ∗ W is bilinear,
+so the derivatives of its adjoint are again convolutions and adjoints of it. For g at y, the adjoint
+gives x̄ = Wᵀg and W̄ = xᵀg, and for a at x̄ and b at W̄ its own adjoint gives a ∗ W + x ∗ b at g,
+bᵀg at x and aᵀg at W.
 """
 
 from __future__ import annotations
@@ -22,8 +23,8 @@ _convolution, _backward = torch.ops.aten.convolution, torch.ops.aten.convolution
 def _recomputed() -> bool:
     """Whether what runs now will run again in the backward pass, for activation checkpointing.
 
-    `torch.autograd.grad` takes a mode for an override of itself and runs without it. Tensors of the operations
-    here would then be mistaken for those of PyTorch's own, of the same shapes.
+    `torch.autograd.grad` takes a mode for an override of itself and runs without it. Tensors of the
+    operations here would then be mistaken for those of PyTorch's own, of the same shapes.
     """
     return torch._C._autograd._top_saved_tensors_default_hooks(True) is not None
 
@@ -41,8 +42,14 @@ class PlainOperations(TorchFunctionMode):
         return function(*args, **kwargs)
 
 
-def _pad(input: Tensor, pad: list[int], mode: str = "constant", value: float | None = None) -> Tensor:
-    if mode != "circular" or min(pad) < 0 or any(n > input.shape[-1 - i // 2] for i, n in enumerate(pad)):
+def _pad(
+    input: Tensor, pad: list[int], mode: str = "constant", value: float | None = None
+) -> Tensor:
+    if (
+        mode != "circular"
+        or min(pad) < 0
+        or any(n > input.shape[-1 - i // 2] for i, n in enumerate(pad))
+    ):
         return F.pad(input, pad, mode, value)
     for axis, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
         size = input.shape[-axis]
@@ -75,7 +82,9 @@ def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
     axes = weight.ndim - 2
     if isinstance(padding, str) or input.ndim != weight.ndim:
         return NotImplemented
-    sizes = [tuple([each] if isinstance(each, int) else each) for each in (stride, padding, dilation)]
+    sizes = [
+        tuple([each] if isinstance(each, int) else each) for each in (stride, padding, dilation)
+    ]
     sizes = [each * axes if len(each) == 1 else each for each in sizes]
     out = _Convolution.apply(input, weight, (*sizes, False, (0,) * axes, groups))  # N×C×…
     return out if bias is None else out + bias.view(-1, *(1,) * axes)
@@ -84,7 +93,9 @@ def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
 def _normalise(x, weight, bias, mean, variance, training, momentum, epsilon, cudnn) -> Any:
     if training:
         return NotImplemented
-    scale = (variance + epsilon).rsqrt() if weight is None else (variance + epsilon).rsqrt() * weight
+    scale = (
+        (variance + epsilon).rsqrt() if weight is None else (variance + epsilon).rsqrt() * weight
+    )
     shift = -mean * scale if bias is None else bias - mean * scale
     shape = (-1, *(1,) * (x.ndim - 2))  # channels are the second axis
     return torch.addcmul(shift.view(shape), x, scale.view(shape))

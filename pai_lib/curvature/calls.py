@@ -44,7 +44,9 @@ def first_called(model: nn.Module, inputs: Inputs) -> Any:
     device = each_of(inputs)[0].device
     state, before = torch.get_rng_state(), _random_states(device)
     out = answered(model, inputs)
-    if before != _random_states(device) and _draws(model, of_each(inputs, lambda tensor: tensor[:2])):
+    if before != _random_states(device) and _draws(
+        model, of_each(inputs, lambda tensor: tensor[:2])
+    ):
         torch.set_rng_state(state)
         raise ValueError(
             "The model draws random numbers in evaluation mode (as F.dropout does without "
@@ -84,13 +86,17 @@ def failing_in_a_sentence(model: nn.Module, inputs: Inputs) -> Iterator[None]:
     except (RuntimeError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
-        given = ", ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors).replace("torch.", "")
+        given = ", ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors).replace(
+            "torch.", ""
+        )
         said = str(error).strip().partition("\n")[0]
         raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
 
 
 def _random_states(device: torch.device) -> list[Any]:
-    states = [torch.get_rng_state()] + ([torch.cuda.get_rng_state(device)] if device.type == "cuda" else [])
+    states = [torch.get_rng_state()] + (
+        [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
+    )
     others = pickle.dumps(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
     return [*(state.numpy().tobytes() for state in states), *others]
 
@@ -121,7 +127,9 @@ class ValuesAlone(TorchFunctionMode):
 
     found = False
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Look at what goes in and comes out."""
         out = function(*args, **(kwargs or {}))
         made = out if isinstance(out, tuple | list) else (out,)
@@ -132,7 +140,14 @@ class ValuesAlone(TorchFunctionMode):
         return out
 
 
-_READS = {Tensor.item, Tensor.tolist, Tensor.__bool__, Tensor.__float__, Tensor.__int__, Tensor.__index__}
+_READS = {
+    Tensor.item,
+    Tensor.tolist,
+    Tensor.__bool__,
+    Tensor.__float__,
+    Tensor.__int__,
+    Tensor.__index__,
+}
 
 
 def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
@@ -150,16 +165,21 @@ def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
 def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """Have a model compute with other tensors, by the names of its own, until the end of the block.
 
-    Unlike ``torch.func.functional_call`` also while a backward pass recomputes (activation checkpointing).
+    Unlike ``torch.func.functional_call`` also while a backward pass recomputes (activation
+    checkpointing).
     """
     named = (*model.named_parameters(), *model.named_buffers())
     others = {id(tensor): state[name] for name, tensor in named if name in state}
     modules = list(model.modules())
-    holders: list[Any] = [store for module in modules for store in (module._parameters, module._buffers)]
+    holders: list[Any] = [
+        store for module in modules for store in (module._parameters, module._buffers)
+    ]
     before = [dict(store) for store in holders]
     try:
         for store in holders:
-            store.update({name: others[id(tensor)] for name, tensor in store.items() if id(tensor) in others})
+            store.update(
+                {name: others[id(tensor)] for name, tensor in store.items() if id(tensor) in others}
+            )
         yield
     finally:
         for store, tensors in zip(holders, before, strict=True):

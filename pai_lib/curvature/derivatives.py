@@ -1,8 +1,9 @@
 """The loss at one point and its first derivatives: gradient, Hessian-vector product, synaptic flow.
 
-The loss is L(θ) = (1/N) Σₙ ℓ(f(xₙ; θ)/T, yₙ) with ℓ the cross-entropy, f the logits and T the temperature, in
-evaluation mode; g = ∇L and H = ∇²L. Every function takes any model that returns logits N×C, leaves weights,
-buffers, gradients, mode and ``requires_grad`` as it found them, and returns ``{parameter name: tensor}``.
+The loss is L(θ) = (1/N) Σₙ ℓ(f(xₙ; θ)/T, yₙ) with ℓ the cross-entropy, f the logits and T the
+temperature, in evaluation mode; g = ∇L and H = ∇²L. Every function takes any model that returns
+logits N×C, leaves weights, buffers, gradients, mode and ``requires_grad`` as it found them, and
+returns ``{parameter name: tensor}``.
 """
 
 from __future__ import annotations
@@ -51,10 +52,13 @@ def hessian_products(
         for piece in pieces:
             if curved is None or len(pieces) > 1:
                 with DirectAdjoints():
-                    grads = problem.loss_gradient(piece, size(piece) / size(part), create_graph=True)
+                    grads = problem.loss_gradient(
+                        piece, size(piece) / size(part), create_graph=True
+                    )
                 if i == 0 and piece is pieces[0] and not differentiable(grads):
                     raise ValueError(ONCE)
-                # A loss without any curvature has a gradient without a graph. Edges do not hold the gradient.
+                # A loss without any curvature has a gradient without a graph. Edges do not hold the
+                # gradient.
                 curved = {k: get_gradient_edge(g) for k, g in enumerate(grads) if g.requires_grad}
                 del grads
             product: Any = [torch.zeros_like(leaf) for leaf in problem.leaves]
@@ -126,10 +130,14 @@ def hessian_vector_product(
         raise TypeError(
             f"vectors is a {type(vectors).__name__}: it must be a mapping of parameter names to tensors."
         )
-    with problem_at(model, batch, temperature, list(vectors), "Hessian product", progress) as problem:
+    with problem_at(
+        model, batch, temperature, list(vectors), "Hessian product", progress
+    ) as problem:
         for name, leaf in problem.theta.items():
             if not isinstance(vectors[name], Tensor):
-                raise TypeError(f"vectors[{name!r}] is a {type(vectors[name]).__name__}: it must be a tensor.")
+                raise TypeError(
+                    f"vectors[{name!r}] is a {type(vectors[name]).__name__}: it must be a tensor."
+                )
             if vectors[name].shape != leaf.shape:
                 raise ValueError(
                     f"vectors[{name!r}] has shape {tuple(vectors[name].shape)}, its parameter {tuple(leaf.shape)}."
@@ -145,7 +153,9 @@ class _OnesForTokens(TorchFunctionMode):
 
     met = False
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         if function not in (F.embedding, F.embedding_bag):
             return function(*args, **(kwargs or {}))
         self.met = True
@@ -174,12 +184,14 @@ def synaptic_flow(
 ) -> ByParameter:
     """Synaptic flow θ ⊙ ∂R/∂θ (Tanaka et al., 2020); of the batch only the input's shape is used.
 
-    R is the sum of the outputs on an all-ones input with the absolute value of every floating parameter and
-    buffer (or of ``state`` in their place), in float64 since R grows exponentially with depth. Of integer inputs
-    (tokens) those of the first sample are kept, and what is looked up for them in an embedding is all ones.
+    R is the sum of the outputs on an all-ones input with the absolute value of every floating
+    parameter and buffer (or of ``state`` in their place), in float64 since R grows exponentially
+    with depth. Of integer inputs (tokens) those of the first sample are kept, and what is looked up
+    for them in an embedding is all ones.
 
     Returns:
-        ``{name: float64 tensor of the parameter's shape}``. Cost: one pass with one input, in float64.
+        ``{name: float64 tensor of the parameter's shape}``. Cost: one pass with one input, in
+        float64.
     """
     names, batch = resolve_parameters(model, parameters), as_batch(batch)
     if len(each_of(batch.inputs)[0]) == 0:

@@ -1,8 +1,8 @@
 """Diagonals of the empirical Fisher, the generalised Gauss-Newton matrix and the Hessian.
 
-Loss, conventions and guarantees are those of ``pai_lib.problem``. Squared gradients are contracted layer
-by layer from the inputs and output gradients that the autograd graph holds: by-sample gradients are never
-stored for more than one group of one layer.
+Loss, conventions and guarantees are those of ``pai_lib.problem``. Squared gradients are contracted
+layer by layer from the inputs and output gradients that the autograd graph holds: by-sample
+gradients are never stored for more than one group of one layer.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ def fisher_diag(
 ) -> ByParameter:
     """Diagonal of the empirical Fisher, F̂ᵢᵢ = (1/G) Σ over G groups of (∂ᵢ of the group's mean loss)².
 
-    With ``group=1`` it is the mean of squared per-sample gradients; on what it is not: Kunstner et al., 2019.
-    Groups above 1 square averaged gradients: another, smaller quantity. Samples are grouped in their order;
-    a last, smaller group counts as one group.
+    With ``group=1`` it is the mean of squared per-sample gradients; on what it is not: Kunstner et
+    al., 2019. Groups above 1 square averaged gradients: another, smaller quantity. Samples are
+    grouped in their order; a last, smaller group counts as one group.
 
     Args:
         model: as in ``gradient``.
@@ -50,8 +50,9 @@ def fisher_diag(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: F̂ of the parameter's shape}``, in loss² a weight². Cost: one forward and backward pass in
-        which the weight gradients are formed group by group and never stored (after Goodfellow, 2015).
+        ``{name: F̂ of the parameter's shape}``, in loss² a weight². Cost: one forward and backward
+        pass in which the weight gradients are formed group by group and never stored (after
+        Goodfellow, 2015).
 
     Raises:
         ValueError: as in ``gradient``, and if a parameter is used twice or in a way not understood.
@@ -93,14 +94,15 @@ def ggn_diag(
 ) -> ByParameter:
     """Diagonal of the generalised Gauss-Newton matrix (1/N) Σₙ JₙᵀSₙSₙᵀJₙ (Schraudolph, 2002).
 
-    J is the Jacobian of the logits/T and SSᵀ = diag(p) − p pᵀ the curvature of the cross-entropy there; S has
-    C − 1 columns (Tanabe & Sagae, 1992). For this loss it is also the (true) Fisher. Never negative.
+    J is the Jacobian of the logits/T and SSᵀ = diag(p) − p pᵀ the curvature of the cross-entropy
+    there; S has C − 1 columns (Tanabe & Sagae, 1992). For this loss it is also the (true) Fisher.
+    Never negative.
 
     Args:
         model: as in ``gradient``.
         batch: as in ``gradient``; the labels do not matter.
-        mode: ``"exact"`` sums over all C classes; ``"mc"`` draws one label a sample from the model, which is
-            unbiased and C times cheaper.
+        mode: ``"exact"`` sums over all C classes; ``"mc"`` draws one label a sample from the model,
+            which is unbiased and C times cheaper.
         temperature: T, divides the logits.
         parameters: ``"prunable"``, ``"all"`` or a list of names.
         generator: for ``"mc"``; ``None`` is a new one with seed 0.
@@ -108,7 +110,8 @@ def ggn_diag(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 (or 1) backward passes of ``fisher_diag``.
+        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 (or 1) backward passes of
+        ``fisher_diag``.
 
     Raises:
         ValueError: as in ``fisher_diag``, and for another mode.
@@ -130,9 +133,9 @@ def exact_diag(
 ) -> ByParameter:
     """Exact diagonal Hᵢᵢ of the Hessian of the mean loss, without variance.
 
-    Where the logits are piecewise linear in every single weight (convolution, linear, ReLU, pooling, sums,
-    batch norm in evaluation mode), ∂²f/∂θᵢ² = 0 almost everywhere and Hᵢᵢ equals the Gauss-Newton diagonal.
-    Whether that holds is decided from the operations that were executed.
+    Where the logits are piecewise linear in every single weight (convolution, linear, ReLU,
+    pooling, sums, batch norm in evaluation mode), ∂²f/∂θᵢ² = 0 almost everywhere and Hᵢᵢ equals the
+    Gauss-Newton diagonal. Whether that holds is decided from the operations that were executed.
 
     Args:
         model: as in ``gradient``.
@@ -143,10 +146,12 @@ def exact_diag(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 backward passes of ``fisher_diag``.
+        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 backward passes of
+        ``fisher_diag``.
 
     Raises:
-        ValueError: if an operation bends the logits, naming it; ``ggn_diag`` is what such a network can have.
+        ValueError: if an operation bends the logits, naming it; ``ggn_diag`` is what such a network
+            can have.
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> batch = Batch(torch.eye(2), torch.arange(2))
@@ -193,10 +198,13 @@ def _ggn_diag(
 def _draw_labels(p: Tensor, generator: torch.Generator) -> Tensor:
     """One label a sample with probabilities p (n×C), as `torch.multinomial` draws them from the same generator.
 
-    It takes the class of the largest p_c/e_c with e_c exponential. That is done here since the generator may be of
-    another device than p, and since it would have a GPU's host wait to see whether the p are probabilities.
+    It takes the class of the largest p_c/e_c with e_c exponential. That is done here since the
+    generator may be of another device than p, and since it would have a GPU's host wait to see
+    whether the p are probabilities.
     """
-    waiting = torch.empty(p.shape, dtype=p.dtype, device=generator.device).exponential_(generator=generator)
+    waiting = torch.empty(p.shape, dtype=p.dtype, device=generator.device).exponential_(
+        generator=generator
+    )
     return (p / waiting.to(p.device)).argmax(1)
 
 

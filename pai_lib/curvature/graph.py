@@ -1,8 +1,9 @@
 """What was executed: reads PyTorch's autograd graph to find where each weight was used, and how.
 
-Modules only declare; the graph tells what ran. It shows functional calls, attention's fused projections and
-in-place activations, it counts how often a weight was used, and it knows the input that each use saw, so that
-per-sample gradients need no hooks. A use that is not understood is an error, never a zero.
+Modules only declare; the graph tells what ran. It shows functional calls, attention's fused
+projections and in-place activations, it counts how often a weight was used, and it knows the input
+that each use saw, so that per-sample gradients need no hooks. A use that is not understood is an
+error, never a zero.
 """
 
 from __future__ import annotations
@@ -49,8 +50,12 @@ class Layout(NamedTuple):
     """Which rows belong to which sample: ``positions`` rows a sample, or as told row by row."""
 
     positions: int = 1
-    fastest: bool = False  # samples vary fastest along the rows: positions × samples, not samples × positions
-    owner: Tensor | None = None  # sample of each row where no such rule holds; -1 for a row without a gradient
+    fastest: bool = (
+        False  # samples vary fastest along the rows: positions × samples, not samples × positions
+    )
+    owner: Tensor | None = (
+        None  # sample of each row where no such rule holds; -1 for a row without a gradient
+    )
 
 
 def operation(node: Node) -> str:
@@ -60,7 +65,9 @@ def operation(node: Node) -> str:
     return node.name().rsplit("::", 1)[-1].split("Backward")[0]
 
 
-def nodes(*roots: Node | None) -> list[Any]:  # of Node, which does not declare what an operation saved
+def nodes(
+    *roots: Node | None,
+) -> list[Any]:  # of Node, which does not declare what an operation saved
     """All nodes below some, each after everything it depends on."""
     order: list[Node] = []
     seen: set[Node] = set()
@@ -83,12 +90,17 @@ def hides_weights(output: Tensor) -> bool:
 
 def runs_own_functions(output: Tensor) -> bool:
     """Whether a part of the computation has a derivative that the user wrote (``torch.autograd.Function``)."""
-    return any(isinstance(node, torch.autograd.function.BackwardCFunction) for node in nodes(output.grad_fn))
+    return any(
+        isinstance(node, torch.autograd.function.BackwardCFunction)
+        for node in nodes(output.grad_fn)
+    )
 
 
 def differentiable(gradients: Iterable[Tensor]) -> bool:
     """Whether gradients can be differentiated once more: PyTorch takes what forbids it for zero."""
-    return not any(operation(node) == "Error" for node in nodes(*(gradient.grad_fn for gradient in gradients)))
+    return not any(
+        operation(node) == "Error" for node in nodes(*(gradient.grad_fn for gradient in gradients))
+    )
 
 
 def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
@@ -99,8 +111,8 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
         parameters: name to leaf tensor, as used in the forward pass.
 
     Raises:
-        ValueError: if a parameter was not used, was used more than once, or in a way whose per-sample
-            gradient is not known here.
+        ValueError: if a parameter was not used, was used more than once, or in a way whose
+            per-sample gradient is not known here.
     """
     consumers: dict[Node | None, list[tuple[Node, int]]] = {}
     leaves: dict[int, Node] = {}
@@ -138,7 +150,12 @@ def _understand(node: Any, position: int, parameter: Tensor, transposed: bool) -
     name, edge = operation(node), GradientEdge(node, 0)
     match name, position, parameter.ndim:
         case "Convolution", 1, _ if not node._saved_transposed:
-            options = (node._saved_stride, node._saved_padding, node._saved_dilation, node._saved_groups)
+            options = (
+                node._saved_stride,
+                node._saved_padding,
+                node._saved_dilation,
+                node._saved_groups,
+            )
             return Use("convolution", edge, node._saved_input, parameter, 1, options)
         case "Convolution", 2, _:
             return Use("channel", edge, None, parameter, 1)
@@ -180,12 +197,14 @@ def signatures(gradients: Sequence[Tensor], axes: Sequence[int]) -> list[Tensor]
 def owners(plain: Tensor, scaled: Sequence[Tensor], samples: int) -> tuple[Tensor, Tensor]:
     """Sample that each row belongs to, and whether every row with a gradient belongs to one sample alone.
 
-    Gradients are linear in what comes back from the logits, and a power of two scales them without rounding:
-    where sample n was scaled by 2ⁿ, the rows of sample n are scaled by 2ⁿ, and a row of several by no such number.
+    Gradients are linear in what comes back from the logits, and a power of two scales them without
+    rounding: where sample n was scaled by 2ⁿ, the rows of sample n are scaled by 2ⁿ, and a row of
+    several by no such number.
 
     Args:
         plain: signatures of a gradient's rows.
-        scaled: those where sample n was scaled by 2 to a digit of n, base ``EXPONENTS``; the lowest digit first.
+        scaled: those where sample n was scaled by 2 to a digit of n, base ``EXPONENTS``; the lowest
+            digit first.
         samples: number of samples.
 
     Returns:
@@ -193,10 +212,14 @@ def owners(plain: Tensor, scaled: Sequence[Tensor], samples: int) -> tuple[Tenso
     """
     (value, norm), info = plain.unbind(1), torch.finfo(plain.dtype)
     alive = norm > info.tiny / info.eps  # the square of less is zero
-    powers = torch.tensor([2.0**i for i in range(EXPONENTS)], dtype=value.dtype, device=value.device)
+    powers = torch.tensor(
+        [2.0**i for i in range(EXPONENTS)], dtype=value.dtype, device=value.device
+    )
     owner, sound = torch.zeros_like(value, dtype=torch.int64), torch.isfinite(norm).all()
     for place, other in enumerate(scaled):
-        digit = (other[:, 0] / value).abs().log2().round().nan_to_num(0).clamp(0, EXPONENTS - 1).long()
+        digit = (
+            (other[:, 0] / value).abs().log2().round().nan_to_num(0).clamp(0, EXPONENTS - 1).long()
+        )
         error = (other[:, 0] - value * powers[digit]).abs()
         sound = sound & ((error <= 1e3 * info.eps * norm * powers[digit]) | ~alive).all()
         owner = owner + digit * EXPONENTS**place
@@ -213,8 +236,9 @@ def lies(owner: Tensor, samples: int, fastest: bool) -> Tensor:
 def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: Layout) -> Tensor:
     """Σ over groups of (Σ over the group's samples of the parameter's gradient)², in the parameter's shape.
 
-    A convolution or token layer costs one weight gradient a group, small enough to stay in cache, and one
-    copy of the weight; a linear layer with one row a sample needs (g ⊗ a)² = g² ⊗ a², a single product.
+    A convolution or token layer costs one weight gradient a group, small enough to stay in cache,
+    and one copy of the weight; a linear layer with one row a sample needs (g ⊗ a)² = g² ⊗ a², a
+    single product.
 
     Args:
         use: where the parameter was used.
@@ -224,8 +248,12 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: L
     """
     if use.kind == "channel":
         product = gradient if use.inputs is None else gradient * use.inputs
-        summed = product.flatten(2).sum(2) if use.channel_axis == 1 and product.ndim > 2 else product
-        parts = [rows.sum(0) for rows in _by_group(summed.flatten(0, -2), groups, layout)]  # channels
+        summed = (
+            product.flatten(2).sum(2) if use.channel_axis == 1 and product.ndim > 2 else product
+        )
+        parts = [
+            rows.sum(0) for rows in _by_group(summed.flatten(0, -2), groups, layout)
+        ]  # channels
         return torch.stack(parts).square_().sum(0)
     assert use.inputs is not None  # only a bias has none
     if use.kind == "convolution":
@@ -234,7 +262,9 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: L
     if len(groups) == len(g) and layout.owner is None:  # a sample a group, a row a sample
         return g.square().T @ a.square()
     total = torch.zeros_like(use.parameter)
-    for g_part, a_part in zip(_by_group(g, groups, layout), _by_group(a, groups, layout), strict=True):
+    for g_part, a_part in zip(
+        _by_group(g, groups, layout), _by_group(a, groups, layout), strict=True
+    ):
         total += (g_part.T @ a_part).square_()
     return total
 
@@ -255,14 +285,18 @@ def _by_group(tensor: Tensor, groups: list[slice], layout: Layout) -> list[Tenso
     return [tensor.view(samples, -1, *rest)[group].flatten(0, 1) for group in groups]
 
 
-FEW_POSITIONS = 32  # up to so many of a convolution's output, one matrix product a sample is the faster way
+FEW_POSITIONS = (
+    32  # up to so many of a convolution's output, one matrix product a sample is the faster way
+)
 
 
 def _convolution_squares(use: Use, gradient: Tensor, groups: list[slice], layout: Layout) -> Tensor:
     stride, padding, dilation, channel_groups = use.options
     assert use.inputs is not None
     x, total = use.inputs, torch.zeros_like(use.parameter)
-    as_product = gradient.ndim == 4 and channel_groups == 1 and gradient[0, 0].numel() <= FEW_POSITIONS
+    as_product = (
+        gradient.ndim == 4 and channel_groups == 1 and gradient[0, 0].numel() <= FEW_POSITIONS
+    )
     if as_product:
         x = F.unfold(x, total.shape[2:], dilation, padding, stride)  # rows × in·kernel × positions
         gradient = gradient.flatten(2)  # rows × out × positions

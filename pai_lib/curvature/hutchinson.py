@@ -49,35 +49,40 @@ def hutchinson_diag(
 ) -> ByParameter | tuple[ByParameter, ByParameter]:
     """Hutchinson's unbiased estimate of the Hessian diagonal, ĥ = mean over probes z of z ⊙ (H z).
 
-    For G equal groups with m probes each, Var(ĥᵢ) = (1/(m G²)) Σ_g Σ_{j≠i} (H⁽ᵍ⁾ᵢⱼ)² with Rademacher probes;
-    normal probes add 2 (H⁽ᵍ⁾ᵢᵢ)² inside (Hutchinson, 1989; Bekas et al., 2007).
+    For G equal groups with m probes each, Var(ĥᵢ) = (1/(m G²)) Σ_g Σ_{j≠i} (H⁽ᵍ⁾ᵢⱼ)² with
+    Rademacher probes; normal probes add 2 (H⁽ᵍ⁾ᵢᵢ)² inside (Hutchinson, 1989; Bekas et al., 2007).
 
     Args:
         model: as in ``gradient``.
         batch: as in ``gradient``.
         probes: m, random vectors a group.
-        group: samples a group; ``None`` is the whole batch, as unbiased as any other choice since the Hessian
-            of a mean is the mean of the Hessians.
+        group: samples a group; ``None`` is the whole batch, as unbiased as any other choice since
+            the Hessian of a mean is the mean of the Hessians.
         temperature: T, divides the logits.
-        parameters: those probed, ``"prunable"``, ``"all"`` or a list of names; fewer mean less noise.
+        parameters: those probed, ``"prunable"``, ``"all"`` or a list of names; fewer mean less
+            noise.
         distribution: ``"rademacher"`` (±1) or ``"normal"``.
         generator: ``None`` is a new one with seed 0.
         chunk: samples a forward pass.
         progress: show a bar if it takes long.
-        standard_error: also return the estimate's own standard error, from the spread between probes.
+        standard_error: also return the estimate's own standard error, from the spread between
+            probes.
 
     Returns:
-        ĥ as ``{name: tensor}``, or the pair (ĥ, standard error). Cost: one gradient a group and about two
-        gradients of that group a probe.
+        ĥ as ``{name: tensor}``, or the pair (ĥ, standard error). Cost: one gradient a group and
+        about two gradients of that group a probe.
 
     Raises:
-        ValueError: as in ``gradient``; ``probes`` below 1 (2 for a standard error); another distribution.
+        ValueError: as in ``gradient``; ``probes`` below 1 (2 for a standard error); another
+            distribution.
     """
     probes = count_of("probes", probes, 2 if standard_error else 1)
     if distribution not in ("rademacher", "normal"):
         raise ValueError(f'distribution={distribution!r}: it must be "rademacher" or "normal".')
     generator = generator_or_new(generator)
-    with problem_at(model, batch, temperature, parameters, "Hutchinson's estimate", progress) as problem:
+    with problem_at(
+        model, batch, temperature, parameters, "Hutchinson's estimate", progress
+    ) as problem:
 
         def draw() -> list[Tensor]:
             return [_probe(leaf, distribution, generator) for leaf in problem.leaves]
@@ -111,10 +116,11 @@ def hessian_row_norm(
 ) -> ByParameter:  # fmt: skip
     """Norm of each row of the Hessian, √Σⱼ Hᵢⱼ², estimated: what Hutchinson's noise is as large as.
 
-    For a Rademacher probe z, E[(Hz)ᵢ²] = Σⱼ Hᵢⱼ² (Dauphin et al., 2015, with normal probes): the products that
-    ``hutchinson_diag`` averages with signs are squared here. For G equal groups it is the root mean square of its
-    estimate with one probe a group, √(Hᵢᵢ² + (1/G²) Σ_g Σ_{j≠i} (H⁽ᵍ⁾ᵢⱼ)²), for G = 1 the row norm. The square is
-    unbiased. In piecewise linear networks Hᵢᵢ falls as 1/T² with a large temperature T, and the norm only as 1/T.
+    For a Rademacher probe z, E[(Hz)ᵢ²] = Σⱼ Hᵢⱼ² (Dauphin et al., 2015, with normal probes): the
+    products that ``hutchinson_diag`` averages with signs are squared here. For G equal groups it is
+    the root mean square of its estimate with one probe a group, √(Hᵢᵢ² + (1/G²) Σ_g Σ_{j≠i}
+    (H⁽ᵍ⁾ᵢⱼ)²), for G = 1 the row norm. The square is unbiased. In piecewise linear networks Hᵢᵢ
+    falls as 1/T² with a large temperature T, and the norm only as 1/T.
 
     Args:
         model: as in ``gradient``.
@@ -142,7 +148,9 @@ def hessian_row_norm(
     return {name: torch.hypot(h, (probes - 1) ** 0.5 * error[name]) for name, h in estimate.items()}
 
 
-def _mean_and_squares(draws: Iterable[tuple[Tensor, ...] | list[Tensor]]) -> tuple[list[Tensor], list[Tensor]]:
+def _mean_and_squares(
+    draws: Iterable[tuple[Tensor, ...] | list[Tensor]],
+) -> tuple[list[Tensor], list[Tensor]]:
     """Mean and sum of squared deviations in one pass (Welford, 1962), which does not cancel."""
     mean: list[Tensor] = []
     deviations: list[Tensor] = []
@@ -157,10 +165,15 @@ def _mean_and_squares(draws: Iterable[tuple[Tensor, ...] | list[Tensor]]) -> tup
 
 
 def _probe(like: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    # On the generator's device and in one dtype, so that a seed means the same probe wherever the model lives.
+    # On the generator's device and in one dtype, so that a seed means the same probe wherever the
+    # model lives.
     if distribution == "normal":
-        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float32, device=generator.device)
+        drawn = torch.randn(
+            like.shape, generator=generator, dtype=torch.float32, device=generator.device
+        )
     else:
-        drawn = torch.randint(0, 2, like.shape, dtype=torch.int8, generator=generator, device=generator.device)
+        drawn = torch.randint(
+            0, 2, like.shape, dtype=torch.int8, generator=generator, device=generator.device
+        )
         drawn = drawn.mul_(2).sub_(1)
     return drawn.to(like)

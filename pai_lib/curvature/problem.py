@@ -1,7 +1,7 @@
 """A loss at one point: the logits as a function of leaf tensors, for any slice of a batch.
 
-The loss is L(θ) = (1/N) Σₙ ℓ(f(xₙ; θ)/T, yₙ) with ℓ the cross-entropy, f the logits and T the temperature, in
-evaluation mode. The model is left as it was.
+The loss is L(θ) = (1/N) Σₙ ℓ(f(xₙ; θ)/T, yₙ) with ℓ the cross-entropy, f the logits and T the
+temperature, in evaluation mode. The model is left as it was.
 """
 
 from __future__ import annotations
@@ -71,7 +71,9 @@ class Problem:
         self.labels = plain(batch.labels.to(first.device, torch.int64))
         self.samples = len(self.labels)
         self.numbers = sum(tensor[0].numel() for tensor in each_of(self.inputs))  # of one sample
-        self.watched: list[GradientEdge] = []  # the inputs of the last logits, where they can be differentiated
+        self.watched: list[
+            GradientEdge
+        ] = []  # the inputs of the last logits, where they can be differentiated
         self.called = self.independent = self.blind = False  # not known yet
         self.mixes_samples = any(
             isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None
@@ -81,8 +83,14 @@ class Problem:
     @property
     def state(self) -> ByParameter:
         """What the model computes with: the leaves, and copies of all that it might change."""
-        others = {name: plain(p) for name, p in self.model.named_parameters() if name not in self.theta}
-        return {**others, **{name: b.detach().clone() for name, b in self.model.named_buffers()}, **self.theta}
+        others = {
+            name: plain(p) for name, p in self.model.named_parameters() if name not in self.theta
+        }
+        return {
+            **others,
+            **{name: b.detach().clone() for name, b in self.model.named_buffers()},
+            **self.theta,
+        }
 
     def logits(self, part: slice, watch: bool = False) -> Tensor:
         """f(x)/T for a slice of the samples, n×C; ``watch`` has the inputs take part in the graph."""
@@ -97,7 +105,9 @@ class Problem:
         def taken(tensor: Tensor) -> Tensor:
             if not tensor.is_floating_point():
                 return tensor[part].clone()  # a model may write into its input
-            shift = torch.zeros_like(tensor[part], requires_grad=True)  # no leaf input: flop counters fail
+            shift = torch.zeros_like(
+                tensor[part], requires_grad=True
+            )  # no leaf input: flop counters fail
             self.watched.append(get_gradient_edge(shift))
             return tensor[part] + shift
 
@@ -120,7 +130,9 @@ class Problem:
         logits = check_logits(out, count, int(self.labels.max()))
         check_repeats(self.model, few)
         if logits.shape[1] < 2:
-            raise ValueError("The model has one output: a cross-entropy needs two classes at least.")
+            raise ValueError(
+                "The model has one output: a cross-entropy needs two classes at least."
+            )
         if not bool(torch.isfinite(logits).all()):
             raise ValueError("The model's logits hold NaN or infinite values.")
         return logits / self.temperature
@@ -128,7 +140,8 @@ class Problem:
     def check_independent(self) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once, at all of them.
 
-        Where operations do not prove it, it costs two forward passes: every sample is seen in two batches, of
+        Where operations do not prove it, it costs two forward passes: every sample is seen in two
+            batches, of
         different companions, sizes and places.
         """
         if self.independent or self.samples == 1:
@@ -147,15 +160,19 @@ class Problem:
             start = max(0, min(piece.start, piece.stop - 2))  # two samples at least
             with torch.no_grad():
                 whole = self.logits_of(self.taken(slice(start, max(piece.stop, 2))))
-            same += [self.agrees(whole[i::2], slice(start + i, max(piece.stop, 2), 2)) for i in range(2)]
+            same += [
+                self.agrees(whole[i::2], slice(start + i, max(piece.stop, 2), 2)) for i in range(2)
+            ]
         if not bool(torch.stack(same).all()):
             raise ValueError(MIXED)
 
     def check_companions(self, logits: Tensor, start: int) -> None:
         """Raise ValueError if logits, of samples from ``start`` on, change without some of those samples.
 
-        Of inputs whose gradients tell the rest, twice three samples do: what one sample does to all others shows
-        in those that are without it. Of tokens, and where values go on without gradients, all are looked at.
+        Of inputs whose gradients tell the rest, twice three samples do: what one sample does to all
+            others shows
+        in those that are without it. Of tokens, and where values go on without gradients, all are
+        looked at.
         """
         if self.mixes_samples:
             raise ValueError(BATCH_STATISTICS)
@@ -167,7 +184,10 @@ class Problem:
         """Raise ValueError if logits, of samples from ``start`` on, are not what some have without others."""
         step = max(2, -(-len(logits) // 3))
         parts = [slice(i, len(logits), step) for i in range(2)]
-        same = [self.agrees(logits[part], slice(start + part.start, start + part.stop, step)) for part in parts]
+        same = [
+            self.agrees(logits[part], slice(start + part.start, start + part.stop, step))
+            for part in parts
+        ]
         if not bool(torch.stack(same).all()):
             raise ValueError(MIXED)
 
@@ -187,13 +207,17 @@ class Problem:
         """Mean loss of a slice of the samples."""
         return F.cross_entropy(self.logits(part), self.labels[part])
 
-    def loss_gradient(self, part: slice, share: float, create_graph: bool = False) -> tuple[Tensor, ...]:
+    def loss_gradient(
+        self, part: slice, share: float, create_graph: bool = False
+    ) -> tuple[Tensor, ...]:
         """Gradient of ``share`` times the mean loss of a slice of the samples."""
         loss = self.loss(part) * share
         grads: Any = (None,) * len(self.leaves)
         if loss.requires_grad:
             with sentences():
-                grads = torch.autograd.grad(loss, self.leaves, create_graph=create_graph, allow_unused=True)
+                grads = torch.autograd.grad(
+                    loss, self.leaves, create_graph=create_graph, allow_unused=True
+                )
         for name, grad in zip(self.theta, grads, strict=True):
             if grad is None:
                 hidden = hides_weights(self.logits(part, watch=True))
@@ -233,13 +257,17 @@ def _check_batch(batch: Batch, weight: Tensor) -> None:
     if labels is None:
         raise ValueError("This criterion needs labels, and the batch has none.")
     if not isinstance(labels, Tensor):
-        raise TypeError(f"Labels must be a tensor or array of integers, not {type(labels).__name__}.")
+        raise TypeError(
+            f"Labels must be a tensor or array of integers, not {type(labels).__name__}."
+        )
     if count == 0:
         raise ValueError("The batch is empty: at least one sample is needed.")
     for tensor in (*each_of(inputs), labels):
         if tensor.layout is not torch.strided or tensor.is_nested or tensor.is_meta:
             what = (
-                "has no values (it is on the meta device)" if tensor.is_meta else f"is of layout {tensor.layout}"
+                "has no values (it is on the meta device)"
+                if tensor.is_meta
+                else f"is of layout {tensor.layout}"
             )
             raise ValueError(f"A tensor of the batch {what}: it must be a dense one.")
     if labels.shape != (count,) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
@@ -254,7 +282,9 @@ def _check_batch(batch: Batch, weight: Tensor) -> None:
         if not bool(torch.isfinite(tensor).all()):
             raise ValueError("The inputs hold NaN or infinite values.")
         if tensor.dtype != weight.dtype:
-            raise ValueError(f"The inputs are {tensor.dtype} and the model is {weight.dtype}: make them equal.")
+            raise ValueError(
+                f"The inputs are {tensor.dtype} and the model is {weight.dtype}: make them equal."
+            )
 
 
 @contextlib.contextmanager
@@ -288,7 +318,8 @@ def problem_at(
         raise ValueError(f"temperature={temperature}: it must be positive and finite.")
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
-        # Fused attention has no second derivative on the CPU; reduced precision has no place in a derivative.
+        # Fused attention has no second derivative on the CPU; reduced precision has no place in a
+        # derivative.
         with (
             torch.autocast(problem.leaves[0].device.type, enabled=False),
             sdpa_kernel(SDPBackend.MATH),

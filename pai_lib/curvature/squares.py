@@ -18,9 +18,9 @@ from .problem import MIXED, Problem, size
 class Squares:
     """Σ over groups of samples, and over seeds, of squared gradients; seeds are gradients at the logits.
 
-    Where operations alone do not prove which rows of a layer belong to which sample, it is found in the first
-    piece of the batch and verified in all of them, on the device. If one does not fit, which is read at the end,
-    all is done once more with a look at each piece.
+    Where operations alone do not prove which rows of a layer belong to which sample, it is found in
+    the first piece of the batch and verified in all of them, on the device. If one does not fit,
+    which is read at the end, all is done once more with a look at each piece.
 
     Args:
         problem: the loss.
@@ -44,7 +44,11 @@ class Squares:
             if len(groups) > 1 and not self.layouts:
                 self.problem.check_companions(logits, part.start)
             self.add(
-                logits, uses, seeds, [slice(g.start - part.start, g.stop - part.start) for g in groups], total
+                logits,
+                uses,
+                seeds,
+                [slice(g.start - part.start, g.stop - part.start) for g in groups],
+                total,
             )
         if self.sound and not bool(torch.stack(self.sound).all()):
             self.sound, self.careful = [], True
@@ -52,7 +56,12 @@ class Squares:
         return total
 
     def add(
-        self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor], groups: list[slice], total: list[Tensor]
+        self,
+        logits: Tensor,
+        uses: dict[str, Use],
+        seeds: list[Tensor],
+        groups: list[slice],
+        total: list[Tensor],
     ) -> None:
         """Add the squares of one piece."""
         edges = [use.edge for use in uses.values()]
@@ -77,9 +86,14 @@ class Squares:
         """Layout of each use in this piece; and, of a single seed, the gradients at the uses."""
         n, layouts = len(logits), {}
         marks, grads = self.marks(logits, uses, seeds)  # of uses, then of inputs
-        own = [torch.stack([owner.amin() >= 0, sound & first]) for owner, sound, first, _ in marks[len(uses) :]]
+        own = [
+            torch.stack([owner.amin() >= 0, sound & first])
+            for owner, sound, first, _ in marks[len(uses) :]
+        ]
         if self.careful or not self.layouts:
-            table = torch.stack([torch.stack(mark[1:]) for mark in marks[: len(uses)]]).cpu().tolist()
+            table = (
+                torch.stack([torch.stack(mark[1:]) for mark in marks[: len(uses)]]).cpu().tolist()
+            )
             self.check_inputs(own)
             for (name, use), (owner, *_), (sound, first, fastest) in zip(
                 uses.items(), marks[: len(uses)], table, strict=True
@@ -116,7 +130,9 @@ class Squares:
     ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
         """What `owners` and `lies` tell of the rows of each use and input; gradients as ``find_layouts``."""
         n, alone = len(logits), len(seeds) == 1
-        seed = torch.stack([math.cos(i) * seed for i, seed in enumerate(seeds)]).sum(0)  # of one, itself
+        seed = torch.stack([math.cos(i) * seed for i, seed in enumerate(seeds)]).sum(
+            0
+        )  # of one, itself
         edges = [use.edge for use in uses.values()] + self.problem.watched
         axes = [use.channel_axis for use in uses.values()] + [1] * len(self.problem.watched)
 
@@ -133,5 +149,9 @@ class Squares:
         return marks, grads[: len(uses)] if alone else None
 
 
-def _back(logits: Tensor, edges: list[GradientEdge], seed: Tensor, keep: bool) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True)
+def _back(
+    logits: Tensor, edges: list[GradientEdge], seed: Tensor, keep: bool
+) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(
+        logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True
+    )

@@ -15,8 +15,8 @@ Inputs = Tensor | Mapping[str, Tensor] | tuple[Tensor, ...]
 class Batch(NamedTuple):
     """Inputs of a model, N samples along the first axis, and their labels (integers, N).
 
-    A tensor is what the model is called with; of a mapping the tensors are its keyword arguments, of a tuple its
-    positional ones. Those of a data set are normalised images (float32 N×C×H×W).
+    A tensor is what the model is called with; of a mapping the tensors are its keyword arguments,
+    of a tuple its positional ones. Those of a data set are normalised images (float32 N×C×H×W).
     """
 
     inputs: Any  # Inputs; of images a Tensor
@@ -44,7 +44,8 @@ def of_each(inputs: Any, change: Callable[[Any], Any]) -> Any:
 def as_batch(batch: Any) -> Batch:
     """Make a `Batch` of what a DataLoader gives: a pair of inputs and labels, tensors or NumPy arrays.
 
-    Raises TypeError for what is no such pair, ValueError for inputs of different numbers of samples.
+    Raises TypeError for what is no such pair, ValueError for inputs of different numbers of
+    samples.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
         raise TypeError(
@@ -55,7 +56,9 @@ def as_batch(batch: Any) -> Batch:
     def tensor(value: Any) -> Tensor:
         if isinstance(value, np.ndarray | np.generic):
             if not isinstance(found := _from_array(value), Tensor):
-                raise TypeError(f"The inputs are of NumPy's type {value.dtype}: they must be numbers.")
+                raise TypeError(
+                    f"The inputs are of NumPy's type {value.dtype}: they must be numbers."
+                )
             return found
         if not isinstance(value, Tensor):
             raise TypeError(
@@ -69,7 +72,9 @@ def as_batch(batch: Any) -> Batch:
         labels = _from_array(labels)
     sizes = [len(each) if each.ndim else 0 for each in each_of(inputs)]
     if len(set(sizes)) != 1:
-        raise ValueError(f"The inputs must have one number of samples along the first axis, not {sizes}.")
+        raise ValueError(
+            f"The inputs must have one number of samples along the first axis, not {sizes}."
+        )
     return Batch(inputs, labels)
 
 
@@ -81,5 +86,6 @@ def _from_array(values: Any) -> Any:
         return values
     if array.dtype.kind not in "biufc":
         return values
-    # A copy: PyTorch takes neither negative strides nor another byte order, and warns of what is read-only.
+    # A copy: PyTorch takes neither negative strides nor another byte order, and warns of what is
+    # read-only.
     return torch.as_tensor(np.array(array, array.dtype.newbyteorder("="), order="C"), device="cpu")

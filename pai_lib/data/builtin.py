@@ -15,7 +15,9 @@ def load_digits(name: str, root: Path) -> tuple:
     from sklearn import datasets
 
     bunch = datasets.load_digits()
-    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[..., None]  # 0…16 -> 0…255, N×8×8×1
+    images = np.rint(bunch.images * (255 / 16)).astype(np.uint8)[
+        ..., None
+    ]  # 0…16 -> 0…255, N×8×8×1
     if name == "digits32":
         images = to_tensor(images, 32).permute(0, 2, 3, 1).numpy().repeat(3, axis=3)
     return images, bunch.target, "scikit-learn"
@@ -30,8 +32,21 @@ def load_cifar(name: str, root: Path) -> tuple:
 
     cifar = getattr(datasets, name.upper())
     try:  # torchvision compares all files with their checksums: one that was cut short is fetched again
-        train, test = cifar(download_folder(root), train=True, download=True), cifar(root, train=False)
+        train, test = (
+            cifar(download_folder(root), train=True, download=True),
+            cifar(root, train=False),
+        )
     except (OSError, RuntimeError) as error:
-        files = f"put {name}.npz with {', '.join(ARRAYS)} there, or {cifar.filename} from {cifar.url}"
-        raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error
-    return train.data, np.array(train.targets), test.data, np.array(test.targets), root / cifar.base_folder
+        files = (
+            f"put {name}.npz with {', '.join(ARRAYS)} there, or {cifar.filename} from {cifar.url}"
+        )
+        raise FileNotFoundError(
+            f"{name} is not in {root}, download failed ({error}): {files}"
+        ) from error
+    return (
+        train.data,
+        np.array(train.targets),
+        test.data,
+        np.array(test.targets),
+        root / cifar.base_folder,
+    )

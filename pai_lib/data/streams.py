@@ -23,7 +23,14 @@ from tqdm import tqdm
 from ..draws import drawing
 from .batch import Batch
 from .folders import list_folder, open_image
-from .loading import balanced_sample, dataset, download_folder, read_folder, shuffled, stratified_split
+from .loading import (
+    balanced_sample,
+    dataset,
+    download_folder,
+    read_folder,
+    shuffled,
+    stratified_split,
+)
 
 # Of the archive that is distributed since 2015 (Le & Yang).
 TINY_URL = "http://cs231n.stanford.edu/tiny-imagenet-200.zip"
@@ -40,7 +47,9 @@ def load_tiny_imagenet(name: str, root: Path) -> tuple:
             fetch(TINY_URL, download_folder(root) / archive.name, TINY_BYTES, TINY_SHA256)
         except OSError as error:
             files = f"put its folder there, or {archive.name} from {TINY_URL}"
-            raise FileNotFoundError(f"{name} is not in {root}, download failed ({error}): {files}") from error
+            raise FileNotFoundError(
+                f"{name} is not in {root}, download failed ({error}): {files}"
+            ) from error
         extract(archive, folder)
     return read_folder(name, folder)
 
@@ -48,8 +57,9 @@ def load_tiny_imagenet(name: str, root: Path) -> tuple:
 def fetch(url: str, path: Path, size: int, sha256: str) -> None:
     """Download a file of this size and SHA-256, unless it is there; a second process waits for the first.
 
-    Until it is whole and checked it is called `<path>.part`, and is continued where an attempt was interrupted.
-    Raises OSError if it cannot be had, ValueError if it is another file, which is then deleted.
+    Until it is whole and checked it is called `<path>.part`, and is continued where an attempt was
+    interrupted. Raises OSError if it cannot be had, ValueError if it is another file, which is then
+    deleted.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     lock = path.with_name(f".{path.name}.lock")
@@ -63,10 +73,14 @@ def fetch(url: str, path: Path, size: int, sha256: str) -> None:
                 digest = hashlib.file_digest(file, "sha256").hexdigest()
             if digest != sha256:
                 part.unlink()
-                raise ValueError(f"{part} had SHA-256 {digest} instead of {sha256} and was deleted: try again")
+                raise ValueError(
+                    f"{part} had SHA-256 {digest} instead of {sha256} and was deleted: try again"
+                )
             part.replace(path)
         finally:
-            with contextlib.suppress(OSError):  # where an open file cannot be deleted, its release does it
+            with contextlib.suppress(
+                OSError
+            ):  # where an open file cannot be deleted, its release does it
                 lock.unlink()
 
 
@@ -90,14 +104,20 @@ def _download(url: str, file: BinaryIO, size: int) -> None:
 def extract(archive: Path, folder: Path) -> None:
     """Unpack a ZIP archive of one folder, whole or not at all.
 
-    Raises ValueError, before anything is written, for a member that is a link or would lie outside of it.
+    Raises ValueError, before anything is written, for a member that is a link or would lie outside
+    of it.
     """
-    with zipfile.ZipFile(archive) as file, tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
+    with (
+        zipfile.ZipFile(archive) as file,
+        tempfile.TemporaryDirectory(dir=folder.parent) as temporary,
+    ):
         inside = Path(temporary, folder.name).resolve()
         for member in file.infolist():
             within = Path(temporary, member.filename).resolve().is_relative_to(inside)
             if not within or stat.S_ISLNK(member.external_attr >> 16):
-                raise ValueError(f"{archive} holds {member.filename!r}, which is not a file in {folder.name}/")
+                raise ValueError(
+                    f"{archive} holds {member.filename!r}, which is not a file in {folder.name}/"
+                )
         for member in tqdm(file.infolist(), "extracting", unit=" files"):
             file.extract(member, temporary)
         try:
@@ -111,14 +131,16 @@ def extract(archive: Path, folder: Path) -> None:
 class ImageStream:
     """Images that are read, cropped and resized as they are needed; used like a `Dataset`.
 
-    Training crops 8 to 100 % of an image's area, of aspect ratio 3/4 to 4/3, resizes it to `image_size`, and
-    mirrors it with probability ½. Without augmentation, and in the test, the shorter side becomes 256/224 of
-    `image_size` and the middle is taken: the usual recipe for ImageNet (torchvision's references). One seed gives
-    the same order and crops whatever the number of workers. A daemonic process may have none and reads alone:
-    Dask's are such unless DASK_DISTRIBUTED__WORKER__DAEMON is False in the environment.
+    Training crops 8 to 100 % of an image's area, of aspect ratio 3/4 to 4/3, resizes it to
+    `image_size`, and mirrors it with probability ½. Without augmentation, and in the test, the
+    shorter side becomes 256/224 of `image_size` and the middle is taken: the usual recipe for
+    ImageNet (torchvision's references). One seed gives the same order and crops whatever the number
+    of workers. A daemonic process may have none and reads alone: Dask's are such unless
+    DASK_DISTRIBUTED__WORKER__DAEMON is False in the environment.
 
-    The fingerprint is a SHA-256 over the names and sizes of the files, not their pixels, since those of ImageNet
-    are 150 GB to read before each run. It tells files that were added, removed, renamed or re-encoded.
+    The fingerprint is a SHA-256 over the names and sizes of the files, not their pixels, since
+    those of ImageNet are 150 GB to read before each run. It tells files that were added, removed,
+    renamed or re-encoded.
     """
 
     name: str
@@ -147,33 +169,51 @@ class ImageStream:
         labels = {name: getattr(self, name).to(device) for name in ("train_labels", "test_labels")}
         return replace(self, **labels)
 
-    def split(self, fraction: float, seed: int = 42) -> tuple["ImageStream", tuple[np.ndarray, Tensor]]:
+    def split(
+        self, fraction: float, seed: int = 42
+    ) -> tuple["ImageStream", tuple[np.ndarray, Tensor]]:
         """Keep a stratified `fraction` of the training images, see `Dataset.split`; return files of the rest."""
         keep, held = stratified_split(self.train_labels.cpu().numpy(), fraction, seed)
-        part = replace(self, train_files=self.train_files[keep], train_labels=self.train_labels[keep])
+        part = replace(
+            self, train_files=self.train_files[keep], train_labels=self.train_labels[keep]
+        )
         return part, (self.train_files[held], self.train_labels[held])
 
     def scoring_batch(self, samples_per_class: int = 10, seed: int = 0) -> Batch:
         """Return the images that `Dataset.scoring_batch` would choose."""
         chosen = balanced_sample(self.train_labels.cpu(), samples_per_class, self.num_classes, seed)
-        inputs, labels = zip(*self._batches(self.train_files, self.train_labels, chosen, 256), strict=True)
+        inputs, labels = zip(
+            *self._batches(self.train_files, self.train_labels, chosen, 256), strict=True
+        )
         return Batch(torch.cat(inputs), torch.cat(labels))
 
-    def epoch(self, batch_size: int, generator: Generator, augment: bool | None = None) -> Iterator[Batch]:
+    def epoch(
+        self, batch_size: int, generator: Generator, augment: bool | None = None
+    ) -> Iterator[Batch]:
         """Iterate once over the shuffled training images, see `Dataset.epoch`."""
         order = shuffled(len(self.train_labels), batch_size, generator)
         seeds = torch.randint(2**62, (len(self.train_labels),), generator=generator, device="cpu")
         augment = self.augment if augment is None else augment
-        return self._batches(self.train_files, self.train_labels, order, batch_size, seeds if augment else None)
+        return self._batches(
+            self.train_files, self.train_labels, order, batch_size, seeds if augment else None
+        )
 
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
         return self._batches(
-            self.test_files, self.test_labels, torch.arange(len(self.test_labels), device="cpu"), batch_size
+            self.test_files,
+            self.test_labels,
+            torch.arange(len(self.test_labels), device="cpu"),
+            batch_size,
         )
 
     def _batches(
-        self, files: np.ndarray, labels: Tensor, order: Tensor, batch_size: int, seeds: Tensor | None = None
+        self,
+        files: np.ndarray,
+        labels: Tensor,
+        order: Tensor,
+        batch_size: int,
+        seeds: Tensor | None = None,
     ) -> Iterator[Batch]:
         images = _Images(files, self.location, self.image_size, seeds)
         device, daemon = labels.device, multiprocessing.current_process().daemon
@@ -217,10 +257,22 @@ def load_imagenet(name: str, root: Path, image_size: int | None) -> ImageStream:
         raise FileNotFoundError(
             f"{name} cannot be downloaded: put train/ and val/ with its class folders in {folder}"
         )
-    files = [np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in part]) for part in parts]
+    files = [
+        np.array([os.fsencode(os.path.relpath(path, folder)) for path, _ in part]) for part in parts
+    ]
     labels = [torch.tensor([label for _, label in part], device="cpu") for part in parts]
     digest = hashlib.sha256()
     for path in (*files[0], *files[1]):
-        digest.update(path + f"\0{os.path.getsize(os.path.join(os.fsencode(folder), path))}\n".encode())
-    arguments = (name, files[0], labels[0], files[1], labels[1], int(labels[0].max()) + 1, digest.hexdigest())
+        digest.update(
+            path + f"\0{os.path.getsize(os.path.join(os.fsencode(folder), path))}\n".encode()
+        )
+    arguments = (
+        name,
+        files[0],
+        labels[0],
+        files[1],
+        labels[1],
+        int(labels[0].max()) + 1,
+        digest.hexdigest(),
+    )
     return ImageStream(*arguments, str(folder), image_size=image_size or ImageStream.image_size)

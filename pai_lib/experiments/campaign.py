@@ -25,13 +25,14 @@ from .spec import RunSpec
 def read_campaign(path: str | Path) -> list[RunSpec]:
     """Read the specs of a campaign file, in its order.
 
-    It is YAML 1.2 with ``base`` (fields of every run), ``grid`` (lists, crossed; the last one varies fastest)
-    and ``also`` (a list of further pairs of base and grid, whose bases add to the first one). A pair without a
-    grid is one run, except the first where there is ``also``.
+    It is YAML 1.2 with ``base`` (fields of every run), ``grid`` (lists, crossed; the last one
+    varies fastest) and ``also`` (a list of further pairs of base and grid, whose bases add to the
+    first one). A pair without a grid is one run, except the first where there is ``also``.
 
     Raises:
-        ValueError: for a file that is not such a campaign: an unknown field, a wrong type, an empty grid, two
-            entries that mean the same run, for which data of one's own are read. It names the entry.
+        ValueError: for a file that is not such a campaign: an unknown field, a wrong type, an empty
+            grid, two entries that mean the same run, for which data of one's own are read. It names
+            the entry.
     """
     try:
         pairs = list(_pairs(load_yaml(Path(path))))
@@ -58,7 +59,9 @@ def read_campaign(path: str | Path) -> list[RunSpec]:
 def _pairs(top: Any) -> Iterator[tuple[str, dict, dict]]:
     def mapping(value: Any, where: str, known: Iterable[str] | None = None) -> dict:
         if not isinstance(value, dict) or not value:
-            raise ValueError(f"{where} is empty." if not value else f"{where} must hold names and values.")
+            raise ValueError(
+                f"{where} is empty." if not value else f"{where} must hold names and values."
+            )
         for name in value:
             if known and name not in known:
                 raise ValueError(f"{where} has no part {name!r}: {nearest(name, known)}")
@@ -69,7 +72,9 @@ def _pairs(top: Any) -> Iterator[tuple[str, dict, dict]]:
         grid = mapping(part["grid"], f"{where}grid") if "grid" in part else {}
         for name, values in grid.items():
             if not isinstance(values, list) or not values:
-                raise ValueError(f"{where}grid: {name} must be a list of at least one value, not {values!r}.")
+                raise ValueError(
+                    f"{where}grid: {name} must be a list of at least one value, not {values!r}."
+                )
         return f"{where}grid" if grid else f"{where}base", {**inherited, **base}, grid
 
     mapping(top, "the campaign", ("base", "grid", "also"))
@@ -91,7 +96,9 @@ def _meaning(spec: RunSpec) -> RunSpec:
         return replace(spec, scope="global", temperature=None, rounds=None, **unused)
     rule = get_criterion(spec.criterion, spec.variant)
     own = {"temperature": rule.default_temperature(spec.variant), "rounds": rule.rounds}
-    values: dict[str, Any] = {name: value for name, value in own.items() if getattr(spec, name) is None}
+    values: dict[str, Any] = {
+        name: value for name, value in own.items() if getattr(spec, name) is None
+    }
     if not rule.uses_data:
         values |= {"samples_per_class": 1, "temperature": 1.0}
     exact = {"weight", "gradient", "hessian_gradient", "exact", "flow", "noise", "normal"}
@@ -105,8 +112,8 @@ def _meaning(spec: RunSpec) -> RunSpec:
 class Estimate:
     """Seconds of a run, from records of runs of the same model, width and data set on the same kind of device.
 
-    Training is proportional to epochs times images; scoring is as long as that of the same criterion. Of each the
-    median of the latest runs counts.
+    Training is proportional to epochs times images; scoring is as long as that of the same
+    criterion. Of each the median of the latest runs counts.
     """
 
     def __init__(self, store: Store, device: torch.device | None):
@@ -126,7 +133,9 @@ class Estimate:
         if record.failure or self.kind not in (None, made_on):
             return
         spec = record.spec
-        self.training[self._like(spec)].append(record.result["training_seconds"] / self._images(spec))
+        self.training[self._like(spec)].append(
+            record.result["training_seconds"] / self._images(spec)
+        )
         for key in (self._like(spec), (*self._like(spec), spec.criterion, spec.rounds)):
             self.scoring[key].append(record.result["scoring_seconds"])
 
@@ -152,7 +161,11 @@ class Estimate:
 def differing(specs: Iterable[RunSpec]) -> list[str]:
     """Names of the fields that are not the same in all specs."""
     specs = list(specs)
-    return [each.name for each in fields(RunSpec) if len({getattr(spec, each.name) for spec in specs}) > 1]
+    return [
+        each.name
+        for each in fields(RunSpec)
+        if len({getattr(spec, each.name) for spec in specs}) > 1
+    ]
 
 
 def named(spec: RunSpec, names: Iterable[str]) -> str:
@@ -172,7 +185,9 @@ def lasting(seconds: float) -> str:
     return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def show_plan(specs: list[RunSpec], store: Store, device: torch.device, retry_failed: bool = False) -> None:
+def show_plan(
+    specs: list[RunSpec], store: Store, device: torch.device, retry_failed: bool = False
+) -> None:
     """Say of each run whether it has a record, and how long what is left would take.
 
     Registered data are not read for it.

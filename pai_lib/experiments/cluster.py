@@ -24,7 +24,9 @@ class Cluster:
 
     device = None  # that of the workers is not known here
 
-    def __init__(self, dask: Any, client: Any, work: Callable, device: str | None, asked: threading.Event):
+    def __init__(
+        self, dask: Any, client: Any, work: Callable, device: str | None, asked: threading.Event
+    ):
         self.dask, self.client, self.work, self.on, self.asked = dask, client, work, device, asked
         self.event = dask.Event(f"pai-{uuid.uuid4().hex}", client=client)
         self.machines: dict[str, Any] = {}  # by host: a worker that was killed cannot be asked
@@ -59,9 +61,14 @@ class Cluster:
         try:
             return future.result()
         except self.dask.KilledWorker as error:
-            failure, address = {"reason": str(error), "where": "a worker"}, error.last_worker.address
+            failure, address = (
+                {"reason": str(error), "where": "a worker"},
+                error.last_worker.address,
+            )
             told = self.machines.get(_host(address))
-            machine = told if isinstance(told, dict) else {"device": f"unknown, of the worker {address}"}
+            machine = (
+                told if isinstance(told, dict) else {"device": f"unknown, of the worker {address}"}
+            )
             made = {**machine, "precision": spec.precision, "started": now(), "finished": now()}
             return Record(spec, {}, failure, {"fingerprint": fingerprint}, made)
         except ImportError as error:
@@ -78,12 +85,17 @@ def _host(address: str) -> str:
 
 @contextlib.contextmanager
 def connected(
-    work: Callable, device: str | None, asked: threading.Event, workers: int | None, scheduler: str | None
+    work: Callable,
+    device: str | None,
+    asked: threading.Event,
+    workers: int | None,
+    scheduler: str | None,
 ) -> Iterator[Cluster]:
     """Start a cluster on this machine, of which nothing is left whatever happens, or connect to a scheduler.
 
     Args:
-        work: what a worker does with a spec, device, checkpoint, seconds, and the name of the event that ends it.
+        work: what a worker does with a spec, device, checkpoint, seconds, and the name of the event
+            that ends it.
         device: of the runs; ``None`` leaves it to each worker.
         asked: whether the sweep is to end.
         workers: number of processes on this machine.
@@ -95,7 +107,9 @@ def connected(
     try:
         import distributed
     except ImportError as error:
-        raise RuntimeError("--workers and --scheduler need Dask: pip install 'distributed>=2024.8'") from error
+        raise RuntimeError(
+            "--workers and --scheduler need Dask: pip install 'distributed>=2024.8'"
+        ) from error
     with contextlib.ExitStack() as stack:
         cluster = None
         if scheduler is None:
@@ -110,14 +124,18 @@ def connected(
                 asyncio.run(_reach(distributed, scheduler))
             except (OSError, ValueError) as error:
                 reason = str(error) or "it is silent"
-                raise RuntimeError(f"The scheduler {scheduler} does not answer: {reason}") from error
+                raise RuntimeError(
+                    f"The scheduler {scheduler} does not answer: {reason}"
+                ) from error
         client = distributed.Client(cluster or scheduler)
         stack.callback(client.close)
         engine = Cluster(distributed, client, work, device, asked)
         try:
             yield engine
         except (distributed.comm.CommClosedError, CancelledError) as error:
-            raise RuntimeError("The connection to the Dask scheduler is lost; start the sweep again.") from error
+            raise RuntimeError(
+                "The connection to the Dask scheduler is lost; start the sweep again."
+            ) from error
         except BaseException:
             with contextlib.suppress(Exception):
                 engine.event.set()  # the other workers end with their epoch

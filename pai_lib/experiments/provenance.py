@@ -31,7 +31,9 @@ def device_name(device: str | torch.device) -> str:
         return torch.cuda.get_device_name(device)
     try:
         lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next(line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+        name = next(
+            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
+        )
     except (OSError, StopIteration):
         return "CPU"
     return f"CPU ({name})"
@@ -41,8 +43,8 @@ def device_name(device: str | torch.device) -> str:
 def git_revision(folder: Path = LIBRARY) -> tuple[str, bool | None]:
     """Return the revision of a folder and whether it has local changes; by default, of this library's.
 
-    It is ``("unknown", None)`` for a folder that git does not track, such as an installed copy of the library
-    that merely lies within some repository.
+    It is ``("unknown", None)`` for a folder that git does not track, such as an installed copy of
+    the library that merely lies within some repository.
     """
 
     def git(*words: str) -> str:
@@ -97,5 +99,9 @@ def peak_memory(device: torch.device) -> int:
     """Return the most bytes since the reset: that tensors took on a GPU, and that the process took on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    (line,) = (line for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM:"))
+    (line,) = (
+        line
+        for line in Path("/proc/self/status").read_text().splitlines()
+        if line.startswith("VmHWM:")
+    )
     return int(line.split()[1]) * 1024

@@ -36,9 +36,10 @@ class Record:
 
     Its spec knows the data by the fingerprint in ``data``, wherever they are now.
 
-    ``result["peak_memory_bytes"]`` is, on a GPU, the most that tensors took during the run; on a CPU the most
-    that the whole process took during it, libraries included, or ``None`` where the system does not tell that of a
-    run alone. A run that went on from a checkpoint tells it of its last piece.
+    ``result["peak_memory_bytes"]`` is, on a GPU, the most that tensors took during the run; on a
+    CPU the most that the whole process took during it, libraries included, or ``None`` where the
+    system does not tell that of a run alone. A run that went on from a checkpoint tells it of its
+    last piece.
     """
 
     spec: RunSpec
@@ -48,7 +49,9 @@ class Record:
     provenance: dict
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "spec", self.spec.with_data(self.data.get("fingerprint", self.spec.dataset)))
+        object.__setattr__(
+            self, "spec", self.spec.with_data(self.data.get("fingerprint", self.spec.dataset))
+        )
 
     def to_dict(self) -> dict:
         """The record as its JSON file holds it."""
@@ -63,17 +66,31 @@ class Record:
         if not isinstance(values, dict) or values.get("schema") != SCHEMA:
             found = values.get("schema") if isinstance(values, dict) else type(values).__name__
             raise ValueError(f"schema {found!r}: this version reads schema {SCHEMA}.")
-        kinds = {"spec": dict, "result": dict, "failure": dict | None, "data": dict, "provenance": dict, "id": str}
+        kinds = {
+            "spec": dict,
+            "result": dict,
+            "failure": dict | None,
+            "data": dict,
+            "provenance": dict,
+            "id": str,
+        }
         for name, kind in kinds.items():
             if name not in values or not isinstance(values[name], kind):
                 raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
         intact = intact and values["spec"].keys() <= _DEFAULTS.keys()
-        record = cls(_as_written(values["spec"]) if intact else RunSpec.from_record(values["spec"]), **parts)
-        if not (intact and record.spec.dataset in dataset_names()) and (found := record.spec.id) != values["id"]:
+        record = cls(
+            _as_written(values["spec"]) if intact else RunSpec.from_record(values["spec"]), **parts
+        )
+        if (
+            not (intact and record.spec.dataset in dataset_names())
+            and (found := record.spec.id) != values["id"]
+        ):
             object.__setattr__(record, "spec", _by_path(record.spec))
             if record.spec.id != values["id"]:
-                raise ValueError(f"its id is {values['id']!r}, but its spec's is {found!r}: it was edited.")
+                raise ValueError(
+                    f"its id is {values['id']!r}, but its spec's is {found!r}: it was edited."
+                )
         return record
 
 
@@ -95,10 +112,11 @@ def _by_path(spec: RunSpec) -> RunSpec:
 class Store:
     """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``.
 
-    A run on one's own data is one record, however their path is spelt; its folder has the name they had first.
+    A run on one's own data is one record, however their path is spelt; its folder has the name they
+    had first.
 
-    A file ends with a ``digest``, the SHA-256 of the text before it, so that an edit by hand is noticed. Locks and
-    checkpoints of unfinished runs are in ``<root>/.checkpoints``.
+    A file ends with a ``digest``, the SHA-256 of the text before it, so that an edit by hand is
+    noticed. Locks and checkpoints of unfinished runs are in ``<root>/.checkpoints``.
     """
 
     def __init__(self, root: str | Path = "results"):
@@ -160,8 +178,9 @@ class Store:
     def save(self, record: Record) -> Path:
         """Write a record whole or not at all.
 
-        A file that cannot be read, or is of other data, is set aside under a name that ends in ``.unreadable`` or
-        ``.data-<fingerprint>``, never overwritten. ValueError if the file belongs to another spec.
+        A file that cannot be read, or is of other data, is set aside under a name that ends in
+        ``.unreadable`` or ``.data-<fingerprint>``, never overwritten. ValueError if the file
+        belongs to another spec.
         """
         path = self.path(record.spec)
         text = json.dumps(record.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
@@ -174,7 +193,9 @@ class Store:
                 _set_aside(path, "unreadable")
             else:
                 if known.spec.id != record.spec.id:
-                    raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
+                    raise ValueError(
+                        f"{path} holds the record of another spec: it is not overwritten."
+                    )
                 if (fingerprint := known.data.get("fingerprint")) != record.data.get("fingerprint"):
                     _set_aside(path, f"data-{str(fingerprint)[:12]}")
         write_whole(path, content + DIGEST + digest + b'"\n}\n')
@@ -187,7 +208,9 @@ class Store:
             try:
                 record = _read(path)
                 if record.spec.dataset not in dataset_names():
-                    spec = record.spec.with_data(record.data.get("fingerprint", record.spec.dataset))
+                    spec = record.spec.with_data(
+                        record.data.get("fingerprint", record.spec.dataset)
+                    )
                     if (known := paths.setdefault(spec.id, path)) is not path:
                         raise ValueError(f"{path} records the same run as {known}.")
                 found.append(record)
@@ -228,13 +251,18 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
         data = record.data.get("fingerprint", spec.dataset) if own else spec.dataset
         row["dataset"] = names.setdefault(data, _short(spec.dataset))
         row["collapsed"] = len(record.result.get("collapsed", []))
-        row["train_images"], row["fingerprint"] = record.data.get("train"), record.data.get("fingerprint")
+        row["train_images"], row["fingerprint"] = (
+            record.data.get("train"),
+            record.data.get("fingerprint"),
+        )
         row["device"] = record.provenance.get("device")
         row["failure"] = record.failure["reason"] if record.failure else None
         rows.append(row)
     results = "test_accuracy test_loss collapsed train_images fingerprint device failure"
     columns = ["id", *asdict(RunSpec()), *results.split()]
-    return pd.DataFrame(rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)])))
+    return pd.DataFrame(
+        rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
+    )
 
 
 MADE_BY = "git dirty pai_lib torch device threads started finished".split()
@@ -278,7 +306,9 @@ def _read(path: Path) -> Record:
             raise ValueError("its digest does not fit its content: it was edited")
         return Record.from_dict(values, intact=bool(digest))
     except ValueError as error:
-        raise ValueError(f"{path} is not a readable record: {str(error).removesuffix('.')}.") from error
+        raise ValueError(
+            f"{path} is not a readable record: {str(error).removesuffix('.')}."
+        ) from error
 
 
 def data_note(fingerprint: str | None, results: str | Path | None = None) -> str:
@@ -286,7 +316,8 @@ def data_note(fingerprint: str | None, results: str | Path | None = None) -> str
 
     Args:
         fingerprint: of the data.
-        results: folder of the records that are shown, whose ``data.yaml`` is read; else ``default_results()``.
+        results: folder of the records that are shown, whose ``data.yaml`` is read; else
+            ``default_results()``.
     """
     path = Path(default_results() if results is None else results) / "data.yaml"
     known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}

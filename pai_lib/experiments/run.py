@@ -42,8 +42,9 @@ from .spec import RunSpec
 class Shared:
     """Parts of runs that several have in common, kept for the next of them.
 
-    A part is found again only under a key that holds everything that shaped it. A run that finds one counts the
-    seconds that it took when it was computed, so that the times of a run are those of a run alone.
+    A part is found again only under a key that holds everything that shaped it. A run that finds
+    one counts the seconds that it took when it was computed, so that the times of a run are those
+    of a run alone.
 
     Args:
         networks: number of networks whose parts are kept, the latest ones.
@@ -61,7 +62,9 @@ class Shared:
         self.known: dict[Hashable, dict[Hashable, tuple[Any, float]]] = {}
         self.seconds = 0.0  # saved so far
 
-    def of(self, network: Hashable, device: torch.device) -> Callable[[Hashable, Callable[[], Any]], Any]:
+    def of(
+        self, network: Hashable, device: torch.device
+    ) -> Callable[[Hashable, Callable[[], Any]], Any]:
         """Return ``remember(key, compute)`` of a network, which computes only what is not known."""
         known = self.known[network] = self.known.pop(network, {})
         while len(self.known) > self.networks:
@@ -71,7 +74,10 @@ class Shared:
             if key in known:
                 self.seconds += known[key][1]
             else:
-                start, saved = _seconds(device), self.seconds  # what is found on the way is part of the cost
+                start, saved = (
+                    _seconds(device),
+                    self.seconds,
+                )  # what is found on the way is part of the cost
                 value = compute()
                 known[key] = value, _seconds(device) - start + self.seconds - saved
             return known[key][0]
@@ -91,7 +97,8 @@ def run(
 ) -> Record:
     """Prune, train, test; or return the record if the store has it for the same data.
 
-    With a store, the run is locked against other processes, and goes on from its checkpoint if it has one.
+    With a store, the run is locked against other processes, and goes on from its checkpoint if it
+    has one.
 
     Args:
         spec: what to run.
@@ -99,10 +106,12 @@ def run(
         device: ``None`` is CUDA where there is one, else the CPU.
         data: the spec's data set if it is loaded already.
         progress: show a bar.
-        shared: parts of earlier runs that this one may use; give the same one to runs of one seed in turn.
+        shared: parts of earlier runs that this one may use; give the same one to runs of one seed
+            in turn.
 
     Returns:
-        The record. A loss that stops being finite, in training or in the test, gives a record with a ``failure``.
+        The record. A loss that stops being finite, in training or in the test, gives a record with
+        a ``failure``.
 
     Raises:
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
@@ -115,7 +124,9 @@ def run(
     spec = spec.with_data(whole.fingerprint)
     if known := store.find(spec, whole.fingerprint):
         return known
-    work = _Work(spec, whole, device, progress, shared=shared)  # refuses what cannot be before anything is written
+    work = _Work(
+        spec, whole, device, progress, shared=shared
+    )  # refuses what cannot be before anything is written
     store.check_writable()
     with store.lock(spec):
         if known := store.find(spec, whole.fingerprint):  # another process was faster
@@ -139,10 +150,12 @@ def perform(
 ) -> Record:
     """Run a spec, whatever has been recorded.
 
-    Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under the mask, test
-    once after the last epoch. With ``when="trained"`` the network is first trained as that of the dense run with
-    the same fields is; after scoring it is trained again from the first learning rate on, with a new optimizer and
-    new random batches (learning-rate rewinding: Renda et al., 2020). Nothing is chosen on test data.
+    Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under
+        the mask, test
+    once after the last epoch. With ``when="trained"`` the network is first trained as that of the
+    dense run with the same fields is; after scoring it is trained again from the first learning
+    rate on, with a new optimizer and new random batches (learning-rate rewinding: Renda et al.,
+    2020). Nothing is chosen on test data.
 
     Args:
         spec: what to run.
@@ -168,8 +181,11 @@ def check(spec: RunSpec, whole: Dataset) -> None:
     _Work(spec, whole, torch.device("cpu"), progress=False)
 
 
-# Fields that do not shape the network that is scored: those of scoring and masks, and those of training.
-_SCORING = set("criterion variant sparsity scope group probes temperature rounds control when".split())
+# Fields that do not shape the network that is scored: those of scoring and masks, and those of
+# training.
+_SCORING = set(
+    "criterion variant sparsity scope group probes temperature rounds control when".split()
+)
 _TRAINING = tuple(
     "epochs lr momentum weight_decay lr_drops lr_drop_factor optimizer schedule lr_warmup label_smoothing "
     "precision".split()
@@ -191,13 +207,17 @@ class _Work:
         self.spec, self.whole, self.device = spec.with_data(whole.fingerprint), whole, device
         self.progress, self.stop, self.shared = progress, stop, shared or Shared()
         self.data = _part(whole, spec.train_fraction, device)
-        self.batch = self.data.scoring_batch(1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed)
+        self.batch = self.data.scoring_batch(
+            1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed
+        )
         self.model = self.build(spec.seed)
         with torch.no_grad(), evaluation_mode(self.model):
             self.model(self.batch.inputs[:1])  # refuses images that do not fit
         later = _SCORING if spec.when == "trained" else _SCORING | set(_TRAINING)
         shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
-        self.remember = self.shared.of((spec.when, whole.fingerprint, str(device), *shaping), device)
+        self.remember = self.shared.of(
+            (spec.when, whole.fingerprint, str(device), *shaping), device
+        )
 
     @torch.enable_grad()
     def record(self, checkpoint: Path | None) -> Record:
@@ -227,7 +247,9 @@ class _Work:
     def go_on(self, checkpoint: Path | None) -> None:
         """Take over what the checkpoint holds, if it fits."""
         shapes = str({name: list(tensor.shape) for name, tensor in self.model.state_dict().items()})
-        network = hashlib.sha256(shapes.encode()).hexdigest()[:12]  # an architecture may change with its code
+        network = hashlib.sha256(shapes.encode()).hexdigest()[
+            :12
+        ]  # an architecture may change with its code
         key = {"id": self.spec.id, "fingerprint": self.whole.fingerprint, "network": network}
         self.checkpoint = Checkpoint(checkpoint, key)
         self.saved = self.checkpoint.values  # JSON
@@ -235,8 +257,12 @@ class _Work:
         self.result["parameters"] = sum(p.numel() for p in self.model.parameters())
         here = run_provenance(self.device, self.spec.precision, now(), [])
         resumed = self.saved.setdefault("resumed", [])
-        if checkpoint is not None and self.checkpoint.training:  # another process began, and maybe another version
-            resumed.append({**self.saved["here"], "epoch": epochs_done(checkpoint), "when": here["started"]})
+        if (
+            checkpoint is not None and self.checkpoint.training
+        ):  # another process began, and maybe another version
+            resumed.append(
+                {**self.saved["here"], "epoch": epochs_done(checkpoint), "when": here["started"]}
+            )
         self.saved["here"] = {name: here[name] for name in ("git", "torch", "device", "threads")}
         self.saved.setdefault("started", here["started"])
 
@@ -248,12 +274,16 @@ class _Work:
 
     def drawn(self, purpose: str) -> int:
         """Seed of another stream than those of the run's own seed."""
-        return int(torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose), device="cpu"))
+        return int(
+            torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose), device="cpu")
+        )
 
     @contextmanager
     def timed(self, name: str) -> Iterator[None]:
         """Add the seconds of a block, also if it failed, to those of the record."""
-        earlier = self.checkpoint.training.get("seconds", 0.0) if name == "training_seconds" else 0.0
+        earlier = (
+            self.checkpoint.training.get("seconds", 0.0) if name == "training_seconds" else 0.0
+        )
         start, saved = _seconds(self.device), self.shared.seconds
         try:
             with _located(name.removesuffix("_seconds")):
@@ -263,9 +293,15 @@ class _Work:
             self.result[name] = round(self.result.get(name, 0.0) + spent, 3)
 
     def train(self, mask: ByParameter | None, seed: int) -> dict:
-        options: dict[str, Any] = {name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)}
+        options: dict[str, Any] = {
+            name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)
+        }
         options["compile"] = compiled()
-        control: dict[str, Any] = {"progress": self.progress, "checkpoint": self.checkpoint, "stop": self.stop}
+        control: dict[str, Any] = {
+            "progress": self.progress,
+            "checkpoint": self.checkpoint,
+            "stop": self.stop,
+        }
         return train(in_channels_last(self.model), self.data, mask, seed=seed, **options, **control)
 
     def prepare(self) -> None:
@@ -287,14 +323,18 @@ class _Work:
         if spec.when == "trained":
             self.saved["phase"] = "dense"
             with self.timed("training_seconds"):
-                found = trained() if self.checkpoint.training else self.remember(("training",), trained)
+                found = (
+                    trained() if self.checkpoint.training else self.remember(("training",), trained)
+                )
             self.result["dense_curves"], state = found
             in_channels_last(model).load_state_dict(state)
 
     def mask(self) -> ByParameter | None:
         """The spec's mask, with its control applied; ``None`` for the dense network."""
         if self.saved.get("phase") == "masked":
-            return {name: kept.to(self.device) for name, kept in self.checkpoint.tensors.items()} or None
+            return {
+                name: kept.to(self.device) for name, kept in self.checkpoint.tensors.items()
+            } or None
         self.prepare()
         mask = None
         if self.spec.criterion != "dense":
@@ -323,7 +363,9 @@ class _Work:
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model
-        options: dict[str, Any] = {n: getattr(spec, n) for n in ("group", "probes", "temperature", "variant")}
+        options: dict[str, Any] = {
+            n: getattr(spec, n) for n in ("group", "probes", "temperature", "variant")
+        }
         options |= {"generator": random_stream(spec.seed, "scores"), "remember": self.remember}
         options["progress"] = self.progress
         if spec.control == "invert":
@@ -334,7 +376,9 @@ class _Work:
         if spec.control == "shuffle":
             return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
         if spec.control == "reinit":  # new weights under the old mask; norms keep their statistics
-            model.load_state_dict(dict(self.build(self.drawn("reinit")).named_parameters()), strict=False)
+            model.load_state_dict(
+                dict(self.build(self.drawn("reinit")).named_parameters()), strict=False
+            )
         return mask
 
 

@@ -21,7 +21,12 @@ WHEN = ("init", "trained")
 
 def choices(name: str) -> tuple[str, ...]:
     """Return the names that are known for a field of `RunSpec`; none for a field that is not a name."""
-    known = {"dataset": dataset_names(), "model": model_names(), "criterion": CRITERIA, "scope": SCOPES}
+    known = {
+        "dataset": dataset_names(),
+        "model": model_names(),
+        "criterion": CRITERIA,
+        "scope": SCOPES,
+    }
     known |= {"control": CONTROLS, "precision": PRECISIONS, "when": WHEN}
     return tuple({**known, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(name, ()))
 
@@ -35,9 +40,10 @@ def _option(default: Any, about: str) -> Any:
 class RunSpec:
     """Everything that shapes one run: prune a network, at initialization or trained, train it, test it.
 
-    The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from them, so that a
-    field added later (with the old behaviour as its default) renames no record. Data of one's own are hashed by
-    their fingerprint: however their path is spelt it is one run, and with other images it is another.
+    The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from
+    them, so that a field added later (with the old behaviour as its default) renames no record.
+    Data of one's own are hashed by their fingerprint: however their path is spelt it is one run,
+    and with other images it is another.
 
     >>> RunSpec(dataset="digits", model="resnet8", sparsity=0.9).id
     '0c6754f1fed4'
@@ -53,14 +59,18 @@ class RunSpec:
     criterion: str = _option("hts", "pruning criterion, or dense with sparsity 0")
     variant: str = _option("cited", "the cited method, or the released code's where it differs")
     sparsity: float = _option(0.98, "fraction of the prunable weights removed")
-    scope: str = _option("global", "one ranking over all weights (global), one a layer (layer), or erk")
+    scope: str = _option(
+        "global", "one ranking over all weights (global), one a layer (layer), or erk"
+    )
     samples_per_class: int = _option(10, "scoring samples a class")
     group: int = _option(1, "samples averaged before a gradient is squared or probed")
     probes: int = _option(10, "Hutchinson's random vectors a group")
     temperature: float | None = _option(None, "divides the logits; none is the criterion's own")
     rounds: int | None = _option(None, "rounds of scoring and masking; none is the criterion's own")
     warmup: int = _option(98, "batch-norm updates before scoring")
-    control: str = _option("none", "sanity check applied to the mask: none, shuffle, reinit or invert")
+    control: str = _option(
+        "none", "sanity check applied to the mask: none, shuffle, reinit or invert"
+    )
     epochs: int = _option(160, "passes over the training images")
     batch_size: int = _option(512, "images a step")
     lr: float = _option(0.03, "first learning rate")
@@ -73,12 +83,18 @@ class RunSpec:
     precision: str = _option("float32", "float32, or bf16 for autocast in training")
     seed: int = _option(0, "of initialization, samples, probes, order and augmentation")
     train_fraction: float = _option(1.0, "stratified part of the training images that is used")
-    when: str = _option("init", "prune at initialization (init) or after training, then train again (trained)")
+    when: str = _option(
+        "init", "prune at initialization (init) or after training, then train again (trained)"
+    )
     optimizer: str = _option("sgd", "sgd, or adamw with the momentum as its first coefficient")
     schedule: str = _option("steps", "learning rate: steps at lr_drops, or cosine to zero")
     lr_warmup: int = _option(0, "epochs of linear increase to the first learning rate")
-    label_smoothing: float = _option(0.0, "part of each training label that is spread over all classes")
-    image_size: int | None = _option(None, "resize to squares of so many pixels; none is the data set's own")
+    label_smoothing: float = _option(
+        0.0, "part of each training label that is spread over all classes"
+    )
+    image_size: int | None = _option(
+        None, "resize to squares of so many pixels; none is the data set's own"
+    )
 
     def __post_init__(self) -> None:
         _check_types(self)
@@ -95,7 +111,9 @@ class RunSpec:
             )
         if self.criterion != "dense":
             if self.criterion not in CRITERIA:
-                raise ValueError(f"Unknown criterion {self.criterion!r}: {nearest(self.criterion, CRITERIA)}")
+                raise ValueError(
+                    f"Unknown criterion {self.criterion!r}: {nearest(self.criterion, CRITERIA)}"
+                )
             get_criterion(self.criterion, self.variant)
         elif (self.variant, self.control, self.when) != ("cited", "none", "init"):
             raise ValueError(
@@ -103,8 +121,12 @@ class RunSpec:
                 f"when={self.when!r}: without a mask there is nothing to vary, control or postpone."
             )
         if self.control == "invert" and self.rounds not in (None, 1):
-            raise ValueError(f"rounds={self.rounds} with control='invert': inverted scores are ranked once.")
-        for name in "width samples_per_class group probes rounds epochs batch_size image_size".split():
+            raise ValueError(
+                f"rounds={self.rounds} with control='invert': inverted scores are ranked once."
+            )
+        for (
+            name
+        ) in "width samples_per_class group probes rounds epochs batch_size image_size".split():
             if getattr(self, name) is not None and getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
         for name in ("warmup", "seed", "momentum", "weight_decay", "lr_warmup"):
@@ -114,26 +136,37 @@ class RunSpec:
             if getattr(self, name) is not None and not getattr(self, name) > 0:
                 raise ValueError(f"{name}={getattr(self, name)}: it must be positive.")
         if not 0 < self.train_fraction <= 1:
-            raise ValueError(f"train_fraction={self.train_fraction}: it must be above 0 and at most 1.")
+            raise ValueError(
+                f"train_fraction={self.train_fraction}: it must be above 0 and at most 1."
+            )
         if not all(0 < drop < 1 for drop in self.lr_drops):
-            raise ValueError(f"lr_drops={self.lr_drops}: each is a fraction of the run, between 0 and 1.")
+            raise ValueError(
+                f"lr_drops={self.lr_drops}: each is a fraction of the run, between 0 and 1."
+            )
         if self.schedule == "cosine" and (self.lr_drops, self.lr_drop_factor) != ((0.5, 0.75), 0.2):
             raise ValueError(
                 f"lr_drops={self.lr_drops} and lr_drop_factor={self.lr_drop_factor} with schedule='cosine': "
                 "a cosine does not drop; leave them out."
             )
         if self.optimizer == "adamw" and not self.momentum < 1:
-            raise ValueError(f"momentum={self.momentum} with optimizer='adamw': it must be below 1.")
+            raise ValueError(
+                f"momentum={self.momentum} with optimizer='adamw': it must be below 1."
+            )
         if not self.lr_warmup < self.epochs:
-            raise ValueError(f"lr_warmup={self.lr_warmup} with epochs={self.epochs}: it must be shorter.")
+            raise ValueError(
+                f"lr_warmup={self.lr_warmup} with epochs={self.epochs}: it must be shorter."
+            )
         if not 0 <= self.label_smoothing < 1:
-            raise ValueError(f"label_smoothing={self.label_smoothing}: it must be at least 0 and below 1.")
+            raise ValueError(
+                f"label_smoothing={self.label_smoothing}: it must be at least 0 and below 1."
+            )
 
     @property
     def data(self) -> str:
         """What tells the data from others: a registered name, or the fingerprint of one's own.
 
-        These are read for it, unless ``with_data`` was told it; of data that are not there it is the name.
+        These are read for it, unless ``with_data`` was told it; of data that are not there it is
+        the name.
         """
         if self.dataset in dataset_names():
             return self.dataset
@@ -150,7 +183,11 @@ class RunSpec:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 over the fields that differ from their defaults."""
-        differing = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        differing = {
+            f.name: getattr(self, f.name)
+            for f in fields(self)
+            if getattr(self, f.name) != f.default
+        }
         differing |= {"dataset": self.data} if "dataset" in differing else {}
         return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -171,14 +208,21 @@ class RunSpec:
     def from_record(cls, values: dict) -> RunSpec:
         """Build from a record's fields: as ``from_dict``, but the folder of data may be on another machine."""
         if not isinstance(name := values.get("dataset"), str):
-            raise ValueError(f"dataset={name!r}: it must be of type str, not {type(name).__name__}.")
+            raise ValueError(
+                f"dataset={name!r}: it must be of type str, not {type(name).__name__}."
+            )
         spec = cls.from_dict({**values, "dataset": cls.dataset})
         object.__setattr__(spec, "dataset", name)
         return spec
 
 
 def _check_types(spec: RunSpec) -> None:
-    wanted: dict[str, Any] = {"str": str, "int": int, "float": (int, float), "tuple[float, ...]": (tuple, list)}
+    wanted: dict[str, Any] = {
+        "str": str,
+        "int": int,
+        "float": (int, float),
+        "tuple[float, ...]": (tuple, list),
+    }
     for each in fields(spec):
         kind, _, optional = each.type.partition(" | ")
         value = getattr(spec, each.name)
@@ -190,7 +234,9 @@ def _check_types(spec: RunSpec) -> None:
             sound = sound and all(isinstance(n, int | float) for n in numbers)
         if not sound:
             article = "a list of numbers" if kind.startswith("tuple") else f"of type {kind}"
-            raise ValueError(f"{each.name}={value!r}: it must be {article}, not {type(value).__name__}.")
+            raise ValueError(
+                f"{each.name}={value!r}: it must be {article}, not {type(value).__name__}."
+            )
         if any(isinstance(n, int) and abs(n) >= 2**63 for n in numbers):
             raise ValueError(f"{each.name}={value!r}: it must be below 2**63.")
         if "float" in kind:  # 1 and 1.0 are the same run, and so are 0.0 and -0.0

@@ -1,7 +1,8 @@
 """Doing many runs, in this process or on a Dask cluster.
 
-Kill a sweep at any moment and start it again, on as many machines as there are: a run whose record exists is not
-repeated, one that another process works on is left to it, one that was interrupted goes on from its checkpoint.
+Kill a sweep at any moment and start it again, on as many machines as there are: a run whose record
+exists is not repeated, one that another process works on is left to it, one that was interrupted
+goes on from its checkpoint.
 """
 
 from __future__ import annotations
@@ -52,24 +53,27 @@ def sweep(
         specs: what to run.
         store: where records are kept.
         device: ``None`` is CUDA where there is one, else the CPU; with Dask, on each worker.
-        budget: seconds. No run is started that would end later by the estimate, and one that takes longer than
-            that stops after an epoch.
+        budget: seconds. No run is started that would end later by the estimate, and one that takes
+            longer than that stops after an epoch.
         retry_failed: repeat the runs whose record is a failure.
         workers: number of processes of a Dask cluster on this machine; ``None`` runs here.
         scheduler: address of a Dask scheduler in a trusted network.
         quiet: say no more than the counts at the end.
 
     Returns:
-        How many runs were ``done``, ``reused`` and ``failed`` and are ``left``; and whether SIGINT or SIGTERM, the
-        first of which lets each epoch end, ``interrupted`` it.
+        How many runs were ``done``, ``reused`` and ``failed`` and are ``left``; and whether SIGINT
+        or SIGTERM, the first of which lets each epoch end, ``interrupted`` it.
 
     Raises:
-        ValueError: for data that cannot be had or do not fit a run, or a budget or number of workers that is not
-            positive.
-        OSError: for a results folder that cannot be written; unfinished runs keep their checkpoints.
-        RuntimeError: for a scheduler that does not answer or is lost, or without Dask where it is needed.
-        Exception: whatever a run raises, with a note that names the run, unless its loss diverged or the memory is
-            exhausted. Nothing is recorded of that run, and no other is begun: what broke it may break them all.
+        ValueError: for data that cannot be had or do not fit a run, or a budget or number of
+            workers that is not positive.
+        OSError: for a results folder that cannot be written; unfinished runs keep their
+            checkpoints.
+        RuntimeError: for a scheduler that does not answer or is lost, or without Dask where it is
+            needed.
+        Exception: whatever a run raises, with a note that names the run, unless its loss diverged
+            or the memory is exhausted. Nothing is recorded of that run, and no other is begun: what
+            broke it may break them all.
     """
     for name, value in (("budget", budget), ("workers", workers)):
         if value is not None and not value > 0:
@@ -92,17 +96,27 @@ class _Sweep:
     """What is left, what is under way, and what has been counted."""
 
     def __init__(
-        self, specs: list[RunSpec], store: Store, engine: Any, budget: float | None, retry: bool, quiet: bool
+        self,
+        specs: list[RunSpec],
+        store: Store,
+        engine: Any,
+        budget: float | None,
+        retry: bool,
+        quiet: bool,
     ) -> None:
         self.store, self.engine, self.quiet = store, engine, quiet
         self.end = time.monotonic() + (float("inf") if budget is None else budget)
-        self.prints = {(s.dataset, s.image_size): _data(s.dataset, s.image_size).fingerprint for s in specs}
+        self.prints = {
+            (s.dataset, s.image_size): _data(s.dataset, s.image_size).fingerprint for s in specs
+        }
         specs = [s.with_data(self.prints[s.dataset, s.image_size]) for s in specs]
         self.estimate = Estimate(store, engine.device)
         self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
         self.left: deque[RunSpec] = deque()
         self.failed: dict[RunSpec, Record] = {}  # to be repeated
-        self.running: dict[Future, tuple[RunSpec, contextlib.ExitStack]] = {}  # which holds the lock
+        self.running: dict[
+            Future, tuple[RunSpec, contextlib.ExitStack]
+        ] = {}  # which holds the lock
         self.closed = False  # nothing more is started
         self.busy = 0  # so many in a row of those left are locked by other processes
         for spec in specs:
@@ -121,7 +135,9 @@ class _Sweep:
         kinds = {}
         for spec in self.left:
             scored = spec.criterion == "dense" or spec.samples_per_class
-            kinds[spec.dataset, spec.image_size, spec.train_fraction, spec.model, spec.width, scored] = spec
+            kinds[
+                spec.dataset, spec.image_size, spec.train_fraction, spec.model, spec.width, scored
+            ] = spec
         for spec in kinds.values():
             try:
                 check(spec, _data(spec.dataset, spec.image_size))
@@ -138,7 +154,11 @@ class _Sweep:
         try:
             while self.running or (self.left and not self.closed):
                 self.closed = self.closed or asked.is_set()
-                while not self.closed and self.busy < len(self.left) and len(self.running) < self.engine.slots():
+                while (
+                    not self.closed
+                    and self.busy < len(self.left)
+                    and len(self.running) < self.engine.slots()
+                ):
                     if not self.start():
                         break
                 self.busy = 0
@@ -148,7 +168,9 @@ class _Sweep:
             for _, held in self.running.values():
                 held.close()
             self.counts["left"] = self.total - self.counts.total()
-            told = ", ".join(f"{self.counts[name]} {name}" for name in ("done", "reused", "failed", "left"))
+            told = ", ".join(
+                f"{self.counts[name]} {name}" for name in ("done", "reused", "failed", "left")
+            )
             say(f"{self.total} runs: {told}.")
 
     def start(self) -> bool:
@@ -173,7 +195,9 @@ class _Sweep:
             known = self.find(spec)
             if known is None or known == self.failed.get(spec):
                 self.store.tidy(spec)
-                future = self.engine.submit(spec, self.store.checkpoint(spec), self.end - time.monotonic())
+                future = self.engine.submit(
+                    spec, self.store.checkpoint(spec), self.end - time.monotonic()
+                )
                 self.running[future] = spec, held.pop_all()
             else:  # another process has done it since
                 self.count(known, "reused")
@@ -189,7 +213,9 @@ class _Sweep:
             self.closed = True
         else:
             if record.data["fingerprint"] != fingerprint:
-                raise ValueError(f"A worker's data set {spec.dataset!r} is not the one that is here.")
+                raise ValueError(
+                    f"A worker's data set {spec.dataset!r} is not the one that is here."
+                )
             if before := self.failed.get(spec):  # what failed stays visible
                 failure = {**(before.failure or {}), "finished": before.provenance.get("finished")}
                 record.provenance["retried"] = [*before.provenance.get("retried", []), failure]
@@ -239,7 +265,11 @@ def _data(name: str, image_size: int | None) -> Dataset:
 
 
 def _attempt(
-    spec: RunSpec, device: torch.device, checkpoint: Path | None, stop: Callable[[], bool], shared: Shared
+    spec: RunSpec,
+    device: torch.device,
+    checkpoint: Path | None,
+    stop: Callable[[], bool],
+    shared: Shared,
 ) -> Record | None:
     """Run a spec; ``None`` if it was stopped. Exhausted memory is its failure; else what goes wrong is raised."""
     whole, started = _data(spec.dataset, spec.image_size), now()
@@ -249,7 +279,9 @@ def _attempt(
         return None
     except Exception as error:
         if not _exhausted(error):
-            error.add_note(f"This was raised by the run {spec.id}, of which nothing is recorded: {spec}")
+            error.add_note(
+                f"This was raised by the run {spec.id}, of which nothing is recorded: {spec}"
+            )
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         failure = {"reason": reason, "where": getattr(error, "where", "preparation")}
@@ -263,7 +295,12 @@ def _attempt(
 
 def _exhausted(error: Exception) -> bool:
     """Whether memory is exhausted, which PyTorch's CPU allocator and the system tell in words alone."""
-    words = ("not enough memory", "can't allocate memory", "Cannot allocate memory", "CUDA error: out of memory")
+    words = (
+        "not enough memory",
+        "can't allocate memory",
+        "Cannot allocate memory",
+        "CUDA error: out of memory",
+    )
     said = isinstance(error, RuntimeError | OSError) and any(each in str(error) for each in words)
     return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
@@ -279,7 +316,9 @@ class _Here:
 
     def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Future:
         done: Future = Future()
-        done.set_result(_attempt(spec, self.device, checkpoint, _Stop(self.asked.is_set, seconds), self.shared))
+        done.set_result(
+            _attempt(spec, self.device, checkpoint, _Stop(self.asked.is_set, seconds), self.shared)
+        )
         return done
 
     def wait(self, futures: list[Future]) -> list[Future]:
@@ -294,7 +333,9 @@ class _Here:
 _BUSY, _SHARED = threading.Lock(), Shared()  # of a worker
 
 
-def _on_worker(spec: RunSpec, device: str | None, checkpoint: Path, seconds: float, event: str) -> Record | None:
+def _on_worker(
+    spec: RunSpec, device: str | None, checkpoint: Path, seconds: float, event: str
+) -> Record | None:
     from distributed import Event
 
     keep_freed_memory()
@@ -312,7 +353,9 @@ def _signals(asked: threading.Event) -> Iterator[None]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        os.write(2, b"pai: stops after the current epoch; a second Ctrl-C stops at once\n")  # print may be at work
+        os.write(
+            2, b"pai: stops after the current epoch; a second Ctrl-C stops at once\n"
+        )  # print may be at work
 
     if threading.current_thread() is not threading.main_thread():
         yield

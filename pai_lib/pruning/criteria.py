@@ -1,6 +1,7 @@
 """Every pruning criterion, on one page.
 
-A criterion is a function of one parameter tensor and of the quantities that its argument names ask for:
+A criterion is a function of one parameter tensor and of the quantities that its argument names ask
+for:
 
     weight            θ
     gradient          g, gradient of the mean loss
@@ -14,7 +15,8 @@ A criterion is a function of one parameter tensor and of the quantities that its
     normal            standard normal noise
     group             number of samples whose loss is averaged before squaring
 
-It returns scores of the tensor's shape: one real number a weight, **higher = keep**, for every criterion.
+It returns scores of the tensor's shape: one real number a weight, **higher = keep**, for every
+criterion.
 """
 
 from __future__ import annotations
@@ -49,7 +51,9 @@ class Criterion:
     @property
     def needs(self) -> tuple[str, ...]:
         """Quantities that the function asks for by the names of its arguments."""
-        return tuple(name for name in inspect.signature(self.function).parameters if name != "variant")
+        return tuple(
+            name for name in inspect.signature(self.function).parameters if name != "variant"
+        )
 
     @property
     def uses_data(self) -> bool:
@@ -97,10 +101,18 @@ def snip(weight, gradient):
 
 
 @criterion(
-    "grasp", "GraSP", "GraSP", r"\theta\, (H g)", "wang2020", temperature=200.0, variants=("cited", "released")
+    "grasp",
+    "GraSP",
+    "GraSP",
+    r"\theta\, (H g)",
+    "wang2020",
+    temperature=200.0,
+    variants=("cited", "released"),
 )
 def grasp(weight, hessian_gradient, variant="cited"):
-    score = weight * hessian_gradient  # Wang et al. remove the largest −θ ⊙ Hg; the released code keeps them
+    score = (
+        weight * hessian_gradient
+    )  # Wang et al. remove the largest −θ ⊙ Hg; the released code keeps them
     return -score if variant == "released" else score
 
 
@@ -130,13 +142,20 @@ def fisher_taylor(weight, gradient, fisher):
     return (weight * gradient + weight**2 * fisher / 2).abs()
 
 
-@criterion("hutchinson_diag", "HD", "Hutchinson diagonal", r"\hat h", "gollini2026", temperature=200.0)
+@criterion(
+    "hutchinson_diag", "HD", "Hutchinson diagonal", r"\hat h", "gollini2026", temperature=200.0
+)
 def hutchinson_diagonal(hutchinson):
     return hutchinson
 
 
 @criterion(
-    "hutchinson_pruning", "HP", "Hutchinson pruning", r"\tfrac12\theta^2\hat h", "gollini2026", temperature=200.0
+    "hutchinson_pruning",
+    "HP",
+    "Hutchinson pruning",
+    r"\tfrac12\theta^2\hat h",
+    "gollini2026",
+    temperature=200.0,
 )
 def hutchinson_pruning(weight, hutchinson):
     return weight**2 * hutchinson / 2
@@ -178,7 +197,8 @@ def fisher_brain_surgeon(weight, gradient, fisher, group):
     return torch.where(fisher > 0, score, 0)
 
 
-# Of this project: the scale of HP's noise without the noise, other noise of that scale, noise without the scale.
+# Of this project: the scale of HP's noise without the noise, other noise of that scale, noise
+# without the scale.
 
 
 @criterion(
@@ -213,7 +233,11 @@ def get_criterion(key: str, variant: str = "cited") -> Criterion:
     found = CRITERIA[key]
     if variant not in found.variants:
         others = ", ".join(c.key for c in CRITERIA.values() if variant in c.variants)
-        hint = f" Only these have it: {others}." if others else f" It has: {', '.join(found.variants)}."
+        hint = (
+            f" Only these have it: {others}."
+            if others
+            else f" It has: {', '.join(found.variants)}."
+        )
         raise ValueError(f"Criterion {key!r} has no variant {variant!r}.{hint}")
     return found
 

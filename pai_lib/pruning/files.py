@@ -21,13 +21,14 @@ from .masks import check_bools, check_mask
 def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
     """Attach a mask in the form of ``torch.nn.utils.prune``: ``weight_orig`` and ``weight_mask``.
 
-    The model computes what it does after ``apply_mask``, in training too. A weight that several modules share gets
-    its mask in each; a module that uses weights of those inside it without calling them, as attention does,
-    computes them anew before it runs.
+    The model computes what it does after ``apply_mask``, in training too. A weight that several
+    modules share gets its mask in each; a module that uses weights of those inside it without
+    calling them, as attention does, computes them anew before it runs.
 
     Raises:
-        ValueError: before anything is attached, for a mask that does not fit, and for a weight that is pruned or
-            parametrized already, or that is held elsewhere too, where the mask would not reach it.
+        ValueError: before anything is attached, for a mask that does not fit, and for a weight that
+            is pruned or parametrized already, or that is held elsewhere too, where the mask would
+            not reach it.
     """
     check_mask(model, mask)
     parameters = dict(model.named_parameters())
@@ -40,7 +41,11 @@ def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
     pruned = {module for places in owners.values() for module, _ in places}
     for module in model.modules():
         above = any(inner in pruned for inner in module.modules() if inner is not module)
-        if above and type(module) not in (nn.Sequential, nn.ModuleList, nn.ModuleDict):  # these only call
+        if above and type(module) not in (
+            nn.Sequential,
+            nn.ModuleList,
+            nn.ModuleDict,
+        ):  # these only call
             module.register_forward_pre_hook(_prune_inside, prepend=True)
     return model
 
@@ -59,13 +64,17 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
     for path, module in model.named_modules():
         fixed = isinstance(module, torch.jit.ScriptModule | parametrize.ParametrizationList)
         if fixed and any(tensor is parameter for tensor in module.parameters()):
-            raise ValueError(f"{name!r} is in a {type(module).__name__}, where torch cannot prune it.")
+            raise ValueError(
+                f"{name!r} is in a {type(module).__name__}, where torch cannot prune it."
+            )
         for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
             other = f"{path}.{attribute}".lstrip(".")
             if tensor is parameter:
                 places.append((module, attribute))
             elif tensor is not None and _overlap(tensor, parameter):
-                raise ValueError(f"{name!r} shares its memory with {other!r}: make them one parameter first.")
+                raise ValueError(
+                    f"{name!r} shares its memory with {other!r}: make them one parameter first."
+                )
         for attribute, value in vars(module).items():
             followed = attribute in (
                 "_parameters",
@@ -74,9 +83,15 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
             )  # the last an RNN's, which keeps up
             if not followed and any(leaf is parameter for leaf in tree_leaves(value)):
                 other = f"{path}.{attribute}".lstrip(".")
-                raise ValueError(f"{name!r} is also held in {other!r}, where its mask would not reach it.")
-    if any(f"{attribute.removesuffix('_orig')}_mask" in module._buffers for module, attribute in places):
-        raise ValueError(f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove.")
+                raise ValueError(
+                    f"{name!r} is also held in {other!r}, where its mask would not reach it."
+                )
+    if any(
+        f"{attribute.removesuffix('_orig')}_mask" in module._buffers for module, attribute in places
+    ):
+        raise ValueError(
+            f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove."
+        )
     return places
 
 
@@ -93,8 +108,8 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
     Args:
         mask: ``{parameter name: bool tensor}``, True = kept.
         path: of the file; its folder is made if need be.
-        **about: what to say of it, such as ``criterion="snip", sparsity=0.9``: kept as text in the file's header,
-            where ``safetensors.safe_open(path, "pt").metadata()`` finds it.
+        **about: what to say of it, such as ``criterion="snip", sparsity=0.9``: kept as text in the
+            file's header, where ``safetensors.safe_open(path, "pt").metadata()`` finds it.
 
     Raises:
         ValueError: for what is no mask.

@@ -1,10 +1,11 @@
 """Which numbers of a forward pass lie on a path from the input to the output.
 
-Each tensor gets patterns of its shape, 1 for yes and 0 for no: where the input reaches it (``flow``), where it is
-not zero although no input reaches it (``constant``), and where it is a parameter or a random number, of which only
-the role counts (``free``). The role follows from the operation that ran: what is added to a flow, joined to one or
-written into one is a shift, and a shift is 0; what multiplies is a scale, and a scale is not. Patterns are numbers
-that autograd knows, so it finds the way back from the output. An operation without a rule is an error, no guess.
+Each tensor gets patterns of its shape, 1 for yes and 0 for no: where the input reaches it
+(``flow``), where it is not zero although no input reaches it (``constant``), and where it is a
+parameter or a random number, of which only the role counts (``free``). The role follows from the
+operation that ran: what is added to a flow, joined to one or written into one is a shift, and a
+shift is 0; what multiplies is a scale, and a scale is not. Patterns are numbers that autograd
+knows, so it finds the way back from the output. An operation without a rule is an error, no guess.
 """
 
 from __future__ import annotations
@@ -58,7 +59,9 @@ def _values(given: Any) -> list[Value]:
 
 
 def _replaced(given: Any, change: Callable[[Value], Any]) -> Any:
-    return tree_map(lambda leaf: change(leaf) if _is_value(leaf) else leaf, given, is_leaf=_is_value)
+    return tree_map(
+        lambda leaf: change(leaf) if _is_value(leaf) else leaf, given, is_leaf=_is_value
+    )
 
 
 def _mapped(value: Value, change: Callable[[Tensor], Tensor]) -> Patterns:
@@ -111,7 +114,8 @@ def _chosen(function: Any, given: dict[str, Any]) -> Patterns:
     true = condition.tensor.to(torch.float32)
     pairs = (constants[:2], (yes.flow, no.flow))
     constant, flow = (
-        _sum([None if a is None else a * true, None if b is None else b * (1 - true)]) for a, b in pairs
+        _sum([None if a is None else a * true, None if b is None else b * (1 - true)])
+        for a, b in pairs
     )
     return constant, flow
 
@@ -160,13 +164,19 @@ def _contracted(function: Any, given: dict[str, Any]) -> Patterns:
 
 
 def _convolved(function: Any, given: dict[str, Any]) -> Patterns:
-    options = {name: value for name, value in given.items() if not _is_value(value)} | {"bias": None}
+    options = {name: value for name, value in given.items() if not _is_value(value)} | {
+        "bias": None
+    }
     constant, flow = _product(
-        lambda x, weight: function(input=x, weight=weight, **options), given["input"], given["weight"]
+        lambda x, weight: function(input=x, weight=weight, **options),
+        given["input"],
+        given["weight"],
     )
     terms = [Value(given["input"].tensor, constant, None, flow)]
     if given["bias"] is not None:
-        across, into = _mapped(given["bias"], lambda part: part.view(-1, *[1] * len(given["stride"])))
+        across, into = _mapped(
+            given["bias"], lambda part: part.view(-1, *[1] * len(given["stride"]))
+        )
         terms.append(Value(given["bias"].tensor, None, across, into))
     return _sum(_addends(terms)), _sum(term.flow for term in terms)
 
@@ -209,7 +219,11 @@ def _moved(function: Any, given: dict[str, Any]) -> Patterns:
     if any(value.flow is not None for value in _values(places)):
         raise ValueError(f"which entries {name_of(function)!r} takes depends on the input")
     places = _replaced(places, lambda value: value.tensor)
-    rest = {name: None if name == "dtype" else value for name, value in given.items() if name not in _PLACES}
+    rest = {
+        name: None if name == "dtype" else value
+        for name, value in given.items()
+        if name not in _PLACES
+    }
     values, number = _values(rest), rest.get("value")
     if isinstance(number, int | float):
         number = float(number != 0)
@@ -220,21 +234,34 @@ def _moved(function: Any, given: dict[str, Any]) -> Patterns:
         left = iter(patterns)
 
         def next_of(value: Value) -> Tensor:
-            return torch.zeros_like(value.tensor, dtype=torch.float32) if (part := next(left)) is None else part
+            return (
+                torch.zeros_like(value.tensor, dtype=torch.float32)
+                if (part := next(left)) is None
+                else part
+            )
 
         numbers = {"value": number} if isinstance(number, float) else {}
         return function(**_replaced(rest, next_of) | places | numbers)
 
     zero = 0.0 if isinstance(number, float) else None
-    return run(_addends(values), number if zero == 0 else None), run([value.flow for value in values], zero)
+    return run(_addends(values), number if zero == 0 else None), run(
+        [value.flow for value in values], zero
+    )
 
 
 def _looked_up(function: Any, given: dict[str, Any]) -> Patterns:
     """Rows of a table; if the input says which, any may be it."""
     table, indices = given["weight" if "weight" in given else "self"], _values(given["indices"])
-    places = len(tree_leaves(given["indices"], is_leaf=lambda leaf: leaf is None or _is_value(leaf)))
+    places = len(
+        tree_leaves(given["indices"], is_leaf=lambda leaf: leaf is None or _is_value(leaf))
+    )
     index = indices[0]
-    if index.flow is None or table.flow is not None or places > 1 or index.tensor.dtype == torch.bool:
+    if (
+        index.flow is None
+        or table.flow is not None
+        or places > 1
+        or index.tensor.dtype == torch.bool
+    ):
         return _moved(function, given)
     rows = index.flow.view(*index.tensor.shape, *[1] * (table.tensor.ndim - 1))
     return None, None if table.scale is None else rows * table.scale.sum(0)
@@ -275,20 +302,27 @@ def _softmax(function: Any, given: dict[str, Any]) -> Patterns:
     """Not zero wherever it may look, and every score there counts."""
     value = given["self"]
     seen = (value.tensor > BLOCKED).to(torch.float32)
-    flow = None if value.flow is None else (value.flow * seen).sum(given["dim"], keepdim=True) * seen
+    flow = (
+        None if value.flow is None else (value.flow * seen).sum(given["dim"], keepdim=True) * seen
+    )
     return seen, flow
 
 
 def _pooled(function: Any, given: dict[str, Any]) -> Patterns:
     """Any entry of a window may be its maximum: a convolution with ones."""
-    kernel, shape = given["kernel_size"], function(**_replaced(given, lambda value: value.tensor))[0].shape
+    kernel, shape = (
+        given["kernel_size"],
+        function(**_replaced(given, lambda value: value.tensor))[0].shape,
+    )
     n = len(kernel)
     stride, padding, dilation = (
-        (given[name] or kernel) * (n if len(given[name]) == 1 else 1) for name in ("stride", "padding", "dilation")
+        (given[name] or kernel) * (n if len(given[name]) == 1 else 1)
+        for name in ("stride", "padding", "dilation")
     )
     size = given["self"].tensor.shape[-n:]
     ends = [
-        (shape[i - n] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - size[i] - padding[i] for i in range(n)
+        (shape[i - n] - 1) * stride[i] + dilation[i] * (kernel[i] - 1) + 1 - size[i] - padding[i]
+        for i in range(n)
     ]
     edges = [edge for i in reversed(range(n)) for edge in (padding[i], max(0, ends[i]))]
 
@@ -353,7 +387,11 @@ def results(function: Any, given: dict[str, Any]) -> Patterns:
     """
     values, name = _values(given), name_of(function)
     rule = _RULES.get(name)
-    if torch.Tag.pointwise in function.tags and len(values) == 1 and rule in (None, _added, _divided):
+    if (
+        torch.Tag.pointwise in function.tags
+        and len(values) == 1
+        and rule in (None, _added, _divided)
+    ):
         rule = _mapped_singly
     if rule is not None and values:
         return rule(function, given)

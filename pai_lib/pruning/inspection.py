@@ -12,7 +12,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from ..curvature.calls import ByParameter, called, evaluation_mode, failing_in_a_sentence, substituted
+from ..curvature.calls import (
+    ByParameter,
+    called,
+    evaluation_mode,
+    failing_in_a_sentence,
+    substituted,
+)
 from ..curvature.graph import find_uses
 from ..curvature.parameters import resolve_parameters
 from ..curvature.problem import problem_at
@@ -26,23 +32,29 @@ from .tape import Call, Operand, Tape
 def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     """Sparsity counting also the weights that no path from input to output uses (Vysogorets & Kempe, 2023).
 
-    A kept weight is on a path if the input reaches it and it reaches an output. What a parameter outside the mask
-    does follows from the operations of one forward pass, whatever its name: as a factor it lets everything pass;
-    what is added, joined or written in (bias, token, position, running mean) is 0 and lets nothing pass. Other
-    constants let pass where they are not zero. Activations and norms pass unit by unit, a maximum and a softmax
-    from all their inputs, a product of two activations where both are reached: attention passes from its values,
-    and from queries and keys where both are alive. Of token numbers any may occur; of other inputs only the shape
-    matters.
+    A kept weight is on a path if the input reaches it and it reaches an output. What a parameter
+    outside the mask does follows from the operations of one forward pass, whatever its name: as a
+    factor it lets everything pass; what is added, joined or written in (bias, token, position,
+    running mean) is 0 and lets nothing pass. Other constants let pass where they are not zero.
+    Activations and norms pass unit by unit, a maximum and a softmax from all their inputs, a
+    product of two activations where both are reached: attention passes from its values, and from
+    queries and keys where both are alive. Of token numbers any may occur; of other inputs only the
+    shape matters.
 
     Raises:
-        ValueError: if the mask or the batch does not fit, or the model is wrapped; if an operation has no rule
-            here, or which entries it takes depends on the input; if a masked parameter is on no path even in the
-            whole network, as a bias.
+        ValueError: if the mask or the batch does not fit, or the model is wrapped; if an operation
+            has no rule here, or which entries it takes depends on the input; if a masked parameter
+            is on no path even in the whole network, as a bias.
     """
     check_mask(model, mask)
     resolve_parameters(model, mask)
     batch = as_batch(batch)
-    with evaluation_mode(model), torch.inference_mode(False), torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+    with (
+        evaluation_mode(model),
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        sdpa_kernel(SDPBackend.MATH),
+    ):
         passes = _ForwardPass(model, batch)
         whole = passes.used({name: torch.ones_like(kept) for name, kept in mask.items()})
         for name, all_reached in host_numbers(_every_unit, whole).items():
@@ -64,7 +76,8 @@ class _ForwardPass:
 
     def __init__(self, model: nn.Module, batch: Batch):
         self.state = {
-            name: p.detach().requires_grad_(p.is_floating_point()) for name, p in model.named_parameters()
+            name: p.detach().requires_grad_(p.is_floating_point())
+            for name, p in model.named_parameters()
         }
         floating = [tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()]
         device = next(iter(self.state.values())).device
@@ -72,7 +85,11 @@ class _ForwardPass:
         def first(tensor: Tensor) -> Tensor:
             if len(tensor) == 0:
                 raise ValueError("The batch is empty: at least one sample is needed.")
-            return tensor[:1].clone().to(device, floating[0] if tensor.is_floating_point() else tensor.dtype)
+            return (
+                tensor[:1]
+                .clone()
+                .to(device, floating[0] if tensor.is_floating_point() else tensor.dtype)
+            )
 
         inputs = of_each(batch.inputs, first)
         self.inputs = each_of(inputs)
@@ -83,28 +100,42 @@ class _ForwardPass:
         with failing_in_a_sentence(model, inputs), within, plain, _WrittenOut(), self.tape:
             self.output = called(model, inputs)
         if not isinstance(self.output, Tensor):
-            raise ValueError(f"The model must return a tensor of logits, not {type(self.output).__name__}.")
+            raise ValueError(
+                f"The model must return a tensor of logits, not {type(self.output).__name__}."
+            )
 
     def used(self, mask: ByParameter) -> ByParameter:
         """Return which kept weights are on a path."""
-        kept = {name: mask[name].to(self.state[name].device, torch.float32).requires_grad_() for name in mask}
+        kept = {
+            name: mask[name].to(self.state[name].device, torch.float32).requires_grad_()
+            for name in mask
+        }
         sources = [Value(tensor, None, None, _ones(tensor)) for tensor in self.inputs]
-        sources += [Value(t, None, kept[name] if name in kept else _ones(t)) for name, t in self.state.items()]
+        sources += [
+            Value(t, None, kept[name] if name in kept else _ones(t))
+            for name, t in self.state.items()
+        ]
         try:
             flow = _find_flow(self.tape, sources, self.output)
         except ValueError as error:
-            raise ValueError(f"The effective sparsity of this model cannot be told: {error}.") from None
+            raise ValueError(
+                f"The effective sparsity of this model cannot be told: {error}."
+            ) from None
         names = list(kept)
         if flow is None or not flow.requires_grad:
             return {name: torch.zeros_like(mask[name]) for name in names}
         grads = torch.autograd.grad(flow.sum(), list(kept.values()), materialize_grads=True)
-        return {name: (kept[name] * grad).detach() > 0 for name, grad in zip(names, grads, strict=True)}
+        return {
+            name: (kept[name] * grad).detach() > 0 for name, grad in zip(names, grads, strict=True)
+        }
 
 
 class _WrittenOut(TorchFunctionMode):
     """Has recurrent layers run as their single operations, in no kernel of their own."""
 
-    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Call a function of PyTorch's."""
         if function.__name__ not in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
             return function(*args, **(kwargs or {}))
@@ -149,11 +180,19 @@ class _Memory:
         for i, (old, new) in enumerate(zip(parts, value[1:], strict=True)):
             if old is None and new is None:
                 continue
-            new = torch.zeros(size, dtype=torch.float32, device=value.tensor.device) if new is None else new
+            new = (
+                torch.zeros(size, dtype=torch.float32, device=value.tensor.device)
+                if new is None
+                else new
+            )
             if operand.contiguous and math.prod(size) == length:
                 parts[i] = new.reshape(-1)
             else:  # not as_strided_scatter, which goes back wrongly to what was there
-                old = torch.zeros(length, dtype=torch.float32, device=new.device) if old is None else old
+                old = (
+                    torch.zeros(length, dtype=torch.float32, device=new.device)
+                    if old is None
+                    else old
+                )
                 places = torch.arange(length, device=new.device).as_strided(size, stride, offset)
                 parts[i] = old.index_put((places,), new)
 
@@ -162,12 +201,17 @@ class _Memory:
         if operand.constant is not None:
             return Value(operand.tensor, operand.constant)
         if operand.root not in self.parts:
-            raise ValueError("a by-product of an operation, such as the variance of a norm, is used")
+            raise ValueError(
+                "a by-product of an operation, such as the variance of a norm, is used"
+            )
         size, parts = operand.window[0], self.parts[operand.root]
         if operand.contiguous and math.prod(size) == self.lengths[operand.root]:
-            return Value(operand.tensor, *(None if part is None else part.view(size) for part in parts))
+            return Value(
+                operand.tensor, *(None if part is None else part.view(size) for part in parts)
+            )
         return Value(
-            operand.tensor, *(None if part is None else part.as_strided(*operand.window) for part in parts)
+            operand.tensor,
+            *(None if part is None else part.as_strided(*operand.window) for part in parts),
         )
 
 
@@ -195,19 +239,25 @@ def _store(memory: _Memory, call: Call, constant: Any, flow: Any) -> None:
             continue
         parts = [part[i] if isinstance(part, list | tuple) else part for part in (constant, flow)]
         here, into = (
-            None if part is None else _Yes.apply(part.to(operand.tensor.device).expand(size)) for part in parts
+            None if part is None else _Yes.apply(part.to(operand.tensor.device).expand(size))
+            for part in parts
         )
         if here is not None and into is not None:
             here = here.detach()  # no input reaches the weights that it was made of
-        value = Value(operand.tensor, None, here) if into is None else Value(operand.tensor, here, None, into)
+        value = (
+            Value(operand.tensor, None, here)
+            if into is None
+            else Value(operand.tensor, here, None, into)
+        )
         memory.put(operand, value)
 
 
 def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     """Fraction of the masked layers' multiply-adds that is left: a weight costs one an output position.
 
-    What hardware could save at most if it skipped every removed weight; only the batch's input shape matters.
-    Early layers of a convolutional network have few weights and many positions, so it is not the density.
+    What hardware could save at most if it skipped every removed weight; only the batch's input
+    shape matters. Early layers of a convolutional network have few weights and many positions, so
+    it is not the density.
     """
     check_mask(model, mask)
     inputs, labels = as_batch(batch)
@@ -216,7 +266,9 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
     left = whole = 0
     for name, use in uses.items():
-        shape = use.edge.node._input_metadata[0].shape  # 1×channels×… or …×channels, of the layer's output
+        shape = use.edge.node._input_metadata[
+            0
+        ].shape  # 1×channels×… or …×channels, of the layer's output
         positions = math.prod(shape) // shape[use.channel_axis]
         left += positions * int(mask[name].sum())
         whole += positions * mask[name].numel()

@@ -47,10 +47,10 @@ def prune(
 ) -> ByParameter:
     """Score and mask in the criterion's own number of rounds: what most callers want.
 
-    In round k of n the weights removed so far are zero and the kept fraction is d^(k/n), d = 1 − sparsity
-    (Tanaka et al., 2020, for SynFlow with n = 100). SynFlow's ``variant="released"`` instead raises the
-    removed fraction to k/n, so that the first round already removes almost everything and ties fill the mask,
-    of which it does not warn.
+    In round k of n the weights removed so far are zero and the kept fraction is d^(k/n), d = 1 −
+    sparsity (Tanaka et al., 2020, for SynFlow with n = 100). SynFlow's ``variant="released"``
+    instead raises the removed fraction to k/n, so that the first round already removes almost
+    everything and ties fill the mask, of which it does not warn.
 
     Args:
         model: returns logits N×C; is left as it was, also when scoring fails.
@@ -69,7 +69,8 @@ def prune(
         ValueError: as ``make_mask`` and ``score`` do.
 
     Warns:
-        TiedScoresWarning: as ``make_mask`` does, and if ties in rounds before the last decided as much.
+        TiedScoresWarning: as ``make_mask`` does, and if ties in rounds before the last decided as
+            much.
     """
     check_sparsity(sparsity)
     check_scope(scope)
@@ -85,7 +86,9 @@ def prune(
     mask: ByParameter = {}
     won: ByParameter = {}
     lost: ByParameter = {}
-    originals = {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
+    originals = (
+        {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
+    )
     bar = Bar("pruning", options.get("progress", True))
     try:
         for k in steps(range(1, rounds + 1), "round"):
@@ -95,7 +98,9 @@ def prune(
             with warnings.catch_warnings():
                 if k < rounds:
                     warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
-                density = 1 - sparsity ** (k / rounds) if released else (1 - sparsity) ** (k / rounds)
+                density = (
+                    1 - sparsity ** (k / rounds) if released else (1 - sparsity) ** (k / rounds)
+                )
                 mask, ties = ranked(scores, 1.0 - sparsity if k == rounds else density, scope)
             if k == rounds:
                 if not released:  # its schedule is to fill up with ties
@@ -130,7 +135,9 @@ def check_bools(mask: ByParameter, what: str = "The mask") -> None:
 def check_mapping(mask: Any, what: str = "The mask") -> None:
     """Raise TypeError for what is no mapping."""
     if not isinstance(mask, Mapping):
-        raise TypeError(f"{what} is a {type(mask).__name__}: it must be {{parameter name: bool tensor}}.")
+        raise TypeError(
+            f"{what} is a {type(mask).__name__}: it must be {{parameter name: bool tensor}}."
+        )
 
 
 def check_mask(model: nn.Module, mask: ByParameter) -> None:
@@ -143,10 +150,16 @@ def check_mask(model: nn.Module, mask: ByParameter) -> None:
                 raise ValueError(
                     f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove."
                 )
-            raise ValueError(f"The mask has {name!r}, which the model has not: {nearest(name, parameters)}")
+            raise ValueError(
+                f"The mask has {name!r}, which the model has not: {nearest(name, parameters)}"
+            )
         shape = tuple(parameters[name].shape)
         if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != shape:
-            found = (kept.dtype, tuple(kept.shape)) if isinstance(kept, Tensor) else (type(kept).__name__,)
+            found = (
+                (kept.dtype, tuple(kept.shape))
+                if isinstance(kept, Tensor)
+                else (type(kept).__name__,)
+            )
             raise ValueError(
                 f"The mask of {name!r} must be a bool tensor of shape {shape}, not {' '.join(map(str, found))}."
             )
@@ -160,21 +173,31 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
             model.get_parameter(name).mul_(kept.to(model.get_parameter(name).device))
 
 
-def shuffle_within_layers(mask: ByParameter, generator: torch.Generator | None = None) -> ByParameter:
+def shuffle_within_layers(
+    mask: ByParameter, generator: torch.Generator | None = None
+) -> ByParameter:
     """Control: the same density in each layer, at random positions (Frankle et al., 2021; Su et al., 2020)."""
     check_bools(mask)
     generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
 
     def order(count: int) -> Tensor:
-        return torch.randperm(count, generator=generator, device=generator.device, dtype=torch.int64)
+        return torch.randperm(
+            count, generator=generator, device=generator.device, dtype=torch.int64
+        )
 
-    return {name: kept.flatten()[order(kept.numel()).to(kept.device)].view_as(kept) for name, kept in mask.items()}
+    return {
+        name: kept.flatten()[order(kept.numel()).to(kept.device)].view_as(kept)
+        for name, kept in mask.items()
+    }
 
 
 def invert_scores(scores: ByParameter) -> ByParameter:
     """Control: keep what the criterion would remove first (Frankle et al., 2021)."""
     checked = checked_scores(scores)  # signed: -1 of an unsigned type is its highest value
-    return {name: -(value if value.is_floating_point() else value.long()) for name, value in checked.items()}
+    return {
+        name: -(value if value.is_floating_point() else value.long())
+        for name, value in checked.items()
+    }
 
 
 def layer_density(mask: ByParameter) -> dict[str, float]:
@@ -197,7 +220,9 @@ def sparsity_of(mask: ByParameter) -> float:
 
 def _check_same(first: ByParameter, second: ByParameter) -> None:
     if {n: v.shape for n, v in first.items()} != {n: v.shape for n, v in second.items()}:
-        raise ValueError("The two are not about the same parameters: their names and shapes must agree.")
+        raise ValueError(
+            "The two are not about the same parameters: their names and shapes must agree."
+        )
 
 
 def _overlap(first: ByParameter, second: ByParameter) -> ByParameter:
@@ -243,7 +268,10 @@ def rank_correlation(first: ByParameter, second: ByParameter) -> float:
 
     _check_same(first, second)
     first, second = checked_scores(first), checked_scores(second)
-    ranked = [torch.cat([scores[name].flatten().double().cpu() for name in first]) for scores in (first, second)]
+    ranked = [
+        torch.cat([scores[name].flatten().double().cpu() for name in first])
+        for scores in (first, second)
+    ]
     if any(bool((values == values[0]).all()) for values in ranked):
         raise ValueError("All scores of one of the two are equal: they have no ranks to correlate.")
     return float(spearmanr(*ranked).statistic)

@@ -39,13 +39,19 @@ class ScoreOptions(TypedDict, total=False):
 
 @checked_keywords
 def score(
-    model: nn.Module, batch: Batch, key: str, *, variant: str = "cited", **options: Unpack[ScoreOptions]
+    model: nn.Module,
+    batch: Batch,
+    key: str,
+    *,
+    variant: str = "cited",
+    **options: Unpack[ScoreOptions],
 ) -> ByParameter:
     """Score every prunable weight of a model by one criterion: higher = keep.
 
     Args:
         model: returns logits N×C; is left as it was.
-        batch: inputs and labels that the criterion sees; data-free criteria use the input's shape at most.
+        batch: inputs and labels that the criterion sees; data-free criteria use the input's shape
+            at most.
         key: one of ``CRITERIA``.
         variant: as in ``score_many``.
         **options: those of ``score_many``.
@@ -54,7 +60,8 @@ def score(
         ``{parameter name: scores of its shape}``.
 
     Raises:
-        ValueError: for an unknown criterion, variant or option value, and whatever the estimators raise.
+        ValueError: for an unknown criterion, variant or option value, and whatever the estimators
+            raise.
     """
     return score_many(model, batch, [key], variant=variant, **options)[key]
 
@@ -81,15 +88,16 @@ def score_many(
         model: as in ``score``.
         batch: as in ``score``.
         keys: criteria.
-        group: samples averaged before a gradient is squared (Fisher) or probed (Hutchinson); ``None`` is all.
+        group: samples averaged before a gradient is squared (Fisher) or probed (Hutchinson);
+            ``None`` is all.
         probes: Hutchinson's random vectors a group.
         temperature: T for all of them; ``None`` is each criterion's own.
         variant: ``"cited"`` or, for some criteria, ``"released"``.
         generator: for noise and probes; ``None`` is a new one with seed 0.
         parameters: what is scored, ``"prunable"`` by default.
         chunk: samples a forward pass.
-        remember: ``remember(key, compute)`` returns what it has for the key, else what ``compute()`` returns; it
-            must belong to this very model and batch.
+        remember: ``remember(key, compute)`` returns what it has for the key, else what
+            ``compute()`` returns; it must belong to this very model and batch.
         progress: show a bar where it takes long.
 
     Returns:
@@ -110,9 +118,15 @@ def score_many(
         for rule in steps(chosen, "criterion"):
             at = rule.default_temperature(variant) if temperature is None else temperature
             inputs = {need: quantities.at(need, at) for need in rule.needs}
-            extra = {"variant": variant} if "variant" in inspect.signature(rule.function).parameters else {}
+            extra = (
+                {"variant": variant}
+                if "variant" in inspect.signature(rule.function).parameters
+                else {}
+            )
             scores[rule.key] = {
-                name: rule.function(**{need: values[name] for need, values in inputs.items()}, **extra)
+                name: rule.function(
+                    **{need: values[name] for need, values in inputs.items()}, **extra
+                )
                 for name in names
             }
     return scores
@@ -140,13 +154,20 @@ class _Quantities:
 
     def _remembered(self, need: str, temperature: float) -> dict[str, Any]:
         compute = partial(self._computed, need, temperature)
-        if self.remember is None or need in ("weight", "group", "noise", "normal"):  # not worth remembering
+        if self.remember is None or need in (
+            "weight",
+            "group",
+            "noise",
+            "normal",
+        ):  # not worth remembering
             return compute()
         key = (need, temperature, self.group, self.probes, self.chunk, *self.names)
         if need not in ("hutchinson", "row_norm"):
             return self.remember(key, compute)
         before = self.generator.get_state().numpy().tobytes()  # of it the probes are drawn
-        found, after = self.remember((*key, before), lambda: (compute(), self.generator.get_state()))
+        found, after = self.remember(
+            (*key, before), lambda: (compute(), self.generator.get_state())
+        )
         self.generator.set_state(after)
         return found
 
@@ -158,15 +179,23 @@ class _Quantities:
         ways: dict[str, Callable[[], dict[str, Any]]] = {
             "weight": lambda: {name: model.get_parameter(name).detach() for name in names},
             "group": lambda: dict.fromkeys(names, min(self.group or len(batch[1]), len(batch[1]))),
-            "noise": lambda: {name: _noise(model.get_parameter(name), generator, torch.rand) for name in names},
-            "normal": lambda: {name: _noise(model.get_parameter(name), generator, torch.randn) for name in names},
+            "noise": lambda: {
+                name: _noise(model.get_parameter(name), generator, torch.rand) for name in names
+            },
+            "normal": lambda: {
+                name: _noise(model.get_parameter(name), generator, torch.randn) for name in names
+            },
             "flow": lambda: synaptic_flow(model, batch, parameters=names),
             "gradient": lambda: gradient(model, batch, **some),
             "hessian_gradient": lambda: hessian_vector_product(model, batch, g(), **at),
             "fisher": lambda: fisher_diag(model, batch, self.group, **some),
             "exact": lambda: exact_diag(model, batch, **some),
-            "hutchinson": lambda: hutchinson_diag(model, batch, *probed, generator=generator, **some),
-            "row_norm": lambda: hessian_row_norm(model, batch, *probed, generator=generator, **some),
+            "hutchinson": lambda: hutchinson_diag(
+                model, batch, *probed, generator=generator, **some
+            ),
+            "row_norm": lambda: hessian_row_norm(
+                model, batch, *probed, generator=generator, **some
+            ),
         }
         if need not in ways:
             raise ValueError(f"No quantity is called {need!r}: {nearest(need, ways)}")
@@ -175,4 +204,6 @@ class _Quantities:
 
 def _noise(like: Tensor, generator: torch.Generator, draw: Callable[..., Tensor]) -> Tensor:
     """Float32 noise from the generator's device: that of a seed is the same for all weights and defaults."""
-    return draw(like.shape, generator=generator, dtype=torch.float32, device=generator.device).to(like)
+    return draw(like.shape, generator=generator, dtype=torch.float32, device=generator.device).to(
+        like
+    )

@@ -42,8 +42,8 @@ class Call(NamedTuple):
 class Tape(TorchDispatchMode):
     """Notes every operation that a source or a random number takes part in, below autograd and in order.
 
-    What is computed of neither is a constant, of which the pattern is noted where it is used. Views leave no trace
-    either: they are windows on the memory of their root.
+    What is computed of neither is a constant, of which the pattern is noted where it is used. Views
+    leave no trace either: they are windows on the memory of their root.
     """
 
     def __init__(self, sources: Iterable[Tensor]):
@@ -76,11 +76,17 @@ class Tape(TorchDispatchMode):
         window = (tuple(tensor.shape), tuple(tensor.stride()), offset)
         return Operand(id(root), window, tensor.is_contiguous(), tensor, constant)
 
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+    def __torch_dispatch__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
         """Run an operation, and note it."""
         arguments, schema = _by_name(function, args, kwargs or {}), function._schema.arguments
-        written = _tensors([arguments[a.name] for a in schema if a.alias_info and a.alias_info.is_write])
-        viewed = _tensors([arguments[a.name] for a in schema if a.alias_info and not a.alias_info.is_write])
+        written = _tensors(
+            [arguments[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
+        )
+        viewed = _tensors(
+            [arguments[a.name] for a in schema if a.alias_info and not a.alias_info.is_write]
+        )
         if torch.Tag.inplace_view in function.tags:
             written, viewed = [], written
         live = torch.Tag.nondeterministic_seeded in function.tags
@@ -100,9 +106,13 @@ class Tape(TorchDispatchMode):
                 self.kept.append(tensor)
                 self.roots.setdefault(id(tensor), self.root(viewed[0]))
         elif live and (written or _tensors(out)):
-            made = [tensor for tensor in _tensors(out) if not any(tensor is other for other in written)]
+            made = [
+                tensor for tensor in _tensors(out) if not any(tensor is other for other in written)
+            ]
             self.live |= {id(self.root(tensor)) for tensor in made}
-            self.calls.append(Call(_functional(function), noted, list(map(self.operand, [*made, *written]))))
+            self.calls.append(
+                Call(_functional(function), noted, list(map(self.operand, [*made, *written])))
+            )
         return out
 
 

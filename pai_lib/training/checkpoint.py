@@ -24,9 +24,10 @@ class CheckpointWarning(UserWarning):
 class Checkpoint:
     """State of an unfinished run, in one safetensors file: nothing is unpickled.
 
-    What belongs to the run is in ``values`` (JSON, kept in the file's header) and ``tensors``; what belongs to the
-    training that is under way goes in and out by ``keep`` and ``restore``. A file that is damaged, or was made for
-    another ``key``, is named in a ``CheckpointWarning`` and not used.
+    What belongs to the run is in ``values`` (JSON, kept in the file's header) and ``tensors``; what
+    belongs to the training that is under way goes in and out by ``keep`` and ``restore``. A file
+    that is damaged, or was made for another ``key``, is named in a ``CheckpointWarning`` and not
+    used.
 
     Args:
         path: the file, read now if it is there; with ``None`` nothing is written.
@@ -63,7 +64,9 @@ class Checkpoint:
         """Whether the last file is older than the interval."""
         return time.monotonic() - self._written >= self.interval
 
-    def keep(self, model: nn.Module, optimizer: Optimizer, order: torch.Generator, **training: Any) -> None:
+    def keep(
+        self, model: nn.Module, optimizer: Optimizer, order: torch.Generator, **training: Any
+    ) -> None:
         """Write all that the next epoch depends on, and what is to be told of the epochs before it.
 
         Args:
@@ -76,7 +79,11 @@ class Checkpoint:
             return
         state = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
         for index, values in optimizer.state_dict()["state"].items():
-            state |= {f"optimizer/{index}/{name}": t for name, t in values.items() if isinstance(t, Tensor)}
+            state |= {
+                f"optimizer/{index}/{name}": t
+                for name, t in values.items()
+                if isinstance(t, Tensor)
+            }
         state |= {"random/order": order.get_state(), "random/cpu": torch.get_rng_state()}
         if (device := _device(optimizer)).type != "cpu":
             state[f"random/{device.type}"] = torch.get_device_module(device).get_rng_state(device)
@@ -86,7 +93,9 @@ class Checkpoint:
         try:
             write_whole(self.path, save(plain, {"checkpoint": header}))
         except OSError as error:  # the run itself may yet succeed
-            warnings.warn(f"A checkpoint could not be written: {error}", CheckpointWarning, stacklevel=3)
+            warnings.warn(
+                f"A checkpoint could not be written: {error}", CheckpointWarning, stacklevel=3
+            )
         self._written = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: Optimizer, order: torch.Generator) -> None:
@@ -96,8 +105,12 @@ class Checkpoint:
             _, part, name = path.split("/", 2)
             state[part][name] = tensor
         own = _tensors(model)
-        if {name: t.shape for name, t in own.items()} != {name: t.shape for name, t in state["model"].items()}:
-            raise ValueError(f"The checkpoint {self.path} is of a network with other names or shapes.")
+        if {name: t.shape for name, t in own.items()} != {
+            name: t.shape for name, t in state["model"].items()
+        }:
+            raise ValueError(
+                f"The checkpoint {self.path} is of a network with other names or shapes."
+            )
         for name, tensor in state["model"].items():
             own[name].copy_(tensor)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
@@ -105,7 +118,9 @@ class Checkpoint:
         for path, tensor in state["optimizer"].items():
             index, name = path.split("/")
             like = parameters[int(index)]
-            if tensor.shape == like.shape and name != "step":  # with its strides: kernels may differ by them
+            if (
+                tensor.shape == like.shape and name != "step"
+            ):  # with its strides: kernels may differ by them
                 tensor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
             moments.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
@@ -130,7 +145,9 @@ def _tensors(model: nn.Module) -> dict[str, Tensor]:
             tensor = tensor.narrow(axis, 0, min(1, tensor.shape[axis])) if stride == 0 else tensor
         return tensor
 
-    return {name: memory(t.detach()) for name, t in (*model.named_parameters(), *model.named_buffers())}
+    return {
+        name: memory(t.detach()) for name, t in (*model.named_parameters(), *model.named_buffers())
+    }
 
 
 def _device(optimizer: Optimizer) -> torch.device:

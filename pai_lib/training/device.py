@@ -20,18 +20,24 @@ from ..draws import random_stream
 def keep_freed_memory() -> None:
     """Have glibc keep what a step has freed for the next one, which else gets large tensors anew, page by page.
 
-    It cost up to a third of the time of a step on a CPU; the price is a process that stays as large as it was. It
-    cannot be given back, so it is for the processes of the command line, and never for a user's own.
+    It cost up to a third of the time of a step on a CPU; the price is a process that stays as large
+    as it was. It cannot be given back, so it is for the processes of the command line, and never
+    for a user's own.
     """
     with contextlib.suppress(OSError, AttributeError):  # not on other systems
-        for parameter, value in ((-4, 0), (-1, -1)):  # M_MMAP_MAX: no mapping; M_TRIM_THRESHOLD: return nothing
+        for parameter, value in (
+            (-4, 0),
+            (-1, -1),
+        ):  # M_MMAP_MAX: no mapping; M_TRIM_THRESHOLD: return nothing
             ctypes.CDLL("libc.so.6").mallopt(parameter, value)
 
 
 @contextlib.contextmanager
 def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
     """Make what a model draws itself depend on a seed, and give the global random states back at the end."""
-    devices = list({parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"})
+    devices = list(
+        {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
+    )
     drawn = random_stream(seed, "model").initial_seed()
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(drawn)
@@ -45,7 +51,12 @@ def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
 def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
     """Set a model up for forward passes alone: evaluation mode, no gradients, no autocast."""
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} or {"cpu"}
-    with contextlib.ExitStack() as stack, torch.no_grad(), own_draws(model, seed), evaluation_mode(model):
+    with (
+        contextlib.ExitStack() as stack,
+        torch.no_grad(),
+        own_draws(model, seed),
+        evaluation_mode(model),
+    ):
         for kind in kinds - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
@@ -55,7 +66,8 @@ def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
 def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
     """Set a model up to be trained; yield what brings its inputs into the layout that it computes in.
 
-    At the end modes and layout are as before, each parameter is in its own storage again, and no gradient is left.
+    At the end modes and layout are as before, each parameter is in its own storage again, and no
+    gradient is left.
     """
     fast, fit = fits_channels_last(model), fitting(model)
     kernels = _kernels(model) if fast else []
@@ -65,7 +77,12 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
         images = fast and isinstance(inputs, Tensor) and inputs.ndim == 4  # N×C×H×W
         return fit(inputs.contiguous(memory_format=torch.channels_last) if images else inputs)
 
-    with torch.inference_mode(False), torch.enable_grad(), own_draws(model, seed), evaluation_mode(model):
+    with (
+        torch.inference_mode(False),
+        torch.enable_grad(),
+        own_draws(model, seed),
+        evaluation_mode(model),
+    ):
         model.train()
         try:
             in_channels_last(model)
@@ -79,8 +96,8 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
 def fits_channels_last(model: nn.Module) -> bool:
     """Whether a model may compute in channels_last, in which convolutions are faster on CPU and GPU alike.
 
-    It may if every module is PyTorch's, torchvision's or of this library: those of others may flatten by ``view``,
-    which that layout forbids. Two kernels in one storage would come apart.
+    It may if every module is PyTorch's, torchvision's or of this library: those of others may
+    flatten by ``view``, which that layout forbids. Two kernels in one storage would come apart.
     """
     known = all(
         f"{type(module).__module__}.".startswith(("torch.nn.modules.", "torchvision.", "pai_lib."))

@@ -43,15 +43,18 @@ class TrainingStoppedError(RuntimeError):
 
 
 @checked_keywords
-def warm_up(model: nn.Module, data: Dataset, updates: int = 98, batch_size: int = 512, seed: int = 0) -> int:
+def warm_up(
+    model: nn.Module, data: Dataset, updates: int = 98, batch_size: int = 512, seed: int = 0
+) -> int:
     """Update batch-norm running statistics by forward passes over training data, and nothing else.
 
-    Each pass moves a statistic 10 % (the norm's momentum) towards its batch's value; after 98, one epoch of
-    CIFAR-10 at batch 512, 0.003 % of the initial value is left. Images are shuffled and unaugmented, in the
-    precision of the model's weights.
+    Each pass moves a statistic 10 % (the norm's momentum) towards its batch's value; after 98, one
+    epoch of CIFAR-10 at batch 512, 0.003 % of the initial value is left. Images are shuffled and
+    unaugmented, in the precision of the model's weights.
 
     Args:
-        model: its batch norms' buffers change in place; weights, mode and other layers' behaviour do not.
+        model: its batch norms' buffers change in place; weights, mode and other layers' behaviour
+            do not.
         data: training images, on the model's device.
         updates: number of forward passes; epochs repeat until they are done.
         batch_size: images a pass.
@@ -61,7 +64,8 @@ def warm_up(model: nn.Module, data: Dataset, updates: int = 98, batch_size: int 
         Number of updates made: ``updates``, or 0 for a model without batch norm.
 
     Raises:
-        ValueError: for a negative number, or a model that is lazy, made in inference mode or on another device.
+        ValueError: for a negative number, or a model that is lazy, made in inference mode or on
+            another device.
     """
     if updates < 0:
         raise ValueError(f"updates={updates}: it must not be negative.")
@@ -85,9 +89,9 @@ def learning_rate(
 ) -> float:  # fmt: skip
     """Learning rate of an epoch, counted from 0.
 
-    In the first ``warmup`` epochs it rises linearly to ``lr`` (Goyal et al., 2017). Then ``"steps"`` multiplies it
-    by ``factor`` at each of ``drops``, fractions of the run; ``"cosine"`` takes half a cosine from ``lr`` towards
-    zero (Loshchilov & Hutter, 2017).
+    In the first ``warmup`` epochs it rises linearly to ``lr`` (Goyal et al., 2017). Then
+    ``"steps"`` multiplies it by ``factor`` at each of ``drops``, fractions of the run; ``"cosine"``
+    takes half a cosine from ``lr`` towards zero (Loshchilov & Hutter, 2017).
 
     >>> [learning_rate(e, 160, 0.03, (0.5, 0.75), 0.2) for e in (0, 79, 80, 120)]
     [0.03, 0.03, 0.006, 0.0012]
@@ -108,24 +112,36 @@ def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
     check_model(model)
     tensors, device = [*model.parameters(), *model.buffers()], data.train_labels.device
     if any(tensor.is_inference() for tensor in tensors):
-        raise ValueError("The model was made in inference mode, for good: use copy.deepcopy of it, made outside.")
+        raise ValueError(
+            "The model was made in inference mode, for good: use copy.deepcopy of it, made outside."
+        )
     if tensors and device not in {tensor.device for tensor in tensors}:
-        raise ValueError(f"The model is on {tensors[0].device} and the data on {device}: move one with .to(...).")
+        raise ValueError(
+            f"The model is on {tensors[0].device} and the data on {device}: move one with .to(...)."
+        )
     if batch_size < 1:
         raise ValueError(f"batch_size must be at least 1, not {batch_size}")
     if len(data.train_labels) < min(2, batch_size):
-        raise ValueError(f"There are {len(data.train_labels)} training images: at least 2 are needed.")
+        raise ValueError(
+            f"There are {len(data.train_labels)} training images: at least 2 are needed."
+        )
 
 
-def _check_trainable(model: nn.Module, data: Dataset, mask: ByParameter, batch_size: int, seed: int) -> int:
+def _check_trainable(
+    model: nn.Module, data: Dataset, mask: ByParameter, batch_size: int, seed: int
+) -> int:
     """Return the highest label; raise ValueError for what would go wrong in the first step."""
     _check_place(model, data, batch_size)
     check_mask(model, mask)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     if not trained:
-        raise ValueError("No parameter of the model requires a gradient, so there is nothing to train.")
+        raise ValueError(
+            "No parameter of the model requires a gradient, so there is nothing to train."
+        )
     if coarse := {p.dtype for p in trained} & {torch.float16, torch.bfloat16}:
-        raise ValueError(f"The weights are {coarse.pop()}: train model.float(), with precision='bf16' for speed.")
+        raise ValueError(
+            f"The weights are {coarse.pop()}: train model.float(), with precision='bf16' for speed."
+        )
     lowest, highest = (int(label) for label in data.train_labels.aminmax())
     if lowest < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
@@ -161,11 +177,12 @@ def train(
 ) -> dict[str, list[float]]:
     """Train in place; weights outside the mask are exactly zero from first to last step.
 
-    Zero weights with zero gradients stay zero through momentum and weight decay, so only gradients are masked.
+    Zero weights with zero gradients stay zero through momentum and weight decay, so only gradients
+    are masked.
 
     Args:
-        model: returns logits N×C; float32 or float64, on the data's device. Modes and memory layout of its tensors
-            are at the end as before, and its gradients are gone.
+        model: returns logits N×C; float32 or float64, on the data's device. Modes and memory layout
+            of its tensors are at the end as before, and its gradients are gone.
         data: training images.
         mask: ``{parameter name: bool tensor}``, True = kept; ``None`` trains the dense network.
         epochs: passes over the training images.
@@ -173,21 +190,27 @@ def train(
         lr: first learning rate.
         momentum: of SGD; of AdamW the first coefficient, beside 0.999 (Loshchilov & Hutter, 2019).
         weight_decay: on every parameter; coupled in SGD, decoupled in AdamW.
-        lr_drops: fractions of the run at which the learning rate is multiplied by ``lr_drop_factor``.
+        lr_drops: fractions of the run at which the learning rate is multiplied by
+            ``lr_drop_factor``.
         lr_drop_factor: see there.
         optimizer: ``"sgd"`` or ``"adamw"``.
         schedule: ``"steps"``, with the two above, or ``"cosine"``.
         lr_warmup: epochs in which the learning rate rises to ``lr``.
-        label_smoothing: fraction of each label that is spread evenly over all classes, in the training loss.
+        label_smoothing: fraction of each label that is spread evenly over all classes, in the
+            training loss.
         precision: ``"float32"``, or ``"bf16"`` for autocast with float32 weights.
-        seed: of order, augmentation and what the model draws itself (dropout); no global random state changes.
-        compile: compile the model with ``torch.compile``: faster after the first steps, equal up to rounding.
+        seed: of order, augmentation and what the model draws itself (dropout); no global random
+            state changes.
+        compile: compile the model with ``torch.compile``: faster after the first steps, equal up to
+            rounding.
         progress: show a bar.
-        checkpoint: goes on from the state in it, bit for bit; is written before an epoch when it is due.
+        checkpoint: goes on from the state in it, bit for bit; is written before an epoch when it is
+            due.
         stop: asked before each epoch; once it is true the checkpoint is written and training stops.
 
     Returns:
-        Curves with one value an epoch: ``loss``, ``accuracy`` (both on the training batches as they were
+        Curves with one value an epoch: ``loss``, ``accuracy`` (both on the training batches as they
+            were
         seen) and ``lr``.
 
     Raises:
@@ -205,9 +228,15 @@ def train(
         raise ValueError(f"label_smoothing={label_smoothing}: it must be at least 0 and below 1.")
     highest = _check_trainable(model, data, mask or {}, batch_size, seed)
     device, drops = data.train_labels.device, tuple(lr_drops)
-    options: dict[str, Any] = {"lr": lr, "weight_decay": weight_decay, "fused": device.type == "cuda"}
+    options: dict[str, Any] = {
+        "lr": lr,
+        "weight_decay": weight_decay,
+        "fused": device.type == "cuda",
+    }
     if optimizer == "adamw":
-        descent: torch.optim.Optimizer = torch.optim.AdamW(model.parameters(), betas=(momentum, 0.999), **options)
+        descent: torch.optim.Optimizer = torch.optim.AdamW(
+            model.parameters(), betas=(momentum, 0.999), **options
+        )
     else:
         descent = torch.optim.SGD(model.parameters(), momentum=momentum, **options)
     order = random_stream(seed, "order")
@@ -231,14 +260,23 @@ def train(
             checkpoint.restore(model, descent, order)
             first, curves = checkpoint.training["epoch"], checkpoint.training["curves"]
             start -= checkpoint.training["seconds"]
-        bar = tqdm(range(first, epochs), "training", epochs, unit="epoch", initial=first, disable=not progress)
+        bar = tqdm(
+            range(first, epochs),
+            "training",
+            epochs,
+            unit="epoch",
+            initial=first,
+            disable=not progress,
+        )
         for epoch in bar:
             stopping = stop is not None and stop()
             if checkpoint is not None and (stopping or checkpoint.due):
                 seconds = time.perf_counter() - start
                 checkpoint.keep(model, descent, order, epoch=epoch, curves=curves, seconds=seconds)
             if stopping:
-                raise TrainingStoppedError(f"Training was stopped after {epoch} of {epochs} epochs.")
+                raise TrainingStoppedError(
+                    f"Training was stopped after {epoch} of {epochs} epochs."
+                )
             rate = learning_rate(epoch, epochs, lr, drops, lr_drop_factor, schedule, lr_warmup)
             descent.param_groups[0]["lr"] = rate
             loss, accuracy = _epoch(data.epoch(batch_size, order), *fixed)
@@ -287,7 +325,8 @@ def _epoch(
 def compiled() -> bool:
     """Whether runs compile their models: ``PAI_COMPILE=1`` in the environment.
 
-    Like the device, and unlike the precision, it changes results by rounding only: a record tells it, its
+    Like the device, and unlike the precision, it changes results by rounding only: a record tells
+        it, its
     specification does not.
     """
     value = os.environ.get("PAI_COMPILE", "0")
@@ -301,7 +340,9 @@ def _autocast(device: torch.device, precision: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if precision == "bf16":
             stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-            if device.type == "cpu":  # where flash attention goes back several times slower than plain products
+            if (
+                device.type == "cpu"
+            ):  # where flash attention goes back several times slower than plain products
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
@@ -310,12 +351,13 @@ def _autocast(device: torch.device, precision: str) -> Iterator[None]:
 def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
     """Accuracy (a fraction) and mean cross-entropy of a model over batches.
 
-    In evaluation mode and the precision of the model's weights. What a model draws even there comes from the same
-    seed in every call.
+    In evaluation mode and the precision of the model's weights. What a model draws even there comes
+    from the same seed in every call.
 
     Args:
         model: returns logits N×C; is left as it was.
-        batches: inputs and integer labels N; inputs in a tuple or a mapping are the model's arguments.
+        batches: inputs and integer labels N; inputs in a tuple or a mapping are the model's
+            arguments.
 
     Raises:
         ValueError: for no samples, for labels out of range, for a model that returns no logits.
@@ -327,20 +369,32 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             if not len(labels):
                 continue
             logits = _wide(check_logits(called(model, fit(inputs)), len(labels)))  # N×C
-            if labels.shape != logits.shape[:1] or labels.is_floating_point() or labels.dtype == torch.bool:
+            if (
+                labels.shape != logits.shape[:1]
+                or labels.is_floating_point()
+                or labels.dtype == torch.bool
+            ):
                 found = f"{labels.dtype} of shape {tuple(labels.shape)}"
-                raise ValueError(f"Labels must be {len(logits)} integers, one a sample, not {found}.")
+                raise ValueError(
+                    f"Labels must be {len(logits)} integers, one a sample, not {found}."
+                )
             labels, classes = labels.to(logits.device, torch.int64), logits.shape[1]
             # What is out of range is told below; a GPU would not survive it.
             loss = F.cross_entropy(logits, labels.clamp(0, classes - 1), reduction="sum")
             correct, seen = (logits.argmax(1) == labels).sum(), seen + len(labels)
-            figures.append(torch.stack([figure.double() for figure in (correct, loss, *labels.aminmax())]))
+            figures.append(
+                torch.stack([figure.double() for figure in (correct, loss, *labels.aminmax())])
+            )
     if not seen:
         raise ValueError("There are no samples to evaluate on.")
-    corrects, losses, lowests, highests = torch.stack(figures).T.cpu().tolist()  # the host reads once
+    corrects, losses, lowests, highests = (
+        torch.stack(figures).T.cpu().tolist()
+    )  # the host reads once
     if min(lowests) < 0 or max(highests) >= classes:
         wrong = int(min(lowests) if min(lowests) < 0 else max(highests))
-        raise ValueError(f"Label {wrong} is out of range: the model has {classes} outputs, and labels start at 0.")
+        raise ValueError(
+            f"Label {wrong} is out of range: the model has {classes} outputs, and labels start at 0."
+        )
     return sum(corrects) / seen, sum(losses) / seen
 
 
