@@ -5,6 +5,7 @@ import graphlib
 import io
 import re
 import tokenize
+import tomllib
 from collections import Counter
 from pathlib import Path
 
@@ -115,10 +116,9 @@ def test_what_is_offered_exists():
 
 
 def test_there_is_one_version():
-    tomllib = pytest.importorskip("tomllib")
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
-    assert re.fullmatch(r"\d+\.\d+\.\d+", project["version"])
-    assert project["version"] == pai_lib.__version__
-    citation = ROOT / "CITATION.cff"
-    if citation.is_file():
-        assert str(yaml.safe_load(citation.read_text("utf-8"))["version"]) == pai_lib.__version__
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))
+    assert project["project"]["dynamic"] == ["version"]
+    assert project["tool"]["hatch"]["version"]["path"] == "pai_lib/__init__.py"
+    assert re.fullmatch(r"\d+\.\d+\.\d+", pai_lib.__version__)
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text("utf-8"))
+    assert str(citation["version"]) == pai_lib.__version__

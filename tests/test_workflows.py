@@ -40,9 +40,17 @@ def test_a_workflow_may_read_and_no_more_unless_a_job_says_so(name):
 
 
 @each_workflow
-def test_actions_are_githubs_own_of_a_major_version(name):
-    used = [step["uses"] for step in steps(name) if "uses" in step]
-    assert all(re.fullmatch(r"actions/[\w/-]+@v\d+", each) for each in used), used
+def test_actions_are_githubs_own_pinned_to_the_commit_of_a_release(name):
+    text = (ROOT / f".github/workflows/{name}.yml").read_text("utf-8")
+    used = re.findall(r"uses: (.+)", text)
+    assert len(used) == sum("uses" in step for step in steps(name))
+    release = re.compile(r"actions/[\w/-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+")
+    assert all(release.fullmatch(each) for each in used), used
+
+
+@each_workflow
+def test_pytorch_comes_without_cuda(name):
+    assert WORKFLOWS[name]["env"]["PIP_EXTRA_INDEX_URL"].endswith("/whl/cpu")
 
 
 @each_workflow
