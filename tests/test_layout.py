@@ -2,6 +2,7 @@
 
 import ast
 import graphlib
+import importlib.util
 import io
 import re
 import tokenize
@@ -108,6 +109,19 @@ def test_the_library_is_small():
     for path in PACKAGE.rglob("*.py"):
         counts[room(path)] += code_lines(path.read_text("utf-8"))
     assert counts.total() <= 7800, counts
+
+
+def test_the_picture_of_the_architecture_page_has_no_arrow_against_the_order():
+    spec = importlib.util.spec_from_file_location("architecture", ROOT / "book/_ext/architecture.py")
+    page = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(page)
+    assert page.ORDER == ROOMS
+    pairs = {
+        (room(path), name.split(".")[0]) for path in FILES for name in imported(path, path.read_text("utf-8"))
+    }
+    assert page.arrows() == {(user, used) for user, used in pairs if user != used}
+    assert 'class="against"' not in page.picture()
+    assert 'class="against"' in page.arc("names", "cli")
 
 
 def test_what_is_offered_exists():
