@@ -14,8 +14,9 @@ from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
 from pai_lib.data import loading as D
+from pai_lib.data.dataset import Dataset
 from pai_lib.data.folders import SPLITS, list_folder, open_image, stamp, walk
-from pai_lib.data.loading import Dataset, load_data
+from pai_lib.data.loading import load_data
 
 GREY = np.random.default_rng(0).integers(0, 65536, (8, 10)).astype(np.uint16)
 UPPER = (GREY >> 8).astype(np.uint8)

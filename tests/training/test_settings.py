@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pai_lib as pai
 from pai_lib.training.device import fits_channels_last
+from pai_lib.training.loop import TrainingStoppedError
 
 
 def make_data(seed=0, size=8, channels=1):
@@ -210,7 +212,7 @@ def test_training_leaves_modes_layouts_and_storages(family, fails):
     held = next(model.parameters()).detach()  # a view that somebody keeps
     stops = iter([False, True])
     if fails:
-        with pytest.raises(pai.training.TrainingStoppedError):
+        with pytest.raises(TrainingStoppedError):
             pai.train(model, DATA, stop=lambda: next(stops), **QUICK)
     else:
         pai.train(model, DATA, **QUICK)
@@ -479,7 +481,7 @@ def test_what_is_drawn_in_evaluation_mode_is_the_same_in_every_call():
 def test_negative_labels_are_refused_before_training():
     labels = DATA.train_labels.where(DATA.train_labels != 1, -100)
     with pytest.raises(ValueError, match="Label -100 is out of range: labels start at 0"):
-        pai.train(network(), pai.data.replace(DATA, train_labels=labels), **QUICK)
+        pai.train(network(), replace(DATA, train_labels=labels), **QUICK)
 
 
 # --- models that cannot be scored

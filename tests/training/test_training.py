@@ -338,7 +338,7 @@ def test_freed_memory_is_used_again():
     """Counted in page faults, in a process of its own; the first calls may still enlarge it."""
     code = """
 import resource, torch
-from pai_lib.settings import keep_freed_memory
+from pai_lib.training.device import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**25)
