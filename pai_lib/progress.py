@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import time
@@ -13,6 +14,8 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
+from .files import write_whole
+
 PROGRESS_FILE = "PAI_PROGRESS"  # names the file, in the kernel of a notebook that `pai book` runs
 DELAY = 5.0  # seconds after which a call is long
 
@@ -20,7 +23,7 @@ T = TypeVar("T")
 _open: ContextVar[Bar | None] = ContextVar("bar", default=None)  # of this thread
 
 
-class Bar:
+class Bar(contextlib.AbstractContextManager):
     """The bar of a call: it appears on stderr (terminal or notebook) once the call takes long.
 
     One a call: within another that is open this one shows nothing. The outermost loop over `steps`
@@ -37,9 +40,6 @@ class Bar:
         self.bar: Any = None
         if not self.inside:
             _open.set(self)
-
-    def __enter__(self) -> Bar:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -111,8 +111,6 @@ def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
         spent = time.perf_counter() - start
         left = spent / done * (len(items) - done) if done else None
         state = {"unit": unit, "number": done + 1, "of": len(items), "left": left}
-        part = Path(f"{path}.part")
-        part.write_text(json.dumps(state))
-        os.replace(part, path)  # whoever reads it finds the whole of it
+        write_whole(Path(path), json.dumps(state).encode())
         yield item
     Path(path).unlink(missing_ok=True)

@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
+from ..names import count_of
 from .batch import Batch
 
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
@@ -69,10 +70,9 @@ class Dataset:
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
-        channels, height, width = self.train_images.shape[1:]
-        return channels, height, width
+        return tuple(self.train_images.shape[1:])
 
     @cached_property  # moved once: a copy in every step would make the host wait for a GPU
     def _scale(self) -> Tensor:
@@ -164,8 +164,7 @@ def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, se
 
 def shuffled(count: int, batch_size: int, generator: Generator) -> Tensor:
     """Return the order of `Dataset.epoch`."""
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
+    count_of("batch_size", batch_size)
     order = torch.randperm(count, generator=generator, device="cpu")
     return order[:-1] if count % batch_size == 1 and batch_size > 1 else order
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,8 +62,7 @@ def list_folder(
             return samples, _annotated(table, labels)
     names = " and ".join(f"{part.name}/" for part in tried)
     wanted = f"must have the class folders of {train_folder.name}/, {_some(labels)}"
-    otherwise = f"or give {train_folder} itself, of which a fifth is held out"
-    raise ValueError(f"{folder}: {names} {wanted}; {otherwise}")
+    raise ValueError(f"{folder}: {names} {wanted}; or give {train_folder} itself")
 
 
 def _labelled(classes: dict[str, list[str]], labels: dict[str, int]) -> list[Sample]:
@@ -76,16 +75,14 @@ def _splits(folder: Path, held: tuple[str, ...]) -> dict[str, Path]:
     for name in _subfolders(folder):
         kind = _KINDS.get(name.lower())
         if kind in splits:
-            both = f"{splits[kind].name}/ and {name}/"
-            raise ValueError(f"{folder} has both {both}: keep one of them")
+            raise ValueError(f"{folder} has both {splits[kind].name}/ and {name}/: keep one")
         if kind:
             splits[kind] = folder / name
     if not splits:
         return {}
     has = f"{folder} has {_some(path.name for path in splits.values())}"
     if "train" not in splits:
-        advice = "a class must be called otherwise"
-        raise FileNotFoundError(f"{has} but not train/ beside it; {advice}")
+        raise FileNotFoundError(f"{has} but not train/ beside it; a class must be called otherwise")
     if not splits.keys() & set(held):
         advice = f"to hold a fifth of it out, give {splits['train']} itself"
         raise FileNotFoundError(f"{has} but not {'/ or '.join(held)}/ beside it: {advice}")
@@ -99,19 +96,13 @@ def _pictures_of_classes(folder: Path, needed: Collection[str] = ()) -> dict[str
     """
     classes = {}
     for name in _subfolders(folder):
-        pictures = [
-            os.path.join(at, file)
-            for at, files in sorted(walk(folder / name))
-            for file in files
-            if _is_picture(file)
-        ]
+        pictures = _pictures(folder / name)
         if pictures:
             classes[name] = pictures
         elif not needed or name in needed:
             raise FileNotFoundError(f"{folder / name} holds no pictures: take it away, or fill it")
     if not classes:
-        advice = "each class is a folder of its pictures"
-        raise FileNotFoundError(f"{folder} holds no class folder: {advice}")
+        raise FileNotFoundError(f"{folder} holds no class folder: each is one of its pictures")
     return classes
 
 
@@ -160,7 +151,7 @@ def _annotated(table: Path, labels: dict[str, int]) -> list[Sample]:
             raise ValueError(f"{where}: it names a file again, {line!r}")
         samples[file] = labels[name]
     images = table.with_name("images")
-    pictures = {file for _, files in walk(images) for file in files if _is_picture(file)}
+    pictures = {os.path.basename(path) for path in _pictures(images)}
     if odd := pictures ^ samples.keys():
         raise ValueError(f"{table} and {images} must have the same pictures: one lacks {min(odd)}")
     return [(str(images / file), label) for file, label in samples.items()]
@@ -171,8 +162,8 @@ def _some(names: Iterable[str]) -> str:
     return ", ".join(f"{name}/" for name in names[:4]) + ", …" * (len(names) > 4)
 
 
-def _is_picture(file: str) -> bool:
-    return file.lower().endswith(ENDINGS)
+def _pictures(folder: Path) -> list[str]:
+    return [path for path in files_below(folder) if path.lower().endswith(ENDINGS)]
 
 
 def _subfolders(folder: Path) -> list[str]:
@@ -184,8 +175,8 @@ def _subfolders(folder: Path) -> list[str]:
     return sorted(path.name for path in paths if path.is_dir())
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give each folder at and below `folder` with its files' names, through links, no system's.
+def files_below(folder: Path) -> list[str]:
+    """List all files of a folder, at any depth, through links, without those of systems.
 
     Raises ValueError for a link that leads back to where it is, OSError for a folder that may not
     be read.
@@ -194,20 +185,20 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def fail(error: OSError) -> None:
         raise error
 
+    found = []
     for at, folders, files in os.walk(folder, followlinks=True, onerror=fail):
         folders[:] = [name for name in folders if not _SYSTEMS.match(name)]
         for link in [os.path.join(at, name) for name in folders]:
             if os.path.islink(link) and Path(at).resolve().is_relative_to(Path(link).resolve()):
                 raise ValueError(f"{link} is a link to a folder that it is in")
-        yield at, sorted(name for name in files if not _SYSTEMS.match(name))
+        found += [(at, name) for name in files if not _SYSTEMS.match(name)]
+    return [os.path.join(at, name) for at, name in sorted(found)]
 
 
 def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
     """Return name, time and size of a file, or of all in a folder: they change as it does."""
-    files = [str(path)]
-    if path.is_dir():
-        files = [os.path.join(at, name) for at, names in walk(path) for name in ("", *names)]
-    states = {file: os.stat(file) for file in sorted(files) if os.path.exists(file)}
+    files = files_below(path) if path.is_dir() else [str(path)]
+    states = {file: os.stat(file) for file in files if os.path.exists(file)}
     return tuple((file, state.st_mtime_ns, state.st_size) for file, state in states.items())
 
 

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 from ..draws import drawing
 from .batch import Batch
 from .dataset import balanced_sample, pixel_scale, shuffled, stratified_split
-from .folders import list_folder, open_image
+from .folders import Sample, list_folder, open_image
 from .loading import dataset
 
 
@@ -50,7 +50,7 @@ class ImageStream:
     std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
+    def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         return 3, self.image_size, self.image_size
 
@@ -141,21 +141,18 @@ def load_imagenet(name: str, root: Path, image_size: int | None) -> ImageStream:
     if not test:
         advice = f"put train/ and val/ with its class folders in {folder}"
         raise FileNotFoundError(f"{name} cannot be downloaded: {advice}")
-    files, labels, digest = [], [], hashlib.sha256()
-    for part in (train, test):
-        paths = [os.fsencode(os.path.relpath(path, folder)) for path, _ in part]
-        for path, (whole, _) in zip(paths, part, strict=True):
-            digest.update(path + f"\0{os.path.getsize(whole)}\n".encode())
-        files.append(np.array(paths))
-        labels.append(torch.tensor([label for _, label in part], device="cpu"))
+    training, testing = _listed(train, folder), _listed(test, folder)
+    digest = hashlib.sha256()
+    for file, (path, _) in zip((*training[0], *testing[0]), train + test, strict=True):
+        digest.update(file + f"\0{os.path.getsize(path)}\n".encode())
+    classes, size = int(training[1].max()) + 1, image_size or ImageStream.image_size
     return ImageStream(
-        name,
-        train_files=files[0],
-        train_labels=labels[0],
-        test_files=files[1],
-        test_labels=labels[1],
-        num_classes=int(labels[0].max()) + 1,
-        fingerprint=digest.hexdigest(),
-        location=str(folder),
-        image_size=image_size or ImageStream.image_size,
+        name, *training, *testing, classes, digest.hexdigest(), str(folder), image_size=size
     )
+
+
+def _listed(samples: list[Sample], folder: Path) -> tuple[np.ndarray, Tensor]:
+    """Return the paths below a folder, in bytes, and the labels."""
+    files = [os.fsencode(os.path.relpath(path, folder)) for path, _ in samples]
+    labels = [label for _, label in samples]
+    return np.array(files), torch.tensor(labels, device="cpu")

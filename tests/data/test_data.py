@@ -365,7 +365,7 @@ def test_augment_follows_the_dataset_unless_told(digits):
 
 def test_epoch_refuses_bad_batch_size_at_once(digits):
     for size in (0, -5):
-        with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+        with pytest.raises(ValueError, match=f"batch_size={size}: it must be at least 1"):
             digits.epoch(size, generator())
 
 

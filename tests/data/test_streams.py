@@ -264,7 +264,7 @@ def test_scoring_batches_and_splits_are_those_of_other_data_sets(stream):
 
 def test_a_single_last_image_is_dropped(stream):
     assert [len(y) for _, y in stream.epoch(11, generator())] == [11]
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="batch_size=0: it must be at least 1"):
         stream.epoch(0, generator())
 
 

@@ -395,12 +395,12 @@ def test_a_model_whose_training_mode_returns_more_is_told_so():
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ({"epochs": -1}, "epochs=-1: it must not be negative"),
+        ({"epochs": -1}, "epochs=-1: it must be at least 0"),
         ({"label_smoothing": 1}, "label_smoothing=1: it must be at least 0 and below 1"),
         ({"lr": -0.1}, "Invalid learning rate: -0.1"),
         ({"momentum": -1}, "Invalid momentum value: -1"),
         ({"optimizer": "adamw", "momentum": 1.0}, "Invalid beta parameter"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"mask": {"0.weight": torch.ones(2).bool()}}, "The mask of '0.weight' must be a bool tensor"),
     ],
 )

@@ -129,7 +129,7 @@ def test_nothing_to_warm_up(data):
 
 def test_warm_up_refuses_a_wrong_batch_size_and_gives_modes_back(data):
     model = small().train()
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="batch_size=0: it must be at least 1"):
         warm_up(model, data, updates=1, batch_size=0)
     assert all(m.training for m in model.modules())
 
