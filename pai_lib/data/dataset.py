@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -25,9 +26,9 @@ class Dataset:
     """Training and test images of one data set; built by `load_data` or `Dataset.from_arrays`."""
 
     name: str
-    train_images: Tensor = field(repr=False)  # uint8 N×C×H×W, contiguous
+    train_images: Any = field(repr=False)  # uint8 Tensor N×C×H×W; of an `ImageStream` its files
     train_labels: Tensor = field(repr=False)  # int64 N
-    test_images: Tensor = field(repr=False)
+    test_images: Any = field(repr=False)
     test_labels: Tensor = field(repr=False)
     num_classes: int
     mean: tuple[float, ...]  # of each channel of the training images, pixels in [0, 1]
@@ -47,7 +48,7 @@ class Dataset:
         augment: bool = True,
         image_size: int | None = None,
         location: str | Path = "",
-    ) -> "Dataset":
+    ) -> Self:
         """Build a data set from uint8 images N×H×W×C, C 1 or 3, and integer labels 0, 1, … (N).
 
         `image_size` resizes to squares, bilinearly. Raises ValueError naming an array that is
@@ -64,7 +65,7 @@ class Dataset:
         classes, (mean, std) = int(labels[0].max()) + 1, _mean_std(images[0])
         return cls(name, *tensors, classes, mean, std, augment, digest.hexdigest(), str(location))
 
-    def to(self, device: str | torch.device) -> "Dataset":
+    def to(self, device: str | torch.device) -> Self:
         """Return the data set with its tensors on `device`."""
         tensors = ("train_images", "train_labels", "test_images", "test_labels")
         return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
@@ -76,14 +77,16 @@ class Dataset:
 
     @cached_property  # moved once: a copy in every step would make the host wait for a GPU
     def _scale(self) -> Tensor:
-        return pixel_scale(self.mean, self.std, self.train_labels.device)
+        device = self.train_labels.device
+        scale = torch.tensor([self.mean, self.std], dtype=torch.float32, device=device)  # 2×C
+        return scale[..., None, None] * 255
 
     def normalize(self, images: Tensor) -> Tensor:
         """Return (x/255 − mean)/std of uint8 `images` N×C×H×W as float32, on their device."""
         mean, std = self._scale.to(images.device)  # C×1×1
         return images.float().sub_(mean).div_(std)
 
-    def split(self, fraction: float, seed: int = 42) -> tuple["Dataset", tuple[Tensor, Tensor]]:
+    def split(self, fraction: float, seed: int = 42) -> tuple[Self, tuple[Any, Tensor]]:
         """Keep a stratified `fraction` of the training images and hold out the rest for validation.
 
         Returns the smaller data set and the held-out (uint8 images N×C×H×W, int64 labels N),
@@ -142,11 +145,6 @@ class Dataset:
         """Iterate once over the test images, in order."""
         images, labels = self.test_images.split(batch_size), self.test_labels.split(batch_size)
         return map(Batch, map(self.normalize, images), labels)
-
-
-def pixel_scale(mean: tuple[float, ...], std: tuple[float, ...], device: torch.device) -> Tensor:
-    """Return mean and standard deviation of pixels 0…255, 2×C×1×1, of those in [0, 1]."""
-    return torch.tensor([mean, std], dtype=torch.float32, device=device)[..., None, None] * 255
 
 
 def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, seed: int) -> Tensor:

@@ -4,8 +4,9 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Self
 
 import numpy as np
 import torch
@@ -14,14 +15,14 @@ from torch.utils.data import DataLoader
 
 from ..draws import drawing
 from .batch import Batch
-from .dataset import balanced_sample, pixel_scale, shuffled, stratified_split
+from .dataset import Dataset, balanced_sample, shuffled
 from .folders import Sample, list_folder, open_image
 from .loading import dataset
 
 
 @dataclass(frozen=True, eq=False)
-class ImageStream:
-    """Images that are read, cropped and resized as they are needed; used like a `Dataset`.
+class ImageStream(Dataset):
+    """A `Dataset` whose images are files, read, cropped and resized as they are needed.
 
     Training crops 8 to 100 % of an image's area, of aspect ratio 3/4 to 4/3, resizes it to
     `image_size`, and mirrors it with probability ½. Without augmentation, and in the test, the
@@ -35,43 +36,23 @@ class ImageStream:
     renamed or re-encoded.
     """
 
-    name: str
-    train_files: np.ndarray = field(repr=False)  # bytes: each worker would copy a list of strings
-    train_labels: Tensor = field(repr=False)  # int64 N
-    test_files: np.ndarray = field(repr=False)
-    test_labels: Tensor = field(repr=False)
-    num_classes: int
-    fingerprint: str
-    location: str
     image_size: int = 224
     workers: int = min(16, os.cpu_count() or 1)
-    augment: bool = True
-    mean: tuple[float, ...] = (0.485, 0.456, 0.406)  # the published values of ImageNet
-    std: tuple[float, ...] = (0.229, 0.224, 0.225)
 
     @property
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         return 3, self.image_size, self.image_size
 
-    def to(self, device: str | torch.device) -> "ImageStream":
+    def to(self, device: str | torch.device) -> Self:
         """Return the data set with batches on `device`."""
         train_labels, test_labels = self.train_labels.to(device), self.test_labels.to(device)
         return replace(self, train_labels=train_labels, test_labels=test_labels)
 
-    def split(
-        self, fraction: float, seed: int = 42
-    ) -> tuple["ImageStream", tuple[np.ndarray, Tensor]]:
-        """Keep a stratified `fraction` as `Dataset.split`; return also the files of the rest."""
-        files, labels = self.train_files, self.train_labels
-        keep, held = stratified_split(labels.cpu().numpy(), fraction, seed)
-        part = replace(self, train_files=files[keep], train_labels=labels[keep])
-        return part, (files[held], labels[held])
-
     def scoring_batch(self, samples_per_class: int = 10, seed: int = 0) -> Batch:
         """Return the images that `Dataset.scoring_batch` would choose."""
         chosen = balanced_sample(self.train_labels.cpu(), samples_per_class, self.num_classes, seed)
-        batches = self._batches(self.train_files, self.train_labels, chosen, 256)
+        batches = self._batches(self.train_images, self.train_labels, chosen, 256)
         inputs, labels = zip(*batches, strict=True)
         return Batch(torch.cat(inputs), torch.cat(labels))
 
@@ -79,7 +60,7 @@ class ImageStream:
         self, batch_size: int, generator: Generator, augment: bool | None = None
     ) -> Iterator[Batch]:
         """Iterate once over the shuffled training images, see `Dataset.epoch`."""
-        files, labels = self.train_files, self.train_labels
+        files, labels = self.train_images, self.train_labels
         order = shuffled(len(labels), batch_size, generator)
         seeds = torch.randint(2**62, (len(labels),), generator=generator, device="cpu")
         augment = self.augment if augment is None else augment
@@ -88,7 +69,7 @@ class ImageStream:
     def test_batches(self, batch_size: int = 256) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
         order = torch.arange(len(self.test_labels), device="cpu")
-        return self._batches(self.test_files, self.test_labels, order, batch_size)
+        return self._batches(self.test_images, self.test_labels, order, batch_size)
 
     def _batches(
         self,
@@ -107,11 +88,10 @@ class ImageStream:
             pin_memory=device.type == "cuda",
             generator=Generator(),  # it would draw from the global one
         )
-        mean, std = pixel_scale(self.mean, self.std, device)  # C×1×1
         with torch.device("cpu"):  # where it draws the seed of its workers
             pictures = iter(loader)
         for pixels, index in zip(pictures, order.to(device).split(batch_size), strict=True):
-            inputs = pixels.to(device, non_blocking=True).float().sub_(mean).div_(std)  # B×C×H×W
+            inputs = self.normalize(pixels.to(device, non_blocking=True))  # B×C×H×W
             yield Batch(inputs, labels[index])
 
 
@@ -145,14 +125,22 @@ def load_imagenet(name: str, root: Path, image_size: int | None) -> ImageStream:
     digest = hashlib.sha256()
     for file, (path, _) in zip((*training[0], *testing[0]), train + test, strict=True):
         digest.update(file + f"\0{os.path.getsize(path)}\n".encode())
-    classes, size = int(training[1].max()) + 1, image_size or ImageStream.image_size
     return ImageStream(
-        name, *training, *testing, classes, digest.hexdigest(), str(folder), image_size=size
+        name,
+        *training,
+        *testing,
+        num_classes=int(training[1].max()) + 1,
+        mean=(0.485, 0.456, 0.406),  # the published values
+        std=(0.229, 0.224, 0.225),
+        augment=True,
+        fingerprint=digest.hexdigest(),
+        location=str(folder),
+        image_size=image_size or ImageStream.image_size,
     )
 
 
 def _listed(samples: list[Sample], folder: Path) -> tuple[np.ndarray, Tensor]:
-    """Return the paths below a folder, in bytes, and the labels."""
+    """Return the paths below a folder, in bytes (workers copy lists of strings), and the labels."""
     files = [os.fsencode(os.path.relpath(path, folder)) for path, _ in samples]
     labels = [label for _, label in samples]
     return np.array(files), torch.tensor(labels, device="cpu")

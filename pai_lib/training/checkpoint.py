@@ -55,7 +55,7 @@ class Checkpoint:
             header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
             if header.get("key") != self.key:
                 raise ValueError(f"it belongs to {header.get('key')}, not to {self.key}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.values, self.training = header["values"], header["training"]
         self._state = _below("training/", tensors)
         self.tensors = {n: t for n, t in tensors.items() if not n.startswith("training/")}
@@ -109,10 +109,9 @@ class Checkpoint:
         moments: dict[int, dict[str, Tensor]] = {}
         for path, tensor in _below("optimizer/", self._state).items():
             index, name = path.split("/")
-            like = parameters[int(index)]
-            if tensor.shape == like.shape and name != "step":
-                # With its strides: kernels may differ by them.
-                tensor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
+            if name != "step":  # in the layout of its parameter: kernels may differ by that
+                like = torch.empty_like(parameters[int(index)])
+                tensor = like.copy_(tensor)
             moments.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})

@@ -6,6 +6,7 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -143,7 +144,7 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    if str(device).partition(":")[0] not in ("cpu", "cuda"):
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
         raise ValueError(f'device="{device}": it must be "cpu" or "cuda".')
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():

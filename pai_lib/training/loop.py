@@ -119,7 +119,7 @@ def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
     count_of("batch_size", batch_size)
     tensors, device = [*model.parameters(), *model.buffers()], data.train_labels.device
     if any(tensor.is_inference() for tensor in tensors):
-        raise ValueError("The model was made in inference mode, for good: make it outside of that.")
+        raise ValueError("The model was made in inference mode: use a copy.deepcopy made outside.")
     if tensors and device not in {tensor.device for tensor in tensors}:
         places = f"The model is on {tensors[0].device} and the data on {device}"
         raise ValueError(f"{places}: move one with .to(...).")

@@ -256,10 +256,10 @@ def test_scoring_batches_and_splits_are_those_of_other_data_sets(stream):
     half, (files, labels) = stream.split(0.5)
     assert half.train_labels.bincount().tolist() == [3, 3]
     assert labels.bincount().tolist() == [3, 3]
-    assert sorted([*half.train_files, *files]) == sorted(stream.train_files)
+    assert sorted([*half.train_images, *files]) == sorted(stream.train_images)
     assert half.fingerprint == stream.fingerprint
     whole, (none, _) = stream.split(1.0)
-    assert (len(whole.train_files), len(none)) == (12, 0)
+    assert (len(whole.train_images), len(none)) == (12, 0)
 
 
 def test_a_single_last_image_is_dropped(stream):
