@@ -46,14 +46,20 @@ def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Set a model up for forward passes alone: evaluation mode, no gradients, no autocast."""
+def no_autocast(model: nn.Module) -> Iterator[None]:
+    """Compute in the precision of the weights, whatever autocast the caller is in."""
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} or {"cpu"}
     with contextlib.ExitStack() as stack:
         for kind in kinds - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
-        with torch.no_grad(), own_draws(model, seed), evaluation_mode(model):
-            yield
+        yield
+
+
+@contextlib.contextmanager
+def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Set a model up for forward passes alone: evaluation mode, no gradients, no autocast."""
+    with no_autocast(model), torch.no_grad(), own_draws(model, seed), evaluation_mode(model):
+        yield
 
 
 @contextlib.contextmanager
@@ -74,6 +80,7 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        no_autocast(model),
         own_draws(model, seed),
         evaluation_mode(model),  # which gives back the modes
     ):

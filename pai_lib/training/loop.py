@@ -338,11 +338,11 @@ def compiled() -> bool:
 
 @contextlib.contextmanager
 def _autocast(device: torch.device, precision: str) -> Iterator[None]:
-    reduced = precision == "bf16"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16, enabled=reduced))
-        if reduced and device.type == "cpu":  # where flash attention's backward pass is slow
-            stack.enter_context(sdpa_kernel(SDPBackend.MATH))
+        if precision == "bf16":
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            if device.type == "cpu":  # where flash attention's backward pass is slow
+                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
 
