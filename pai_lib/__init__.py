@@ -1,14 +1,15 @@
-"""Curvature diagonals, pruning criteria and masks at initialization: the library behind the companion book."""
+"""Curvature diagonals, pruning criteria and masks at initialization: the book's library."""
 
 from .book.choices import check_parameters
 from .curvature.derivatives import gradient, hessian_vector_product, synaptic_flow
 from .curvature.diagonals import exact_diag, fisher_diag, ggn_diag
 from .curvature.hutchinson import hessian_row_norm, hutchinson_diag
 from .curvature.parameters import prunable
-from .data import builtin  # noqa: F401 (it registers what it holds)
+from .data import builtin, tiny_imagenet  # noqa: F401 (they register what they hold)
 from .data.batch import Batch
-from .data.loading import Dataset, check_data, dataset_names, load_data
-from .data.streams import ImageStream
+from .data.dataset import Dataset
+from .data.imagenet import ImageStream
+from .data.loading import check_data, dataset_names, load_data
 from .draws import random_stream
 from .experiments.records import Record, Store, records_frame
 from .experiments.run import Shared, run

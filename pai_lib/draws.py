@@ -11,7 +11,7 @@ import torch
 
 @contextlib.contextmanager
 def drawing(seed: int) -> Iterator[None]:
-    """Draw float32 numbers from a seed on the CPU, and give back its random state and the default dtype."""
+    """Draw float32 numbers of a seed on the CPU; random state and default dtype come back."""
     dtype = torch.get_default_dtype()
     with torch.random.fork_rng(devices=[]):
         torch.set_default_dtype(torch.float32)
@@ -23,6 +23,6 @@ def drawing(seed: int) -> Iterator[None]:
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
-    """CPU generator that depends on seed and purpose, so that data order, probes and controls are independent."""
+    """CPU generator of a seed and a purpose: data order, probes and controls are independent."""
     digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

@@ -9,6 +9,7 @@ but for the head.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
@@ -16,27 +17,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .draws import drawing
-from .names import checked_keywords, nearest
-
-Builder = Callable[..., nn.Module]
-_BUILDERS: dict[str, tuple[Builder, int]] = {}
-
-"""Module types whose weight tensors are prunable."""
-
-
-def architecture(name: str, default_width: int) -> Callable[[Builder], Builder]:
-    """Register a builder ``(num_classes, in_channels, width) -> Module`` under ``name``."""
-
-    def register(builder: Builder) -> Builder:
-        _BUILDERS[name] = (builder, default_width)
-        return builder
-
-    return register
+from .names import checked_keywords, count_of, nearest
 
 
 def model_names() -> list[str]:
     """Names that ``build_model`` knows, in the order of their definition."""
-    return list(_BUILDERS)
+    return list(_ARCHITECTURES)
 
 
 @checked_keywords
@@ -63,61 +49,49 @@ def build_model(
     >>> sum(p.numel() for p in model.parameters())
     11173962
     """
-    if name not in _BUILDERS:
-        raise ValueError(f"Unknown model {name!r}: {nearest(name, _BUILDERS)}")
-    builder, default_width = _BUILDERS[name]
+    if name not in _ARCHITECTURES:
+        raise ValueError(f"Unknown model {name!r}: {nearest(name, _ARCHITECTURES)}")
+    build, default_width = _ARCHITECTURES[name]
     width = default_width if width is None else width
-    for what, value in (
-        ("num_classes", num_classes),
-        ("in_channels", in_channels),
-        ("width", width),
-    ):
-        if value < 1:
-            raise ValueError(f"{what}={value}: it must be at least 1.")
+    sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
+    for size, value in sizes.items():
+        count_of(size, value)
     default = torch.get_default_device()
-    # The meta device draws nothing. Weights made in inference mode could never be trained.
-    with (
-        default if default.type == "meta" else torch.device("cpu"),
-        torch.inference_mode(False),
-        drawing(seed),
-    ):
-        model = builder(num_classes, in_channels, width)
+    device = default if default.type == "meta" else torch.device("cpu")  # "meta" draws nothing
+    # Weights made in inference mode could never be trained.
+    with device, torch.inference_mode(False), drawing(seed):
+        model = build(num_classes, in_channels, width)
     return model.to(default)
 
 
 def check_model(model: Any) -> None:
-    """Raise TypeError for what is no module, ValueError for one whose parameters have no shape yet."""
+    """Raise TypeError for what is no module, ValueError if a parameter of it has no shape yet."""
     if not isinstance(model, nn.Module):
-        what = (
-            f"the class {model.__name__}"
-            if isinstance(model, type)
-            else f"of type {type(model).__name__}"
-        )
-        raise TypeError(f"The model is {what}: it must be a torch.nn.Module.")
-    for name, parameter in (*model.named_parameters(), *model.named_buffers()):
-        if nn.parameter.is_lazy(parameter):
+        kind = f"of type {type(model).__name__}"
+        if isinstance(model, type):
+            kind = f"the class {model.__name__}"
+        raise TypeError(f"The model is {kind}: it must be a torch.nn.Module.")
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if nn.parameter.is_lazy(tensor):
             raise ValueError(
-                f"{name!r} of a lazy module has no shape yet: call the model once on a batch first."
+                f"{name!r} of a lazy module has no shape yet: call the model once first."
             )
 
 
 def check_logits(output: Any, samples: int, highest_label: int = 0) -> Tensor:
-    """Return a model's output if it is logits, N×C, of which the labels have theirs; else raise ValueError."""
+    """Return a model's output if it is logits N×C with one a label; else raise ValueError."""
+    form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
     if not isinstance(output, Tensor) or output.ndim != 2 or len(output) != samples:
-        found = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__
-        raise ValueError(
-            f"The model must return logits of shape ({samples}, classes), not {found}."
-        )
+        raise ValueError(f"The model must return logits of shape ({samples}, classes), not {form}.")
     if not output.is_floating_point():
         raise ValueError(f"The model must return real floating-point logits, not {output.dtype}.")
-    if highest_label >= output.shape[1]:
-        raise ValueError(
-            f"Label {highest_label} is out of range: the model has {output.shape[1]} outputs."
-        )
+    outputs = output.shape[1]
+    if highest_label >= outputs:
+        raise ValueError(f"Label {highest_label} is out of range: the model has {outputs} outputs.")
     return output
 
 
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # ResNet (He et al., 2016)
 
 
@@ -144,9 +118,8 @@ class ResidualBlock(nn.Module):
         self.norms = nn.ModuleList(nn.BatchNorm2d(c) for c in channels[1:])
         self.shortcut = nn.Sequential()
         if stride != 1 or c_in != c_out:
-            self.shortcut = nn.Sequential(
-                _convolution(c_in, c_out, 1, stride), nn.BatchNorm2d(c_out)
-            )
+            self.shortcut.append(_convolution(c_in, c_out, 1, stride))
+            self.shortcut.append(nn.BatchNorm2d(c_out))
 
     def forward(self, x: Tensor) -> Tensor:
         """N×c_in×H×W to N×c_out×H/stride×W/stride."""
@@ -164,15 +137,17 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, blocks: tuple[int, ...], num_classes: int, in_channels: int, width: int,
-        bottleneck: bool = False, imagenet: bool = False,
-    ):  # fmt: skip
+        self,
+        blocks: tuple[int, ...],
+        num_classes: int,
+        in_channels: int,
+        width: int,
+        bottleneck: bool = False,
+        imagenet: bool = False,
+    ):
         super().__init__()
-        first = (
-            _convolution(in_channels, width, 7, 2)
-            if imagenet
-            else _convolution(in_channels, width, 3)
-        )
+        kernel, stride = (7, 2) if imagenet else (3, 1)
+        first = _convolution(in_channels, width, kernel, stride)
         self.stem = nn.Sequential(first, nn.BatchNorm2d(width), nn.ReLU())
         if imagenet:
             self.stem.append(nn.MaxPool2d(3, 2, padding=1))
@@ -191,42 +166,12 @@ class ResNet(nn.Module):
         return self.head(x.mean(dim=(2, 3)))
 
 
-@architecture("resnet18", 64)
-def _resnet18(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return ResNet((2, 2, 2, 2), num_classes, in_channels, width)
-
-
-@architecture("resnet34", 64)
-def _resnet34(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return ResNet((3, 4, 6, 3), num_classes, in_channels, width)
-
-
-@architecture("resnet50", 64)
-def _resnet50(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return ResNet((3, 4, 6, 3), num_classes, in_channels, width, bottleneck=True)
-
-
-@architecture("resnet50_imagenet", 64)
-def _resnet50_imagenet(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return ResNet((3, 4, 6, 3), num_classes, in_channels, width, bottleneck=True, imagenet=True)
-
-
-@architecture("resnet20", 16)
-def _resnet20(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return ResNet((3, 3, 3), num_classes, in_channels, width)
-
-
-@architecture("resnet8", 16)
-def _resnet8(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return ResNet((1, 1, 1), num_classes, in_channels, width)
-
-
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # VGG (Simonyan & Zisserman, 2015) with batch norm (Ioffe & Szegedy, 2015) and one linear layer
 
 
 class VGG(nn.Module):
-    """3×3 convolutions with batch norm, five max-pools and one linear layer; inputs of 32×32 and more."""
+    """3×3 convolutions with batch norm, five max-pools, one linear layer; for 32×32 and more."""
 
     def __init__(self, depth: tuple[int, ...], num_classes: int, in_channels: int, width: int):
         super().__init__()
@@ -243,56 +188,41 @@ class VGG(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Images N×C×H×W, H and W at least 32, to logits N×num_classes."""
-        if min(x.shape[-2:]) < 32:
-            raise ValueError(
-                f"VGG halves its input five times: images of {x.shape[-2]}×{x.shape[-1]} are too small, "
-                "it needs 32×32 or more."
-            )
+        height, width = x.shape[-2:]
+        if min(height, width) < 32:
+            raise ValueError(f"VGG needs 32×32 or more: images of {height}×{width} are too small.")
         return self.head(self.features(x).mean(dim=(2, 3)))
 
 
-_VGG_DEPTHS = {
-    "vgg11": (1, 1, 2, 2, 2),
-    "vgg13": (2, 2, 2, 2, 2),
-    "vgg16": (2, 2, 3, 3, 3),
-    "vgg19": (2, 2, 4, 4, 4),
-}
-for _name, _depth in _VGG_DEPTHS.items():
-    architecture(_name, 64)(
-        lambda num_classes, in_channels, width, depth=_depth: VGG(
-            depth, num_classes, in_channels, width
-        )
-    )
-
-
-# ---------------------------------------------------------------------------------------------------------
+# --------------------------------------------------------------------------------------------------
 # Vision transformer (Dosovitskiy et al., 2021)
 
 
 def _vision_transformer(
-    image_size: int, patch: int, layers: int, heads: int, mlp_ratio: int,
-    num_classes: int, in_channels: int, width: int,
-) -> nn.Module:  # fmt: skip
-    """The model and initialization of torchvision, but for the head and another number of input channels.
+    image_size: int,
+    patch: int,
+    layers: int,
+    heads: int,
+    mlp_ratio: int,
+    num_classes: int,
+    in_channels: int,
+    width: int,
+) -> nn.Module:
+    """Torchvision's model and initialization, but for its head and the number of input channels.
 
-    torchvision's head starts at zero. Then no gradient reaches any other weight, and every score
-    that is made of derivatives is zero everywhere; here the head has PyTorch's default
-    initialization.
+    Its own head starts at zero. Then no gradient reaches any other weight, and every score that is
+    made of derivatives is zero everywhere; here the head has PyTorch's default initialization.
     """
     from torchvision.models import VisionTransformer
 
     if width % heads:
-        raise ValueError(
-            f"width={width}: it must be a multiple of {heads}, the number of attention heads."
-        )
+        raise ValueError(f"width={width}: it must be a multiple of {heads}, the attention heads.")
     model = VisionTransformer(
         image_size, patch, layers, heads, width, mlp_ratio * width, num_classes=num_classes
     )
-    if in_channels != 3:
+    if in_channels != 3:  # initialized as torchvision's
         model.conv_proj = nn.Conv2d(in_channels, width, patch, patch)
-        nn.init.trunc_normal_(
-            model.conv_proj.weight, std=(in_channels * patch**2) ** -0.5
-        )  # as torchvision's
+        nn.init.trunc_normal_(model.conv_proj.weight, std=(in_channels * patch**2) ** -0.5)
         nn.init.zeros_(model.conv_proj.bias)
     model.heads.head.reset_parameters()
     model.register_forward_pre_hook(_check_image_size)
@@ -302,19 +232,23 @@ def _vision_transformer(
 def _check_image_size(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
     size, (height, width) = model.image_size, inputs[0].shape[-2:]
     if (height, width) != (size, size):
-        raise ValueError(
-            f"This vision transformer has position embeddings for images of {size}×{size}, not {height}×{width}: "
-            f"use image_size={size}."
-        )
+        embeddings = f"This model has position embeddings for images of {size}×{size}"
+        raise ValueError(f"{embeddings}, not {height}×{width}: use image_size={size}.")
 
 
-@architecture("vit_b_16", 768)
-def _vit_b_16(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return _vision_transformer(224, 16, 12, 12, 4, num_classes, in_channels, width)
-
-
-@architecture(
-    "vit_cifar", 192
-)  # the ViT of Lee, Lee & Song (2021) for 32×32 images, with a class token
-def _vit_cifar(num_classes: int, in_channels: int, width: int) -> nn.Module:
-    return _vision_transformer(32, 4, 9, 12, 2, num_classes, in_channels, width)
+# Name, function (num_classes, in_channels, width) -> Module, default width.
+_ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], int]] = {
+    "resnet18": (partial(ResNet, (2, 2, 2, 2)), 64),
+    "resnet34": (partial(ResNet, (3, 4, 6, 3)), 64),
+    "resnet50": (partial(ResNet, (3, 4, 6, 3), bottleneck=True), 64),
+    "resnet50_imagenet": (partial(ResNet, (3, 4, 6, 3), bottleneck=True, imagenet=True), 64),
+    "resnet20": (partial(ResNet, (3, 3, 3)), 16),
+    "resnet8": (partial(ResNet, (1, 1, 1)), 16),
+    "vgg11": (partial(VGG, (1, 1, 2, 2, 2)), 64),
+    "vgg13": (partial(VGG, (2, 2, 2, 2, 2)), 64),
+    "vgg16": (partial(VGG, (2, 2, 3, 3, 3)), 64),
+    "vgg19": (partial(VGG, (2, 2, 4, 4, 4)), 64),
+    "vit_b_16": (partial(_vision_transformer, 224, 16, 12, 12, 4), 768),
+    # The ViT of Lee, Lee & Song (2021) for 32×32 images, with a class token.
+    "vit_cifar": (partial(_vision_transformer, 32, 4, 9, 12, 2), 192),
+}

@@ -11,9 +11,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 P = typing.ParamSpec("P")
-
-
 R = typing.TypeVar("R")
+MOST = 20  # names that one sentence lists
 
 
 def closest(name: object, known: Iterable[str]) -> str | None:
@@ -21,20 +20,20 @@ def closest(name: object, known: Iterable[str]) -> str | None:
     return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)), None)
 
 
-def nearest(name: object, known: Iterable[str], limit: int = 20) -> str:
-    """Return the end of an error sentence: the known name most like `name`, then up to `limit` of them all.
+def nearest(name: object, known: Iterable[str]) -> str:
+    """Return the end of an error sentence: the known name most like `name`, then up to 20 of all.
 
     >>> nearest("snap", ["magnitude", "snip"])
     "did you mean 'snip'? Known: magnitude, snip."
     """
     known = list(known)
     close = closest(name, known)
-    names = ", ".join(known[:limit]) + (", …" if known[limit:] else "") or "none"
+    names = ", ".join(known[:MOST]) + (", …" if known[MOST:] else "") or "none"
     return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
 
 
 def count_of(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number that is at least so large; raise TypeError or ValueError naming it for another value.
+    """Return a whole number of at least `least`; raise TypeError or ValueError naming another.
 
     >>> count_of("chunk", 2.5)
     Traceback (most recent call last):
@@ -50,10 +49,9 @@ def count_of(name: str, value: Any, least: int = 1) -> int:
 
 
 def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
-    """Let a function answer a keyword that it has not with the nearest, in a TypeError, before it does anything.
+    """Let a function answer a misspelt keyword with the nearest, before it does anything.
 
-    Its keywords are those of its signature, with those of a TypedDict behind ``**options:
-    Unpack[...]``.
+    Its keywords are those of its signature, and of the TypedDict behind ``**options: Unpack[...]``.
 
     >>> @checked_keywords
     ... def halve(number, *, digits=2): ...
@@ -61,21 +59,20 @@ def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:
     Traceback (most recent call last):
     TypeError: halve() has no keyword 'digit': did you mean 'digits'? Known: number, digits.
     """
-    known: list[str] = []
+    keywords: list[str] = []
     for parameter in inspect.signature(function, eval_str=True).parameters.values():
-        if parameter.kind is parameter.VAR_KEYWORD:
+        if parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
+            keywords.append(parameter.name)
+        elif parameter.kind is parameter.VAR_KEYWORD:
             for options in typing.get_args(parameter.annotation):
-                known += options.__annotations__
-        elif parameter.kind in (parameter.POSITIONAL_OR_KEYWORD, parameter.KEYWORD_ONLY):
-            known.append(parameter.name)
+                keywords += options.__annotations__
 
     @functools.wraps(function)
     def checked(*args: P.args, **kwargs: P.kwargs) -> R:
         for name in kwargs:
-            if name not in known:
-                raise TypeError(
-                    f"{function.__name__}() has no keyword {name!r}: {nearest(name, known)}"
-                )
+            if name not in keywords:
+                sentence = f"has no keyword {name!r}: {nearest(name, keywords)}"
+                raise TypeError(f"{function.__name__}() {sentence}")
         return function(*args, **kwargs)
 
     return checked

@@ -1,8 +1,9 @@
-"""How far a long call, or a loop in a notebook, has come: one bar for who waits, or a line in a file."""
+"""How far a long call, or a notebook's loop, has come: a bar for who waits, or a line in a file."""
 
 from __future__ import annotations
 
 import builtins
+import contextlib
 import json
 import os
 import time
@@ -13,36 +14,32 @@ from typing import Any, TypeVar
 
 from tqdm import tqdm
 
-PROGRESS_FILE = (
-    "PAI_PROGRESS"  # names the file; set in the kernel of a notebook that `pai book` executes
-)
+from .files import write_whole
+
+PROGRESS_FILE = "PAI_PROGRESS"  # names the file, in the kernel of a notebook that `pai book` runs
 DELAY = 5.0  # seconds after which a call is long
 
 T = TypeVar("T")
 _open: ContextVar[Bar | None] = ContextVar("bar", default=None)  # of this thread
 
 
-class Bar:
-    """The bar of a call: it appears on stderr once the call takes long, where that is a terminal or a notebook.
+class Bar(contextlib.AbstractContextManager):
+    """The bar of a call: it appears on stderr (terminal or notebook) once the call takes long.
 
     One a call: within another that is open this one shows nothing. The outermost loop over `steps`
-        makes its
-    length; loops within that one stand in words behind it.
+    makes its length; loops within that stand in words behind it.
 
     >>> with Bar("scoring"):
     ...     sum(step for step in steps(range(4), "probe"))
     6
     """
 
-    def __init__(self, what: str, show: bool = True):
-        self.what, self.show, self.inside = what, show, _open.get() is not None
+    def __init__(self, call: str, show: bool = True):
+        self.call, self.show, self.inside = call, show, _open.get() is not None
         self.start, self.loops = time.monotonic(), list[list[Any]]()
         self.bar: Any = None
         if not self.inside:
             _open.set(self)
-
-    def __enter__(self) -> Bar:
-        return self
 
     def __exit__(self, *_: object) -> None:
         self.close()
@@ -66,7 +63,7 @@ class Bar:
         (unit, done, total), *inner = self.loops
         if self.bar is None:  # not before, for then each short call would start the thread of a bar
             options = {"unit": unit, "initial": done, "leave": False, "miniters": 0}
-            self.bar = tqdm(desc=self.what, total=total, disable=_hidden(), **options)
+            self.bar = tqdm(desc=self.call, total=total, disable=_hidden(), **options)
         behind = ", ".join(f"{unit} {done} of {total}" for unit, done, total in inner)
         self.bar.set_postfix_str(behind, refresh=False)
         self.bar.update(done - self.bar.n)
@@ -92,7 +89,7 @@ def steps(items: Sequence[T], unit: str) -> Iterator[T]:
 
 
 def _hidden() -> bool | None:
-    """What tqdm's `disable` is: only a terminal (None: it looks itself) and who runs a notebook see bars."""
+    """Say tqdm's `disable`: bars are for a terminal (None: it looks) and who runs a notebook."""
     if os.environ.get("TQDM_DISABLE"):  # tqdm's own switch, as where outputs are compared
         return True
     by_hand = hasattr(builtins, "get_ipython") and not os.environ.get(PROGRESS_FILE)
@@ -100,7 +97,7 @@ def _hidden() -> bool | None:
 
 
 def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
-    """Iterate over `items` and show how many of them are done, in a bar or for the process that executes this.
+    """Iterate over `items` and show how many are done, in a bar or to the process that runs this.
 
     >>> list(with_progress([], "run"))
     []
@@ -113,10 +110,7 @@ def with_progress(items: Sequence[Any], unit: str) -> Iterator[Any]:
     for done, item in enumerate(items):
         spent = time.perf_counter() - start
         left = spent / done * (len(items) - done) if done else None
-        temporary = Path(f"{path}.part")
-        temporary.write_text(
-            json.dumps({"unit": unit, "number": done + 1, "of": len(items), "left": left})
-        )
-        os.replace(temporary, path)  # whoever reads it finds the whole of it
+        state = {"unit": unit, "number": done + 1, "of": len(items), "left": left}
+        write_whole(Path(path), json.dumps(state).encode())
         yield item
     Path(path).unlink(missing_ok=True)

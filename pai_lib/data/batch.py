@@ -42,40 +42,30 @@ def of_each(inputs: Any, change: Callable[[Any], Any]) -> Any:
 
 
 def as_batch(batch: Any) -> Batch:
-    """Make a `Batch` of what a DataLoader gives: a pair of inputs and labels, tensors or NumPy arrays.
+    """Make a `Batch` of what a DataLoader gives: inputs and labels, tensors or NumPy arrays.
 
     Raises TypeError for what is no such pair, ValueError for inputs of different numbers of
     samples.
     """
     if not isinstance(batch, tuple | list) or len(batch) != 2:
-        raise TypeError(
-            f"The batch is a {type(batch).__name__}: it must be a pair of inputs and labels, such as "
-            "pai.Batch(inputs, labels)."
-        )
-
-    def tensor(value: Any) -> Tensor:
-        if isinstance(value, np.ndarray | np.generic):
-            if not isinstance(found := _from_array(value), Tensor):
-                raise TypeError(
-                    f"The inputs are of NumPy's type {value.dtype}: they must be numbers."
-                )
-            return found
-        if not isinstance(value, Tensor):
-            raise TypeError(
-                f"The inputs hold a {type(value).__name__}: they must be a tensor, or a mapping or tuple of "
-                "tensors."
-            )
-        return value
-
-    inputs, labels = of_each(batch[0], tensor), batch[1]
+        kind = type(batch).__name__
+        raise TypeError(f"The batch is a {kind}: it must be a pair of inputs and labels.")
+    inputs, labels = of_each(batch[0], _input_tensor), batch[1]
     if isinstance(labels, np.ndarray | list | tuple | range):
         labels = _from_array(labels)
-    sizes = [len(each) if each.ndim else 0 for each in each_of(inputs)]
+    sizes = [len(tensor) if tensor.ndim else 0 for tensor in each_of(inputs)]
     if len(set(sizes)) != 1:
-        raise ValueError(
-            f"The inputs must have one number of samples along the first axis, not {sizes}."
-        )
+        raise ValueError(f"The inputs must have one number of samples, their first axis: {sizes}.")
     return Batch(inputs, labels)
+
+
+def _input_tensor(value: Any) -> Tensor:
+    tensor = _from_array(value) if isinstance(value, np.ndarray | np.generic) else value
+    if isinstance(tensor, np.ndarray | np.generic):
+        raise TypeError(f"The inputs are of NumPy's type {value.dtype}: they must be numbers.")
+    if not isinstance(tensor, Tensor):
+        raise TypeError(f"The inputs hold a {type(value).__name__}: each must be a tensor.")
+    return tensor
 
 
 def _from_array(values: Any) -> Any:

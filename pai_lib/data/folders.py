@@ -1,14 +1,15 @@
-"""Folders of pictures: which of them is of which class and split; and each as 8-bit RGB, or a sentence why not."""
+"""Folders of pictures: which is of which class and split; each as 8-bit RGB, or why it is not."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tqdm import tqdm
 
 SPLITS = {  # spellings of the folders' names, whatever their capitals
     "train": ("train", "training"),
@@ -16,18 +17,19 @@ SPLITS = {  # spellings of the folders' names, whatever their capitals
     "val": ("val", "valid", "validation", "eval", "evaluation"),
 }
 _KINDS = {name: kind for kind, names in SPLITS.items() for name in names}
-ENDINGS = (  # what Pillow may read; some need its plugins, and are named where these lack
-    ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".ppm", ".pgm", ".pbm", ".pnm", ".bmp", ".tif", ".tiff",
-    ".webp", ".gif", ".jp2", ".tga", ".avif", ".heic", ".heif",
-)  # fmt: skip
-_SYSTEMS = re.compile(
-    r"\.|__MACOSX$|@eaDir$|\$RECYCLE\.BIN$|System Volume Information$|lost\+found$"
+# What Pillow may read; some need its plugins, and are named where these lack.
+ENDINGS = tuple(
+    ".jpg .jpeg .jpe .jfif .png .apng .ppm .pgm .pbm .pnm .bmp .tif .tiff .webp .gif .jp2 .tga "
+    ".avif .heic .heif".split()
 )
+_SYSTEMS = re.compile(r"\.|(__MACOSX|@eaDir|\$RECYCLE\.BIN|System Volume Information|lost\+found)$")
+
+Sample = tuple[str, int]  # path, label
 
 
 def list_folder(
     folder: Path, held: tuple[str, ...] = ("test", "val")
-) -> tuple[list[tuple[str, int]], list[tuple[str, int]]]:
+) -> tuple[list[Sample], list[Sample]]:
     """List (path, label) of the training images, and of the test images where they are kept apart.
 
     The classes are folders, within ``train/`` and the splits that are `held` out if there are such.
@@ -39,150 +41,142 @@ def list_folder(
         ValueError, FileNotFoundError: for a folder in which classes or splits are missing, or would
             be a guess.
     """
-    parts = _splits(folder, held)
-    train_folder = parts.get("train", folder)
+    splits = _splits(folder, held)
+    train_folder = splits.get("train", folder)
     train = _pictures_of_classes(train_folder)
-    _check_depth(train_folder, train, bool(parts))
+    _check_depth(train_folder, train, bool(splits))
     labels = {name: label for label, name in enumerate(train)}
-
-    def samples(classes: dict[str, list[str]]) -> list[tuple[str, int]]:
-        return [(path, labels[name]) for name, paths in classes.items() for path in paths]
-
-    if not parts:
-        return samples(train), []
-    tried = [parts[kind] for kind in held if kind in parts]
+    samples = _labelled(train, labels)
+    if not splits:
+        return samples, []
+    tried = [splits[kind] for kind in held if kind in splits]
     for part in tried:
         if labels.keys() & set(_subfolders(part)):
             test = _pictures_of_classes(part, labels)
             if odd := labels.keys() ^ test.keys():
-                raise ValueError(
-                    f"{part} and {train_folder} must have the same classes: one lacks {min(odd)}"
-                )
-            return samples(train), samples(test)
-        if (table := part / "val_annotations.txt").is_file():
-            return samples(train), _annotated(table, labels)
+                both = f"{part} and {train_folder} must have the same classes"
+                raise ValueError(f"{both}: one lacks {min(odd)}")
+            return samples, _labelled(test, labels)
+        table = part / "val_annotations.txt"
+        if table.is_file():
+            return samples, _annotated(table, labels)
     names = " and ".join(f"{part.name}/" for part in tried)
-    without = f"or give {train_folder} itself, of which a fifth is held out"
-    raise ValueError(
-        f"{folder}: {names} must have the class folders of {train_folder.name}/, {_some(labels)}; {without}"
-    )
+    wanted = f"must have the class folders of {train_folder.name}/, {_some(labels)}"
+    raise ValueError(f"{folder}: {names} {wanted}; or give {train_folder} itself")
+
+
+def _labelled(classes: dict[str, list[str]], labels: dict[str, int]) -> list[Sample]:
+    return [(path, labels[name]) for name, paths in classes.items() for path in paths]
 
 
 def _splits(folder: Path, held: tuple[str, ...]) -> dict[str, Path]:
     """Return the folders of the splits by kind, or none where the folder holds classes."""
-    found: dict[str, Path] = {}
+    splits: dict[str, Path] = {}
     for name in _subfolders(folder):
-        if kind := _KINDS.get(name.lower()):
-            if kind in found:
-                raise ValueError(
-                    f"{folder} has both {found[kind].name}/ and {name}/: keep one of them"
-                )
-            found[kind] = folder / name
-    if found and "train" not in found:
-        names = _some(path.name for path in found.values())
-        raise FileNotFoundError(
-            f"{folder} has {names} but not train/ beside it; a class must be called otherwise"
-        )
-    if found and not found.keys() & set(held):
-        train, lacking = found["train"], "/ or ".join(held)
-        fifth = f"to hold a fifth of it out, give {train} itself"
-        raise FileNotFoundError(f"{folder} has {train.name}/ but not {lacking}/ beside it: {fifth}")
-    return found
+        kind = _KINDS.get(name.lower())
+        if kind in splits:
+            raise ValueError(f"{folder} has both {splits[kind].name}/ and {name}/: keep one")
+        if kind:
+            splits[kind] = folder / name
+    if not splits:
+        return {}
+    has = f"{folder} has {_some(path.name for path in splits.values())}"
+    if "train" not in splits:
+        raise FileNotFoundError(f"{has} but not train/ beside it; a class must be called otherwise")
+    if not splits.keys() & set(held):
+        advice = f"to hold a fifth of it out, give {splits['train']} itself"
+        raise FileNotFoundError(f"{has} but not {'/ or '.join(held)}/ beside it: {advice}")
+    return splits
 
 
-def _pictures_of_classes(folder: Path, wanted: Any = None) -> dict[str, list[str]]:
-    """Return the pictures in each class folder, at any depth; an empty one counts unless `wanted` lacks it."""
+def _pictures_of_classes(folder: Path, needed: Collection[str] = ()) -> dict[str, list[str]]:
+    """Return the pictures in each class folder, at any depth.
+
+    An empty folder is an error; where some classes are `needed`, of these alone.
+    """
     classes = {}
     for name in _subfolders(folder):
-        files = sorted((at, sorted(names)) for at, names in walk(folder / name))
-        paths = [
-            os.path.join(at, name)
-            for at, names in files
-            for name in names
-            if name.lower().endswith(ENDINGS)
-        ]
-        if not paths and (wanted is None or name in wanted):
+        pictures = _pictures(folder / name)
+        if pictures:
+            classes[name] = pictures
+        elif not needed or name in needed:
             raise FileNotFoundError(f"{folder / name} holds no pictures: take it away, or fill it")
-        if paths:
-            classes[name] = paths
     if not classes:
-        raise FileNotFoundError(
-            f"{folder} holds no class folder: each class is a folder of its pictures"
-        )
+        raise FileNotFoundError(f"{folder} holds no class folder: each is one of its pictures")
     return classes
 
 
-def _check_depth(folder: Path, classes: dict[str, list[str]], split: bool) -> None:
-    """Raise ValueError if what holds the pictures may be no classes, but around them or beside them.
+def _check_depth(folder: Path, classes: dict[str, list[str]], is_split: bool) -> None:
+    """Raise ValueError if what holds the pictures may be no classes, but around or beside them.
 
     Around them all hold the same several folders; splits of other spellings are told by a word of
-    their names. In a `split` that is called so the classes are its folders, if there are several.
+    their names. In a split that is called so the classes are its folders, if there are several.
     """
-    inner = {name: {path[len(f"{folder / name}/") :].rpartition(os.sep)[0].partition(os.sep)[0] for path in paths}
-             - {""} for name, paths in classes.items()}  # fmt: skip
+    inner = {}  # the folders right in each class
+    for name, paths in classes.items():
+        start = len(os.path.join(folder, name, ""))
+        parts = [path[start:].split(os.sep) for path in paths]
+        inner[name] = {part[0] for part in parts if len(part) > 1}
     shared = set.intersection(*inner.values())
-    kinds = {
-        _KINDS.get(word) for name in classes for word in re.findall("[a-z]+", name.lower())
-    } - {None}
-    if len(shared) > 1 and not (split and len(classes) > 1):
-        outer = f"{_some(classes)} in {folder} hold{'s' * (len(classes) == 1)} {_some(shared)}"
-    elif not split and "train" in kinds and len(kinds) > 1:
-        outer = f"{_some(classes)} in {folder} seem to be splits"
-    else:
-        for name, folders in inner.items():
-            if known := {
-                each for each in folders - {name} if each in classes or each.lower() in _KINDS
-            }:
-                raise ValueError(
-                    f"{folder / name} holds {_some(known)}: is it a class? Take it, or them, away"
-                )
-        return
-    how = "put the classes' folders into it" if split else "call the splits train/ and test/"
-    raise ValueError(f"{outer}: which of them are classes is a guess; {how}")
+    words = {word for name in classes for word in re.findall("[a-z]+", name.lower())}
+    kinds = {_KINDS[word] for word in words & _KINDS.keys()}
+    outer = f"{_some(classes)} in {folder}"
+    advice = "put the classes' folders into it" if is_split else "call the splits train/ and test/"
+    guess = f"which of them are classes is a guess; {advice}"
+    if len(shared) > 1 and not (is_split and len(classes) > 1):
+        verb = "holds" if len(classes) == 1 else "hold"
+        raise ValueError(f"{outer} {verb} {_some(shared)}: {guess}")
+    if "train" in kinds and len(kinds) > 1 and not is_split:
+        raise ValueError(f"{outer} seem to be splits: {guess}")
+    for name, folders in inner.items():
+        others = {part for part in folders if part in classes or part.lower() in _KINDS} - {name}
+        if others:
+            holds = f"{folder / name} holds {_some(others)}"
+            raise ValueError(f"{holds}: is it a class? Take it, or them, away")
 
 
-def _annotated(table: Path, labels: dict[str, int]) -> list[tuple[str, int]]:
-    """Return the samples that Tiny ImageNet's table names, all those of ``images/`` beside it, each once.
+def _annotated(table: Path, labels: dict[str, int]) -> list[Sample]:
+    """Return the samples that Tiny ImageNet's table names, all those of ``images/``, each once.
 
     A line is a file, its class and more, with tabs between them.
     """
     samples: dict[str, int] = {}
     for number, line in enumerate(table.read_text("utf-8").splitlines(), 1):
         file, _, rest = line.partition("\t")
-        if (name := rest.partition("\t")[0]) not in labels or file in samples:
-            what = (
-                "it names a file again"
-                if file in samples
-                else "it must name a file and a class of train/"
-            )
-            raise ValueError(f"{table}, line {number}: {what}, {line!r}")
+        name = rest.partition("\t")[0]
+        where = f"{table}, line {number}"
+        if name not in labels:
+            raise ValueError(f"{where}: it must name a file and a class of train/, {line!r}")
+        if file in samples:
+            raise ValueError(f"{where}: it names a file again, {line!r}")
         samples[file] = labels[name]
     images = table.with_name("images")
-    files = os.listdir(images) if images.is_dir() else []
-    there = {name for name in files if not _SYSTEMS.match(name) and name.lower().endswith(ENDINGS)}
-    if odd := there ^ samples.keys():
+    pictures = {os.path.basename(path) for path in _pictures(images)}
+    if odd := pictures ^ samples.keys():
         raise ValueError(f"{table} and {images} must have the same pictures: one lacks {min(odd)}")
     return [(str(images / file), label) for file, label in samples.items()]
 
 
-def _some(names: Any) -> str:
+def _some(names: Iterable[str]) -> str:
     names = sorted(names)
     return ", ".join(f"{name}/" for name in names[:4]) + ", …" * (len(names) > 4)
 
 
+def _pictures(folder: Path) -> list[str]:
+    return [path for path in files_below(folder) if path.lower().endswith(ENDINGS)]
+
+
 def _subfolders(folder: Path) -> list[str]:
     """Return the names of what is a folder, or a link to one, and not of a system."""
-    with os.scandir(folder) as entries:
-        seen = [entry for entry in entries if not _SYSTEMS.match(entry.name)]
-    if broken := [
-        entry.path for entry in seen if entry.is_symlink() and not os.path.exists(entry.path)
-    ]:
-        raise FileNotFoundError(f"{min(broken)} is a link to what is not there")
-    return sorted(entry.name for entry in seen if entry.is_dir())
+    paths = [path for path in folder.iterdir() if not _SYSTEMS.match(path.name)]
+    for path in sorted(paths):
+        if path.is_symlink() and not path.exists():
+            raise FileNotFoundError(f"{path} is a link to what is not there")
+    return sorted(path.name for path in paths if path.is_dir())
 
 
-def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-    """Give each folder at and below `folder` with the names of its files, through links, without those of systems.
+def files_below(folder: Path) -> list[str]:
+    """List all files of a folder, at any depth, through links, without those of systems.
 
     Raises ValueError for a link that leads back to where it is, OSError for a folder that may not
     be read.
@@ -191,27 +185,44 @@ def walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     def fail(error: OSError) -> None:
         raise error
 
+    found = []
     for at, folders, files in os.walk(folder, followlinks=True, onerror=fail):
         folders[:] = [name for name in folders if not _SYSTEMS.match(name)]
-        for link in (
-            path for path in (os.path.join(at, name) for name in folders) if os.path.islink(path)
-        ):
-            if Path(at).resolve().is_relative_to(Path(link).resolve()):
+        for link in [os.path.join(at, name) for name in folders]:
+            if os.path.islink(link) and Path(at).resolve().is_relative_to(Path(link).resolve()):
                 raise ValueError(f"{link} is a link to a folder that it is in")
-        yield at, [name for name in files if not _SYSTEMS.match(name)]
+        found += [(at, name) for name in files if not _SYSTEMS.match(name)]
+    return [os.path.join(at, name) for at, name in sorted(found)]
 
 
 def stamp(path: Path) -> tuple[tuple[str, int, int], ...]:
-    """Return name, time and size of a file, or of all files and folders of a folder: they change as it does."""
-    inside = (
-        [os.path.join(at, name) for at, names in walk(path) for name in ("", *names)]
-        if path.is_dir()
-        else []
-    )
-    there = [
-        (name, os.stat(name)) for name in sorted(inside or [str(path)]) if os.path.exists(name)
-    ]
-    return tuple((name, found.st_mtime_ns, found.st_size) for name, found in there)
+    """Return name, time and size of a file, or of all in a folder: they change as it does."""
+    files = files_below(path) if path.is_dir() else [str(path)]
+    states = {file: os.stat(file) for file in files if os.path.exists(file)}
+    return tuple((file, state.st_mtime_ns, state.st_size) for file, state in states.items())
+
+
+def read_folder(folder: Path, image_size: int | None = None) -> list[np.ndarray]:
+    """Read all images of a folder: x_train, y_train, x_test, y_test, or x, y without a test set."""
+    from PIL import Image
+
+    train, test = list_folder(folder)
+    images: list[np.ndarray] = []
+    for path, _ in tqdm(train + test, desc="reading images", unit=" images"):
+        image = open_image(path)
+        if image_size is not None:
+            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+        images.append(np.asarray(image))  # H×W×3
+        first, last = images[0].shape, images[-1].shape
+        if first != last:
+            differing = f"{train[0][0]} is {first}, {path} is {last}"
+            raise ValueError(f"without image_size, images must have equal H×W×3: {differing}")
+    x, y, count = np.stack(images), np.array([label for _, label in train + test]), len(train)
+    return [x[:count], y[:count], x[count:], y[count:]] if test else [x, y]
+
+
+class _UnclearError(Exception):
+    """The colours of a picture are not known."""
 
 
 _TRANSPARENT = "it is transparent in places: put it on a background of your choice"
@@ -230,37 +241,34 @@ def open_image(path: str | Path) -> Any:
         # Of a file that it opens by name Pillow maps some greyscale TIFFs into memory, and turns
         # them amiss.
         with open(path, "rb") as opened, Image.open(opened) as file:
-            unclear = _unclear(file)
-            image = file if unclear else ImageOps.exif_transpose(_eight_bits(file))
-            if not unclear and image.has_transparency_data:
+            _check_colours(file)
+            image = ImageOps.exif_transpose(_eight_bits(file))
+            if image.has_transparency_data:
                 image = image.convert("RGBA")
                 if image.getchannel("A").getextrema() != (255, 255):
-                    unclear = _TRANSPARENT
-            if not unclear:
-                return image.convert("RGB")
+                    raise _UnclearError(_TRANSPARENT)
+            return image.convert("RGB")
+    except _UnclearError as unclear:
+        raise ValueError(f"{path} cannot be made 8-bit RGB: {unclear}") from None
     except Exception as error:  # Pillow's decoders raise more kinds than it documents
         raise ValueError(f"{path} is not a readable image: {error}") from error
-    raise ValueError(f"{path} cannot be made 8-bit RGB: {unclear}")
 
 
-def _unclear(file: Any) -> str:
-    """Return why the colours of an opened image file are not known, or an empty text."""
-    if (
-        file.format != "MPO" and (frames := getattr(file, "n_frames", 1)) > 1
-    ):  # MPO: a photograph and previews
-        return f"it holds {frames} pictures, of which none is the picture"
-    key = file.info.get("transparency")  # a colour of 16 bits is lost with the lower 8
-    if (key is not None and file.mode.startswith("I")) or (
-        isinstance(key, tuple) and max(key) > 255
-    ):
-        return _TRANSPARENT
-    tags: Any = getattr(file, "tag_v2", {})  # of TIFF: 262 is 0 where zero is white
-    known = file.mode not in ("I", "F") and (not file.mode.startswith("I;16") or tags.get(262) != 0)
-    if known or (
-        file.mode == "I" and file.format in ("PNG", "PPM")
-    ):  # which Pillow calls I for 16 bits
-        return ""
-    return f"it has pixels of mode {file.mode}, whose black and white are not known: save it with 8 or 16 bits"
+def _check_colours(file: Any) -> None:
+    """Raise _UnclearError if the colours of an opened image file are not known."""
+    frames = getattr(file, "n_frames", 1)
+    if frames > 1 and file.format != "MPO":  # a photograph and its previews
+        raise _UnclearError(f"it holds {frames} pictures, of which none is the picture")
+    key = file.info.get("transparency")
+    wide = key is not None and file.mode.startswith("I")
+    if wide or (isinstance(key, tuple) and max(key) > 255):  # is lost with the lower 8 bits
+        raise _UnclearError(_TRANSPARENT)
+    zero_is_white = getattr(file, "tag_v2", {}).get(262) == 0  # of a TIFF
+    of_16_bits = file.mode == "I" and file.format in ("PNG", "PPM")  # as Pillow calls them
+    unknown = file.mode in ("I", "F") and not of_16_bits
+    if unknown or (file.mode.startswith("I;16") and zero_is_white):
+        pixels = f"it has pixels of mode {file.mode}, whose black and white are not known"
+        raise _UnclearError(f"{pixels}: save it with 8 or 16 bits")
 
 
 def _eight_bits(file: Any) -> Any:

@@ -1,4 +1,4 @@
-"""Files that are whole or not there: masks, and the checkpoint of an unfinished run, in safetensors."""
+"""The checkpoint of an unfinished run, a safetensors file that is whole or not there."""
 
 from __future__ import annotations
 
@@ -46,18 +46,19 @@ class Checkpoint:
             try:
                 self._read()
             except (SafetensorError, OSError, ValueError, KeyError, TypeError) as error:
-                text = f"The checkpoint {self.path} is not used: {error or type(error).__name__}"
-                warnings.warn(text, CheckpointWarning, stacklevel=2)
+                reason = str(error) or type(error).__name__
+                sentence = f"The checkpoint {path} is not used: {reason}"
+                warnings.warn(sentence, CheckpointWarning, stacklevel=2)
 
     def _read(self) -> None:
         with safe_open(self.path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
             if header.get("key") != self.key:
                 raise ValueError(f"it belongs to {header.get('key')}, not to {self.key}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (it is no mapping)
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         self.values, self.training = header["values"], header["training"]
-        self._state = {name: t for name, t in tensors.items() if name.startswith("training/")}
-        self.tensors = {name: t for name, t in tensors.items() if name not in self._state}
+        self._state = _below("training/", tensors)
+        self.tensors = {n: t for n, t in tensors.items() if not n.startswith("training/")}
 
     @property
     def due(self) -> bool:
@@ -78,58 +79,47 @@ class Checkpoint:
         if self.path is None:
             return
         state = {f"model/{name}": tensor for name, tensor in _tensors(model).items()}
-        for index, values in optimizer.state_dict()["state"].items():
-            state |= {
-                f"optimizer/{index}/{name}": t
-                for name, t in values.items()
-                if isinstance(t, Tensor)
-            }
+        for index, moments in optimizer.state_dict()["state"].items():
+            for name, value in moments.items():
+                if isinstance(value, Tensor):
+                    state[f"optimizer/{index}/{name}"] = value
         state |= {"random/order": order.get_state(), "random/cpu": torch.get_rng_state()}
-        if (device := _device(optimizer)).type != "cpu":
+        device = _device(optimizer)
+        if device.type != "cpu":
             state[f"random/{device.type}"] = torch.get_device_module(device).get_rng_state(device)
-        tensors = {**self.tensors, **{f"training/{name}": tensor for name, tensor in state.items()}}
+        tensors = self.tensors | {f"training/{name}": tensor for name, tensor in state.items()}
         header = json.dumps({"key": self.key, "values": self.values, "training": training})
         plain = {name: plain_copy(tensor) for name, tensor in tensors.items()}
         try:
             write_whole(self.path, save(plain, {"checkpoint": header}))
         except OSError as error:  # the run itself may yet succeed
-            warnings.warn(
-                f"A checkpoint could not be written: {error}", CheckpointWarning, stacklevel=3
-            )
+            sentence = f"A checkpoint could not be written: {error}"
+            warnings.warn(sentence, CheckpointWarning, stacklevel=3)
         self._written = time.monotonic()
 
     def restore(self, model: nn.Module, optimizer: Optimizer, order: torch.Generator) -> None:
         """Put back what ``keep`` wrote. Raises ValueError if that was another network's."""
-        state: dict[str, dict[str, Tensor]] = {"model": {}, "optimizer": {}, "random": {}}
-        for path, tensor in self._state.items():
-            _, part, name = path.split("/", 2)
-            state[part][name] = tensor
-        own = _tensors(model)
-        if {name: t.shape for name, t in own.items()} != {
-            name: t.shape for name, t in state["model"].items()
-        }:
-            raise ValueError(
-                f"The checkpoint {self.path} is of a network with other names or shapes."
-            )
-        for name, tensor in state["model"].items():
-            own[name].copy_(tensor)
+        weights, saved = _tensors(model), _below("model/", self._state)
+        if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in saved.items()}:
+            other = "is of a network with other names or shapes"
+            raise ValueError(f"The checkpoint {self.path} {other}.")
+        for name, tensor in saved.items():
+            weights[name].copy_(tensor)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]
         moments: dict[int, dict[str, Tensor]] = {}
-        for path, tensor in state["optimizer"].items():
+        for path, tensor in _below("optimizer/", self._state).items():
             index, name = path.split("/")
-            like = parameters[int(index)]
-            if (
-                tensor.shape == like.shape and name != "step"
-            ):  # with its strides: kernels may differ by them
-                tensor = torch.empty_like(like, memory_format=torch.preserve_format).copy_(tensor)
+            if name != "step":  # in the layout of its parameter: kernels may differ by that
+                like = torch.empty_like(parameters[int(index)])
+                tensor = like.copy_(tensor)
             moments.setdefault(int(index), {})[name] = tensor
         groups = optimizer.state_dict()["param_groups"]
         optimizer.load_state_dict({"state": moments, "param_groups": groups})
-        order.set_state(state["random"]["order"])
-        torch.set_rng_state(state["random"]["cpu"])
-        device = _device(optimizer)
-        if device.type != "cpu" and device.type in state["random"]:
-            torch.get_device_module(device).set_rng_state(state["random"][device.type], device)
+        random, device = _below("random/", self._state), _device(optimizer)
+        order.set_state(random["order"])
+        torch.set_rng_state(random["cpu"])
+        if device.type != "cpu" and device.type in random:
+            torch.get_device_module(device).set_rng_state(random[device.type], device)
         self._state = {}
 
     def next_phase(self, tensors: dict[str, Tensor]) -> None:
@@ -137,17 +127,21 @@ class Checkpoint:
         self.training, self._state, self.tensors = {}, {}, tensors
 
 
+def _below(start: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Those whose names start so, by the rest of their names."""
+    return {n.removeprefix(start): t for n, t in tensors.items() if n.startswith(start)}
+
+
 def _tensors(model: nn.Module) -> dict[str, Tensor]:
-    """Memory of parameters and buffers, also of those that no state_dict holds; that of several names once."""
+    """Memory of parameters and buffers, those of no state_dict too; of several names once."""
 
     def memory(tensor: Tensor) -> Tensor:  # an expanded axis repeats it
         for axis, stride in enumerate(tensor.stride()):
             tensor = tensor.narrow(axis, 0, min(1, tensor.shape[axis])) if stride == 0 else tensor
         return tensor
 
-    return {
-        name: memory(t.detach()) for name, t in (*model.named_parameters(), *model.named_buffers())
-    }
+    tensors = (*model.named_parameters(), *model.named_buffers())
+    return {name: memory(tensor.detach()) for name, tensor in tensors}
 
 
 def _device(optimizer: Optimizer) -> torch.device:
@@ -155,12 +149,11 @@ def _device(optimizer: Optimizer) -> torch.device:
 
 
 def epochs_done(path: Path) -> int:
-    """Epochs of training that a checkpoint has behind it, in all phases; 0 if there is none or it is damaged."""
+    """Epochs that a checkpoint has behind it, in all phases; 0 if it is damaged or not there."""
     try:
         with safe_open(path, "pt") as file:
             header = json.loads(file.metadata()["checkpoint"])
-        return header["training"]["epoch"] + len(
-            header["values"]["result"].get("dense_curves", {}).get("loss", [])
-        )
+        dense_curves = header["values"]["result"].get("dense_curves", {"loss": []})
+        return header["training"]["epoch"] + len(dense_curves["loss"])
     except (SafetensorError, OSError, ValueError, KeyError, TypeError):
         return 0

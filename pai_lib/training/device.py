@@ -1,4 +1,4 @@
-"""What a call changes of a model or of PyTorch, and gives back at its end: modes, layout, random states."""
+"""What a call changes of a model or of PyTorch and gives back: modes, layout, random states."""
 
 from __future__ import annotations
 
@@ -6,38 +6,36 @@ import contextlib
 import ctypes
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from ..curvature.calls import evaluation_mode
+from ..data.batch import of_each
 from ..draws import random_stream
 
 
 @functools.cache
 def keep_freed_memory() -> None:
-    """Have glibc keep what a step has freed for the next one, which else gets large tensors anew, page by page.
+    """Have glibc keep what a step frees for the next, which else gets large tensors page by page.
 
     It cost up to a third of the time of a step on a CPU; the price is a process that stays as large
     as it was. It cannot be given back, so it is for the processes of the command line, and never
     for a user's own.
     """
     with contextlib.suppress(OSError, AttributeError):  # not on other systems
-        for parameter, value in (
-            (-4, 0),
-            (-1, -1),
-        ):  # M_MMAP_MAX: no mapping; M_TRIM_THRESHOLD: return nothing
-            ctypes.CDLL("libc.so.6").mallopt(parameter, value)
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(-4, 0)  # M_MMAP_MAX: no mapping
+        libc.mallopt(-1, -1)  # M_TRIM_THRESHOLD: return nothing
 
 
 @contextlib.contextmanager
 def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Make what a model draws itself depend on a seed, and give the global random states back at the end."""
-    devices = list(
-        {parameter.device for parameter in model.parameters() if parameter.device.type == "cuda"}
-    )
+    """Make what a model draws depend on a seed; the global random states come back at the end."""
+    devices = list({parameter.device for parameter in model.parameters() if parameter.is_cuda})
     drawn = random_stream(seed, "model").initial_seed()
     with torch.random.fork_rng(devices):
         torch.default_generator.manual_seed(drawn)
@@ -48,23 +46,25 @@ def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
-    """Set a model up for forward passes alone: evaluation mode, no gradients, no autocast."""
+def no_autocast(model: nn.Module) -> Iterator[None]:
+    """Compute in the precision of the weights, whatever autocast the caller is in."""
     kinds = {tensor.device.type for tensor in (*model.parameters(), *model.buffers())} or {"cpu"}
-    with (
-        contextlib.ExitStack() as stack,
-        torch.no_grad(),
-        own_draws(model, seed),
-        evaluation_mode(model),
-    ):
+    with contextlib.ExitStack() as stack:
         for kind in kinds - {"meta"}:
             stack.enter_context(torch.autocast(kind, enabled=False))
         yield
 
 
 @contextlib.contextmanager
+def measuring(model: nn.Module, seed: int = 0) -> Iterator[None]:
+    """Set a model up for forward passes alone: evaluation mode, no gradients, no autocast."""
+    with no_autocast(model), torch.no_grad(), own_draws(model, seed), evaluation_mode(model):
+        yield
+
+
+@contextlib.contextmanager
 def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
-    """Set a model up to be trained; yield what brings its inputs into the layout that it computes in.
+    """Set a model up to be trained; yield what brings its inputs into the layout of its own.
 
     At the end modes and layout are as before, each parameter is in its own storage again, and no
     gradient is left.
@@ -80,8 +80,9 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
     with (
         torch.inference_mode(False),
         torch.enable_grad(),
+        no_autocast(model),
         own_draws(model, seed),
-        evaluation_mode(model),
+        evaluation_mode(model),  # which gives back the modes
     ):
         model.train()
         try:
@@ -94,18 +95,18 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
 
 
 def fits_channels_last(model: nn.Module) -> bool:
-    """Whether a model may compute in channels_last, in which convolutions are faster on CPU and GPU alike.
+    """Whether a model may compute in channels_last, in which convolutions are faster everywhere.
 
     It may if every module is PyTorch's, torchvision's or of this library: those of others may
     flatten by ``view``, which that layout forbids. Two kernels in one storage would come apart.
     """
-    known = all(
+    familiar = all(
         f"{type(module).__module__}.".startswith(("torch.nn.modules.", "torchvision.", "pai_lib."))
         and "forward" not in vars(module)
         for module in model.modules()
     )
     pairs = itertools.combinations(_kernels(model), 2)
-    return known and not any(first.is_set_to(second) for first, second in pairs)
+    return familiar and not any(first.is_set_to(second) for first, second in pairs)
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:
@@ -134,16 +135,12 @@ def fitting(model: nn.Module) -> Callable[[Any], Any]:
     device = devices.pop() if len(devices) == 1 else None
     dtype = dtypes.pop() if len(dtypes) == 1 else None
 
-    def fit(inputs: Any) -> Any:
-        if isinstance(inputs, Mapping):
-            return {name: fit(value) for name, value in inputs.items()}
-        if isinstance(inputs, tuple):
-            return tuple(map(fit, inputs))
-        if not isinstance(inputs, Tensor):
-            return inputs
-        return inputs.to(device=device, dtype=dtype if inputs.is_floating_point() else None)
+    def fitted(tensor: Any) -> Any:
+        if not isinstance(tensor, Tensor):
+            return tensor
+        return tensor.to(device=device, dtype=dtype if tensor.is_floating_point() else None)
 
-    return fit
+    return functools.partial(of_each, change=fitted)
 
 
 def resolve_device(device: str | torch.device | None = None) -> torch.device:
@@ -154,12 +151,9 @@ def resolve_device(device: str | torch.device | None = None) -> torch.device:
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(device)
-        if device.type not in ("cpu", "cuda"):
-            raise RuntimeError
-    except RuntimeError:
-        raise ValueError(f'device="{device}": it must be "cpu" or "cuda".') from None
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", str(device)):
+        raise ValueError(f'device="{device}": it must be "cpu" or "cuda".')
+    device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError('device="cuda": PyTorch finds no CUDA device here; use device="cpu".')
     return device

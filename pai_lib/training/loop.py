@@ -19,10 +19,10 @@ from tqdm import tqdm
 
 from ..curvature.calls import ByParameter, called
 from ..data.batch import Batch
-from ..data.loading import Dataset
+from ..data.dataset import Dataset
 from ..draws import random_stream
 from ..models import check_logits, check_model
-from ..names import checked_keywords
+from ..names import checked_keywords, count_of
 from ..pruning.masks import apply_mask, check_mask
 from .checkpoint import Checkpoint
 from .device import fitting, measuring, training
@@ -35,7 +35,9 @@ SCHEDULES = ("steps", "cosine")
 class TrainingDivergedError(RuntimeError):
     """The loss became NaN or infinite; ``where`` says when."""
 
-    where = "training"
+    def __init__(self, message: str, where: str = "training"):
+        super().__init__(message)
+        self.where = where
 
 
 class TrainingStoppedError(RuntimeError):
@@ -67,8 +69,7 @@ def warm_up(
         ValueError: for a negative number, or a model that is lazy, made in inference mode or on
             another device.
     """
-    if updates < 0:
-        raise ValueError(f"updates={updates}: it must not be negative.")
+    count_of("updates", updates, 0)
     _check_place(model, data, batch_size)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
@@ -84,9 +85,14 @@ def warm_up(
 
 
 def learning_rate(
-    epoch: int, epochs: int, lr: float, drops: Iterable[float] = (), factor: float = 1.0,
-    schedule: str = "steps", warmup: int = 0,
-) -> float:  # fmt: skip
+    epoch: int,
+    epochs: int,
+    lr: float,
+    drops: Iterable[float] = (),
+    factor: float = 1.0,
+    schedule: str = "steps",
+    warmup: int = 0,
+) -> float:
     """Learning rate of an epoch, counted from 0.
 
     In the first ``warmup`` epochs it rises linearly to ``lr`` (Goyal et al., 2017). Then
@@ -110,21 +116,16 @@ def learning_rate(
 def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
     """Raise ValueError for a model whose tensors cannot be updated from these data."""
     check_model(model)
+    count_of("batch_size", batch_size)
     tensors, device = [*model.parameters(), *model.buffers()], data.train_labels.device
     if any(tensor.is_inference() for tensor in tensors):
-        raise ValueError(
-            "The model was made in inference mode, for good: use copy.deepcopy of it, made outside."
-        )
+        raise ValueError("The model was made in inference mode: use a copy.deepcopy made outside.")
     if tensors and device not in {tensor.device for tensor in tensors}:
-        raise ValueError(
-            f"The model is on {tensors[0].device} and the data on {device}: move one with .to(...)."
-        )
-    if batch_size < 1:
-        raise ValueError(f"batch_size must be at least 1, not {batch_size}")
-    if len(data.train_labels) < min(2, batch_size):
-        raise ValueError(
-            f"There are {len(data.train_labels)} training images: at least 2 are needed."
-        )
+        places = f"The model is on {tensors[0].device} and the data on {device}"
+        raise ValueError(f"{places}: move one with .to(...).")
+    images = len(data.train_labels)
+    if images < min(2, batch_size):
+        raise ValueError(f"There are {images} training images: at least 2 are needed.")
 
 
 def _check_trainable(
@@ -133,15 +134,14 @@ def _check_trainable(
     """Return the highest label; raise ValueError for what would go wrong in the first step."""
     _check_place(model, data, batch_size)
     check_mask(model, mask)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    if not trained:
+    dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
+    if not dtypes:
         raise ValueError(
-            "No parameter of the model requires a gradient, so there is nothing to train."
+            "No parameter of the model requires a gradient: there is nothing to train."
         )
-    if coarse := {p.dtype for p in trained} & {torch.float16, torch.bfloat16}:
-        raise ValueError(
-            f"The weights are {coarse.pop()}: train model.float(), with precision='bf16' for speed."
-        )
+    for coarse in dtypes & {torch.float16, torch.bfloat16}:
+        advice = "train model.float(), with precision='bf16' for speed"
+        raise ValueError(f"The weights are {coarse}: {advice}.")
     lowest, highest = (int(label) for label in data.train_labels.aminmax())
     if lowest < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
@@ -210,106 +210,108 @@ def train(
 
     Returns:
         Curves with one value an epoch: ``loss``, ``accuracy`` (both on the training batches as they
-            were
-        seen) and ``lr``.
+        were seen) and ``lr``.
 
     Raises:
         ValueError: for an option, mask, model or labels that cannot be, before anything is changed.
         TrainingDivergedError: at the end of the epoch in which the loss stopped being finite.
         TrainingStoppedError: when ``stop`` said so.
     """
-    chosen = (("precision", precision), ("optimizer", optimizer), ("schedule", schedule))
-    for (name, value), known in zip(chosen, (PRECISIONS, OPTIMIZERS, SCHEDULES), strict=True):
-        if value not in known:
-            raise ValueError(f"{name}={value!r}: it must be one of {', '.join(known)}.")
-    if epochs < 0:
-        raise ValueError(f"epochs={epochs}: it must not be negative.")
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing}: it must be at least 0 and below 1.")
-    highest = _check_trainable(model, data, mask or {}, batch_size, seed)
-    device, drops = data.train_labels.device, tuple(lr_drops)
-    options: dict[str, Any] = {
-        "lr": lr,
-        "weight_decay": weight_decay,
-        "fused": device.type == "cuda",
-    }
-    if optimizer == "adamw":
-        descent: torch.optim.Optimizer = torch.optim.AdamW(
-            model.parameters(), betas=(momentum, 0.999), **options
-        )
-    else:
-        descent = torch.optim.SGD(model.parameters(), momentum=momentum, **options)
+    _check_options(epochs, label_smoothing, precision, optimizer, schedule)
+    mask, drops, device = mask or {}, tuple(lr_drops), data.train_labels.device
+    checkpoint = checkpoint or Checkpoint(None, {})
+    highest = _check_trainable(model, data, mask, batch_size, seed)
+    descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
     order = random_stream(seed, "order")
-    curves: dict[str, list[float]] = {"loss": [], "accuracy": [], "lr": []}
-    first, start = 0, time.perf_counter()
     with training(model, seed) as fit:
-        compiled_model = (
-            torch.compile(model, dynamic=False) if compile else model
-        )  # again for a smaller last batch
-        fixed = (
-            compiled_model,
-            descent,
-            _masked(model, mask or {}),
-            fit,
-            device,
-            precision,
-            label_smoothing,
-            highest,
-        )
-        if checkpoint is not None and checkpoint.training:
-            checkpoint.restore(model, descent, order)
-            first, curves = checkpoint.training["epoch"], checkpoint.training["curves"]
-            start -= checkpoint.training["seconds"]
-        bar = tqdm(
-            range(first, epochs),
-            "training",
-            epochs,
-            unit="epoch",
-            initial=first,
-            disable=not progress,
-        )
+        # Static shapes: a smaller last batch is compiled again.
+        network = torch.compile(model, dynamic=False) if compile else model
+        masked = _masked(model, mask)
+
+        def forward(inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
+            with _autocast(device, precision):
+                logits = called(network, fit(inputs))
+            logits = _wide(check_logits(logits, len(labels), highest))  # N×C
+            return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+
+        first, curves, seconds = _resumed(checkpoint, model, descent, order)
+        start = time.perf_counter() - seconds
+        remaining = range(first, epochs)
+        bar = tqdm(remaining, "training", epochs, unit="epoch", initial=first, disable=not progress)
         for epoch in bar:
             stopping = stop is not None and stop()
-            if checkpoint is not None and (stopping or checkpoint.due):
+            if stopping or checkpoint.due:
                 seconds = time.perf_counter() - start
                 checkpoint.keep(model, descent, order, epoch=epoch, curves=curves, seconds=seconds)
             if stopping:
-                raise TrainingStoppedError(
-                    f"Training was stopped after {epoch} of {epochs} epochs."
-                )
+                raise TrainingStoppedError(f"Training stopped after {epoch} of {epochs} epochs.")
             rate = learning_rate(epoch, epochs, lr, drops, lr_drop_factor, schedule, lr_warmup)
             descent.param_groups[0]["lr"] = rate
-            loss, accuracy = _epoch(data.epoch(batch_size, order), *fixed)
+            loss, accuracy = _epoch(data.epoch(batch_size, order), forward, descent, masked, device)
             if not math.isfinite(loss):
-                error = TrainingDivergedError(f"The training loss became {loss}.")
-                error.where = f"epoch {epoch + 1}"
-                raise error
-            for name, figure in (("loss", loss), ("accuracy", accuracy), ("lr", rate)):
-                curves[name].append(figure)
+                where = f"epoch {epoch + 1}"
+                raise TrainingDivergedError(f"The training loss became {loss}.", where)
+            for curve, value in (("loss", loss), ("accuracy", accuracy), ("lr", rate)):
+                curves[curve].append(value)
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")
     return curves
 
 
+def _check_options(
+    epochs: int, label_smoothing: float, precision: str, optimizer: str, schedule: str
+) -> None:
+    count_of("epochs", epochs, 0)
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(f"label_smoothing={label_smoothing}: it must be at least 0 and below 1.")
+    for name, choice, choices in (
+        ("precision", precision, PRECISIONS),
+        ("optimizer", optimizer, OPTIMIZERS),
+        ("schedule", schedule, SCHEDULES),
+    ):
+        if choice not in choices:
+            raise ValueError(f"{name}={choice!r}: it must be one of {', '.join(choices)}.")
+
+
+def _descent(
+    name: str, model: nn.Module, lr: float, momentum: float, weight_decay: float, fused: bool
+) -> torch.optim.Optimizer:
+    parameters = model.parameters()
+    if name == "sgd":
+        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=fused)
+    betas = (momentum, 0.999)
+    return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=fused)
+
+
+def _resumed(
+    checkpoint: Checkpoint, model: nn.Module, descent: torch.optim.Optimizer, order: torch.Generator
+) -> tuple[int, dict[str, list[float]], float]:
+    """Go back to a checkpoint, if it holds one; return its epoch, its curves and its seconds."""
+    if not checkpoint.training:
+        return 0, {"loss": [], "accuracy": [], "lr": []}, 0.0
+    checkpoint.restore(model, descent, order)
+    past = checkpoint.training
+    return past["epoch"], past["curves"], past["seconds"]
+
+
 def _masked(model: nn.Module, mask: ByParameter) -> list[tuple[nn.Parameter, Tensor]]:
-    """Zero what a mask removes; return what it keeps in the gradients' dtype and layout, for one fast product."""
+    """Zero what a mask removes; return it in the layout of the gradients, for one fast product."""
     apply_mask(model, mask)
     parameters = [(model.get_parameter(name), kept) for name, kept in mask.items()]
     return [(parameter, torch.empty_like(parameter).copy_(kept)) for parameter, kept in parameters]
 
 
 def _epoch(
-    batches: Iterable[Batch], forward: Callable[..., Any], descent: torch.optim.Optimizer,
-    masked: list[tuple[nn.Parameter, Tensor]], fit: Callable[[Any], Any], device: torch.device,
-    precision: str, label_smoothing: float, highest_label: int,
-) -> tuple[float, float]:  # fmt: skip
-    """Make a step on each batch; return mean loss and accuracy. The host reads nothing before the end."""
+    batches: Iterable[Batch],
+    forward: Callable[[Any, Tensor], tuple[Tensor, Tensor]],
+    descent: torch.optim.Optimizer,
+    masked: list[tuple[nn.Parameter, Tensor]],
+    device: torch.device,
+) -> tuple[float, float]:
+    """Make a step on each batch; return mean loss and accuracy, which the host reads at the end."""
     seen = 0
-    total, correct = (torch.zeros((), dtype=torch.float32, device=device) for _ in range(2))
+    total, correct = torch.zeros(2, dtype=torch.float32, device=device)
     for inputs, labels in batches:
-        with _autocast(device, precision):
-            logits = called(forward, fit(inputs))
-        logits = _wide(check_logits(logits, len(labels), highest_label))  # N×C
-        loss = F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+        logits, loss = forward(inputs, labels)
         descent.zero_grad()
         loss.backward()
         used = [(parameter.grad, kept) for parameter, kept in masked if parameter.grad is not None]
@@ -326,8 +328,7 @@ def compiled() -> bool:
     """Whether runs compile their models: ``PAI_COMPILE=1`` in the environment.
 
     Like the device, and unlike the precision, it changes results by rounding only: a record tells
-        it, its
-    specification does not.
+    it, its specification does not.
     """
     value = os.environ.get("PAI_COMPILE", "0")
     if value not in ("0", "1"):
@@ -339,10 +340,8 @@ def compiled() -> bool:
 def _autocast(device: torch.device, precision: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if precision == "bf16":
-            stack.enter_context(torch.autocast(device.type, dtype=torch.bfloat16))
-            if (
-                device.type == "cpu"
-            ):  # where flash attention goes back several times slower than plain products
+            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+            if device.type == "cpu":  # where flash attention's backward pass is slow
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))
         yield
 
@@ -363,39 +362,33 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
         ValueError: for no samples, for labels out of range, for a model that returns no logits.
     """
     check_model(model)
-    fit, figures, seen = fitting(model), [], 0
+    fit, sums, seen = fitting(model), [], 0
     with measuring(model):
         for inputs, labels in batches:
             if not len(labels):
                 continue
             logits = _wide(check_logits(called(model, fit(inputs)), len(labels)))  # N×C
-            if (
-                labels.shape != logits.shape[:1]
-                or labels.is_floating_point()
-                or labels.dtype == torch.bool
-            ):
-                found = f"{labels.dtype} of shape {tuple(labels.shape)}"
+            whole = not labels.is_floating_point() and labels.dtype != torch.bool
+            if labels.shape != logits.shape[:1] or not whole:
+                form = f"{labels.dtype} of shape {tuple(labels.shape)}"
                 raise ValueError(
-                    f"Labels must be {len(logits)} integers, one a sample, not {found}."
+                    f"Labels must be {len(logits)} integers, one a sample, not {form}."
                 )
             labels, classes = labels.to(logits.device, torch.int64), logits.shape[1]
             # What is out of range is told below; a GPU would not survive it.
             loss = F.cross_entropy(logits, labels.clamp(0, classes - 1), reduction="sum")
-            correct, seen = (logits.argmax(1) == labels).sum(), seen + len(labels)
-            figures.append(
-                torch.stack([figure.double() for figure in (correct, loss, *labels.aminmax())])
-            )
+            correct = (logits.argmax(1) == labels).sum()
+            numbers = (correct, loss, *labels.aminmax())
+            sums.append(torch.stack([number.double() for number in numbers]))
+            seen += len(labels)
     if not seen:
         raise ValueError("There are no samples to evaluate on.")
-    corrects, losses, lowests, highests = (
-        torch.stack(figures).T.cpu().tolist()
-    )  # the host reads once
-    if min(lowests) < 0 or max(highests) >= classes:
-        wrong = int(min(lowests) if min(lowests) < 0 else max(highests))
-        raise ValueError(
-            f"Label {wrong} is out of range: the model has {classes} outputs, and labels start at 0."
-        )
-    return sum(corrects) / seen, sum(losses) / seen
+    correct, losses, lowest, highest = torch.stack(sums).T.cpu().tolist()  # the host reads once
+    for label in (min(lowest), max(highest)):
+        if not 0 <= label < classes:
+            outputs = f"the model has {classes} outputs, and labels start at 0"
+            raise ValueError(f"Label {int(label)} is out of range: {outputs}.")
+    return sum(correct) / seen, sum(losses) / seen
 
 
 def _wide(logits: Tensor) -> Tensor:

@@ -25,7 +25,8 @@ from torchvision.transforms import functional as TF
 from pai_lib import RunSpec
 from pai_lib.data import loading as D
 from pai_lib.data.batch import Batch
-from pai_lib.data.loading import Dataset, check_data, dataset_names, load_data
+from pai_lib.data.dataset import Dataset, crop_and_flip
+from pai_lib.data.loading import check_data, dataset_names, load_data
 
 
 def arrays(train=60, test=20, classes=4, size=8, channels=3, seed=0):
@@ -326,7 +327,7 @@ def test_augmentation_is_the_plain_one(shape):
     rows, columns, flips = (
         grid.flatten() for grid in torch.meshgrid(*map(torch.arange, (9, 9, 2)), indexing="ij")
     )
-    result = D._crop_and_flip(images, rows, columns, flips.bool())
+    result = crop_and_flip(images, rows, columns, flips.bool())
     assert result.dtype == torch.uint8
     for i, image in enumerate(images.numpy()):
         np.testing.assert_array_equal(result[i], reference_crop(image, rows[i], columns[i], flips[i]))
@@ -364,7 +365,7 @@ def test_augment_follows_the_dataset_unless_told(digits):
 
 def test_epoch_refuses_bad_batch_size_at_once(digits):
     for size in (0, -5):
-        with pytest.raises(ValueError, match=f"batch_size must be at least 1, not {size}"):
+        with pytest.raises(ValueError, match=f"batch_size={size}: it must be at least 1"):
             digits.epoch(size, generator())
 
 

@@ -3,6 +3,7 @@
 import copy
 import subprocess
 import sys
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pai_lib as pai
 from pai_lib.training.device import fits_channels_last
+from pai_lib.training.loop import TrainingStoppedError
 
 
 def make_data(seed=0, size=8, channels=1):
@@ -210,7 +212,7 @@ def test_training_leaves_modes_layouts_and_storages(family, fails):
     held = next(model.parameters()).detach()  # a view that somebody keeps
     stops = iter([False, True])
     if fails:
-        with pytest.raises(pai.training.TrainingStoppedError):
+        with pytest.raises(TrainingStoppedError):
             pai.train(model, DATA, stop=lambda: next(stops), **QUICK)
     else:
         pai.train(model, DATA, **QUICK)
@@ -339,7 +341,10 @@ def test_ambient_autocast_changes_nothing():
     expected = pai.evaluate(model, DATA.test_batches())
     twin = copy.deepcopy(model)
     pai.warm_up(twin, DATA, 2, 16)
+    trained, again = network(), network()
+    curves = pai.train(trained, DATA, **QUICK)
     with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert pai.train(again, DATA, **QUICK) == curves
         assert pai.evaluate(model, DATA.test_batches()) == expected
         pai.warm_up(model, DATA, 2, 16)
     assert equal(values(model), values(twin))
@@ -393,12 +398,12 @@ def test_a_model_whose_training_mode_returns_more_is_told_so():
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ({"epochs": -1}, "epochs=-1: it must not be negative"),
+        ({"epochs": -1}, "epochs=-1: it must be at least 0"),
         ({"label_smoothing": 1}, "label_smoothing=1: it must be at least 0 and below 1"),
         ({"lr": -0.1}, "Invalid learning rate: -0.1"),
         ({"momentum": -1}, "Invalid momentum value: -1"),
         ({"optimizer": "adamw", "momentum": 1.0}, "Invalid beta parameter"),
-        ({"batch_size": 0}, "batch_size must be at least 1, not 0"),
+        ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
         ({"mask": {"0.weight": torch.ones(2).bool()}}, "The mask of '0.weight' must be a bool tensor"),
     ],
 )
@@ -479,7 +484,7 @@ def test_what_is_drawn_in_evaluation_mode_is_the_same_in_every_call():
 def test_negative_labels_are_refused_before_training():
     labels = DATA.train_labels.where(DATA.train_labels != 1, -100)
     with pytest.raises(ValueError, match="Label -100 is out of range: labels start at 0"):
-        pai.train(network(), pai.data.replace(DATA, train_labels=labels), **QUICK)
+        pai.train(network(), replace(DATA, train_labels=labels), **QUICK)
 
 
 # --- models that cannot be scored

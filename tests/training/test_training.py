@@ -129,7 +129,7 @@ def test_nothing_to_warm_up(data):
 
 def test_warm_up_refuses_a_wrong_batch_size_and_gives_modes_back(data):
     model = small().train()
-    with pytest.raises(ValueError, match="batch_size must be at least 1, not 0"):
+    with pytest.raises(ValueError, match="batch_size=0: it must be at least 1"):
         warm_up(model, data, updates=1, batch_size=0)
     assert all(m.training for m in model.modules())
 
@@ -338,7 +338,7 @@ def test_freed_memory_is_used_again():
     """Counted in page faults, in a process of its own; the first calls may still enlarge it."""
     code = """
 import resource, torch
-from pai_lib.settings import keep_freed_memory
+from pai_lib.training.device import keep_freed_memory
 def faults():
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     torch.ones(2**25)
