@@ -17,11 +17,6 @@ from .adjoints import PlainOperations
 ByParameter = dict[str, Tensor]
 
 
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor without its graph; a copy if of inference mode, which no graph may hold."""
-    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
-
-
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Call a model: a mapping holds its keyword arguments, a tuple its positional ones."""
     if isinstance(inputs, Mapping):

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Iterable
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -63,18 +63,15 @@ def hutchinson_diag(
     probes = count_of("probes", probes, 2 if standard_error else 1)
     if distribution not in ("rademacher", "normal"):
         raise ValueError(f'distribution={distribution!r}: it must be "rademacher" or "normal".')
-    source = generator_or_new(generator)
+    generator = generator_or_new(generator)
     what = "Hutchinson's estimate"
     with problem_at(model, batch, temperature, parameters, what, progress) as problem:
-
-        def draw() -> list[Tensor]:
-            return [_probe(leaf, distribution, source) for leaf in problem.leaves]
-
+        vectors = _Vectors(problem.leaves, distribution, generator)
         groups = groups_of(problem, group)
         if standard_error:
-            mean, error = _mean_and_error(problem, groups, probes, draw, chunk)
+            mean, error = _mean_and_error(problem, groups, vectors, probes, chunk)
             return problem.mapped(mean), problem.mapped(error)
-        return problem.mapped(_mean(problem, groups, probes, draw, source, chunk))
+        return problem.mapped(_mean(problem, groups, vectors, probes, chunk))
 
 
 @checked_keywords
@@ -118,46 +115,49 @@ def hessian_row_norm(
     >>> all(bool((1.001 * norm[name] >= estimate[name].abs()).all()) for name in norm)
     True
     """
-    mean, error = hutchinson_diag(
-        model,
-        batch,
-        probes,
-        group,
-        temperature=temperature,
-        parameters=parameters,
-        generator=generator,
-        chunk=chunk,
-        progress=progress,
-        standard_error=True,
-    )
+    options: Any = {"temperature": temperature, "parameters": parameters, "generator": generator}
+    options |= {"chunk": chunk, "progress": progress, "standard_error": True}
+    mean, error = hutchinson_diag(model, batch, probes, group, **options)
     return {name: torch.hypot(mean[name], (probes - 1) ** 0.5 * error[name]) for name in mean}
 
 
-Draw = Callable[[], list[Tensor]]
+class _Vectors(NamedTuple):
+    """Random vectors of the shapes of leaves."""
+
+    leaves: list[Tensor]
+    distribution: str
+    generator: torch.Generator
+
+    def draw(self) -> list[Tensor]:
+        """Draw on the generator's device, in one dtype: a seed means one vector for all models."""
+        source: Any = {"generator": self.generator, "device": self.generator.device}
+        vectors = []
+        for leaf in self.leaves:
+            if self.distribution == "normal":
+                vector = torch.randn(leaf.shape, dtype=torch.float32, **source)
+            else:
+                vector = torch.randint(2, leaf.shape, dtype=torch.int8, **source) * 2 - 1
+            vectors.append(vector.to(leaf))
+        return vectors
 
 
 def _mean(
-    problem: Problem,
-    groups: list[slice],
-    probes: int,
-    draw: Draw,
-    generator: torch.Generator,
-    chunk: int | None,
+    problem: Problem, groups: list[slice], vectors: _Vectors, probes: int, chunk: int | None
 ) -> list[Tensor]:
     """Mean of z ⊙ (H z), with the graph of a piece's gradient built once for all probes."""
     mean = problem.zeros()
     for part in steps(groups, "group"):
-        state = generator.get_state()
+        state = vectors.generator.get_state()
         for piece in steps(chunks(problem, chunk, part, TWICE), "piece"):
-            generator.set_state(state)  # every piece of a group meets the same probes
+            vectors.generator.set_state(state)  # every piece of a group meets the same probes
             share = size(piece) / problem.samples / probes
-            for z, hz in hessian_products(problem, piece, draw, probes, size(piece)):
+            for z, hz in hessian_products(problem, piece, vectors.draw, probes, size(piece)):
                 torch._foreach_addcmul_(mean, z, hz, share)
     return mean
 
 
 def _mean_and_error(
-    problem: Problem, groups: list[slice], probes: int, draw: Draw, chunk: int | None
+    problem: Problem, groups: list[slice], vectors: _Vectors, probes: int, chunk: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
     """Mean of z ⊙ (H z), and its standard error from the spread of a group's products.
 
@@ -166,7 +166,7 @@ def _mean_and_error(
     mean, variance = problem.zeros(), problem.zeros()
     for part in steps(groups, "group"):
         group_mean, deviations = problem.zeros(), problem.zeros()
-        products = hessian_products(problem, part, draw, probes, chunk)
+        products = hessian_products(problem, part, vectors.draw, probes, chunk)
         for count, (z, hz) in enumerate(products, start=1):
             product = torch._foreach_mul(z, hz)
             before = torch._foreach_sub(product, group_mean)
@@ -177,14 +177,3 @@ def _mean_and_error(
         torch._foreach_add_(mean, group_mean, alpha=weight)
         torch._foreach_add_(variance, deviations, alpha=weight**2 / (probes * (probes - 1)))
     return mean, list(torch._foreach_sqrt(variance))
-
-
-def _probe(like: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    """A random vector, on the generator's device and in one dtype, so that a seed means one probe."""
-    device = generator.device
-    if distribution == "normal":
-        probe = torch.randn(like.shape, generator=generator, dtype=torch.float32, device=device)
-    else:
-        bits = torch.randint(2, like.shape, generator=generator, dtype=torch.int8, device=device)
-        probe = bits * 2 - 1
-    return probe.to(like)

@@ -28,7 +28,6 @@ from .calls import (
     answered,
     check_repeats,
     evaluation_mode,
-    plain,
     substituted,
 )
 from .graph import REENTRANT, hides_weights, runs_own_functions
@@ -44,6 +43,11 @@ MIXED = (
     "is not defined for this model, nor a batch in pieces."
 )
 FEW = 8  # samples that are looked at where operations prove the rest
+
+
+def plain(tensor: Tensor) -> Tensor:
+    """The tensor without its graph; a copy if of inference mode, which no graph may hold."""
+    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
 
 
 class Problem:

@@ -8,7 +8,7 @@ row of several samples by no such number.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
 from typing import NamedTuple
 
@@ -45,7 +45,7 @@ class Owners(NamedTuple):
 def find_owners(
     logits: Tensor, uses: Sequence[Use], seed: Tensor, keep_graph: bool
 ) -> tuple[list[Owners], tuple[Tensor, ...]]:
-    """Find the owners of the rows of uses, by a gradient at the logits; and the gradients at the uses."""
+    """Find the owners of the rows of uses, from a seed at the logits; and its gradients at the uses."""
     samples = torch.arange(len(logits), device=logits.device)
     powers = torch.tensor([2.0**i for i in range(EXPONENTS)], dtype=logits.dtype).to(logits.device)
     scaled = []
@@ -113,12 +113,13 @@ def layout_of(owner: Tensor, order: Order, samples: int) -> Layout:
     return Layout(owner.argsort(stable=True)[dead:], counts)
 
 
-def grouped(rows: Tensor, groups: list[slice], layout: Layout) -> Sequence[Tensor]:
-    """The rows of each group of samples, along the first axis."""
+def grouped(groups: list[slice], layout: Layout, *tensors: Tensor) -> Iterable[tuple[Tensor, ...]]:
+    """The rows of each group of samples, along the first axis of several tensors."""
     if len(groups) == 1:
-        return [rows]
-    samples = groups[-1].stop
+        return [tensors]
     if layout.permutation is not None:
-        rows = rows[layout.permutation]
-    counts = layout.counts or [len(rows) // samples] * samples
-    return rows.split([sum(counts[group]) for group in groups])
+        tensors = tuple(rows[layout.permutation] for rows in tensors)
+    samples = groups[-1].stop
+    counts = layout.counts or [len(tensors[0]) // samples] * samples
+    lengths = [sum(counts[group]) for group in groups]
+    return zip(*(rows.split(lengths) for rows in tensors), strict=True)

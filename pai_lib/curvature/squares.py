@@ -117,8 +117,8 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: L
         product = gradient if use.inputs is None else gradient * use.inputs
         if use.channel_axis == 1:
             product = product.reshape(*product.shape[:2], -1).sum(2)
-        parts = grouped(product.flatten(0, -2), groups, layout)  # rows × channels
-        return torch.stack([part.sum(0) for part in parts]).square_().sum(0)
+        parts = grouped(groups, layout, product.flatten(0, -2))  # rows × channels
+        return torch.stack([rows.sum(0) for (rows,) in parts]).square_().sum(0)
     assert use.inputs is not None  # only a bias has none
     if use.kind == "convolution":
         return _convolution_squares(use, use.inputs, gradient, groups, layout)
@@ -126,9 +126,8 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: L
     if len(groups) == len(g) and layout.permutation is None:  # a sample a group, a row a sample
         return g.square().T @ a.square()
     total = torch.zeros_like(use.parameter)
-    pairs = zip(grouped(g, groups, layout), grouped(a, groups, layout), strict=True)
-    for g_part, a_part in pairs:
-        total += (g_part.T @ a_part).square_()
+    for g_rows, a_rows in grouped(groups, layout, g, a):
+        total += (g_rows.T @ a_rows).square_()
     return total
 
 
@@ -142,16 +141,12 @@ def _convolution_squares(
         inputs = F.unfold(inputs, total.shape[2:], dilation, padding, stride)
         gradient = gradient.flatten(2)  # rows × out × positions, as inputs rows × in·kernel × …
         flat, product = total.flatten(1), torch.empty_like(total).flatten(1)  # out × in·kernel
-        for g, a in zip(
-            grouped(gradient, groups, layout), grouped(inputs, groups, layout), strict=True
-        ):
+        for g, a in grouped(groups, layout, gradient, inputs):
             g, a = g.transpose(0, 1).flatten(1), a.transpose(0, 1).flatten(1)  # … × rows·positions
             flat.addcmul_(torch.mm(g, a.T, out=product), product)
         return total
     options = stride, padding, dilation, False, [0] * len(stride), channel_groups
-    for g, a in zip(
-        grouped(gradient, groups, layout), grouped(inputs, groups, layout), strict=True
-    ):
+    for g, a in grouped(groups, layout, gradient, inputs):
         if len(g):  # a group may have no row
             _, weight, _ = torch.ops.aten.convolution_backward(
                 g, a, use.parameter, None, *options, [False, True, False]
