@@ -15,6 +15,10 @@ from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
 
 ByParameter = dict[str, Tensor]
+UNREPEATABLE = (
+    "The model's output differs from call to call in evaluation mode: switch its random numbers "
+    "off (as of F.dropout without training=self.training), or the state that it keeps."
+)
 
 
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
@@ -39,11 +43,9 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
         if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
         kinds = [f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in each_of(inputs)]
-        shapes = ", ".join(kinds).replace("torch.", "")
+        fails = "The model's forward pass fails for inputs of " + ", ".join(kinds)
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(
-            f"The model's forward pass fails for inputs of {shapes}: {reason}"
-        ) from error
+        raise ValueError(f"{fails.replace('torch.', '')}: {reason}") from error
 
 
 def check_repeats(model: nn.Module, inputs: Inputs) -> None:
@@ -63,11 +65,7 @@ def check_repeats(model: nn.Module, inputs: Inputs) -> None:
     rounding = 1e4 * torch.finfo(first.dtype).eps  # a GPU may add in another order
     if first.shape != second.shape or (first - second).abs().max() > rounding * first.abs().max():
         torch.set_rng_state(random_state)
-        raise ValueError(
-            "The model's output for the same inputs differs from call to call in evaluation mode, "
-            "and so would scores: switch its random numbers (as of F.dropout without "
-            "training=self.training), or the state that it keeps, off."
-        )
+        raise ValueError(UNREPEATABLE)
 
 
 class DetachedValues(TorchFunctionMode):

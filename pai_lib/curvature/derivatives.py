@@ -126,12 +126,9 @@ def hessian_vector_product(
     names, what = list(vectors), "Hessian product"
     with problem_at(model, batch, temperature, names, what, progress) as problem:
         for name, leaf in problem.theta.items():
-            vector, shape = vectors[name], tuple(leaf.shape)
-            if not isinstance(vector, Tensor):
-                kind = type(vector).__name__
-                raise TypeError(f"vectors[{name!r}] is a {kind}: it must be a tensor.")
-            if vector.shape != shape:
-                raise ValueError(f"vectors[{name!r}] has shape {tuple(vector.shape)}, not {shape}.")
+            if getattr(vectors[name], "shape", None) != leaf.shape:
+                shape = tuple(leaf.shape)
+                raise ValueError(f"vectors[{name!r}] must be a tensor of the shape {shape}.")
         whole = slice(0, problem.samples)
         values = [vectors[name].to(leaf) for name, leaf in problem.theta.items()]
         ((_, product),) = hessian_products(problem, whole, lambda: values, 1, chunk)
@@ -188,13 +185,9 @@ def synaptic_flow(
             check_repeats(model, of_each(inputs, ones))
             output = answered(model, of_each(inputs, ones))
             if not isinstance(output, Tensor) or not output.requires_grad:
-                raise ValueError(
-                    "Synaptic flow needs a model that returns a tensor of its weights."
-                )
+                raise ValueError("Synaptic flow needs a model that returns a tensor of weights.")
             if not any(floating) and not lookups.used:
-                raise ValueError(
-                    "Synaptic flow needs inputs of ones, or tokens: no embedding takes these."
-                )
+                raise ValueError("Synaptic flow needs inputs of ones: no embedding takes these.")
             with sentences():
                 gradients = torch.autograd.grad(output.sum(), theta, materialize_grads=True)
     return {name: (t * g).detach() for name, t, g in zip(names, theta, gradients, strict=True)}

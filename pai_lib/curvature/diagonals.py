@@ -1,8 +1,8 @@
 """Diagonals of the empirical Fisher, the generalised Gauss-Newton matrix and the Hessian.
 
-The loss is that of ``curvature.problem``. Squared gradients are contracted
-layer by layer from the inputs and output gradients that the autograd graph holds: by-sample
-gradients are never stored for more than one group of one layer.
+The loss is that of ``curvature.problem``. Squared gradients are contracted layer by layer from the
+inputs and output gradients that the autograd graph holds: by-sample gradients are never stored for
+more than one group of one layer.
 """
 
 from __future__ import annotations
@@ -34,11 +34,11 @@ def fisher_diag(
     chunk: int | None = None,
     progress: bool = True,
 ) -> ByParameter:
-    """Diagonal of the empirical Fisher, F̂ᵢᵢ = (1/G) Σ over groups of (∂ᵢ of the group's mean loss)².
+    """Diagonal of the empirical Fisher, F̂ᵢᵢ = (1/G) Σ_g (∂ᵢ of the mean loss of group g)².
 
-    With ``group=1`` it is the mean of squared per-sample gradients; on what it is not: Kunstner et
-    al., 2019. Groups above 1 square averaged gradients: another, smaller quantity. Samples are
-    grouped in their order; a last, smaller group counts as one group.
+    G is the number of groups. With ``group=1`` it is the mean of squared per-sample gradients; on
+    what it is not: Kunstner et al., 2019. Groups above 1 square averaged gradients: another,
+    smaller quantity. Samples are grouped in their order; a last, smaller group counts as one group.
 
     Args:
         model: as in ``gradient``.

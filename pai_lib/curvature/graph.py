@@ -107,7 +107,7 @@ def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
         if use is None:
             raise ValueError(
                 f"Parameter {name!r} was used by {operation(node)!r}, whose per-sample gradient is "
-                "not known here (convolution, linear and batch norm are): leave it out with "
+                "not known (of convolution, linear and batch norm it is): leave it out with "
                 "parameters=[...]."
             )
         uses[name] = use

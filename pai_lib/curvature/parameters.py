@@ -47,8 +47,8 @@ def prunable(model: nn.Module) -> list[str]:
     for name in names:
         if name not in parameters:
             raise ValueError(
-                f"The weight {name!r} is computed from other parameters (a parametrization such as "
-                "weight norm, or a mask of torch.nn.utils.prune): make it permanent first."
+                f"The weight {name!r} is computed from other parameters (as by weight norm or "
+                "torch.nn.utils.prune): make it permanent first."
             )
     head = [parameters[name] for name in (linear or names)[-1:]]
     body = []
@@ -104,8 +104,6 @@ def _check_unwrapped(model: nn.Module) -> None:
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise ValueError(f"{subject} is wrapped in {kind}: use what it wraps, its .module.")
         if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ValueError(
-                f"{subject} is compiled: use it as before (after .compile(), a deepcopy)."
-            )
+            raise ValueError(f"{subject} is compiled: use what was compiled, or a deepcopy.")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{subject} is a TorchScript module: use what it was made from.")

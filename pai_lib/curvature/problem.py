@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import itertools
 import numbers
+import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
@@ -51,18 +52,17 @@ def plain(tensor: Tensor) -> Tensor:
 
 
 class Problem:
-    """A loss at one point: leaf tensors for the chosen parameters, and logits as a function of them."""
+    """A loss at one point: leaf tensors for the chosen parameters, and logits as their function."""
 
     def __init__(self, model: nn.Module, batch: Batch, temperature: float, names: list[str]):
         self.model, self.temperature = model, temperature
         self.theta = {name: plain(model.get_parameter(name)).requires_grad_() for name in names}
         self.leaves = list(self.theta.values())
-        for name, leaf in self.theta.items():
+        for leaf in self.leaves:
             if leaf.dtype not in (torch.float32, torch.float64):
-                kind = f"{leaf.dtype} ({name!r})"
-                raise ValueError(f"The model is in {kind}: it must be in float32 or float64.")
+                raise ValueError(f"The model is in {leaf.dtype}, not in float32 or float64.")
         batch = as_batch(batch)
-        _check_batch(batch, self.leaves[0].dtype)
+        _check_batch(batch)
         device = self.leaves[0].device
         self.inputs = of_each(batch.inputs, lambda tensor: plain(tensor.to(device)))
         self.labels = plain(batch.labels.to(device, torch.int64))
@@ -123,7 +123,7 @@ class Problem:
             raise ValueError(MIXED)
 
     def watched(self, part: slice) -> tuple[Tensor, list[GradientEdge], bool]:
-        """Logits whose graph begins at the inputs, n×C; where that is; and whether it hides anything.
+        """Logits n×C whose graph begins at the inputs, where it does, and whether it hides a part.
 
         Of inputs without a gradient, as tokens, it hides what becomes of them.
         """
@@ -167,11 +167,10 @@ class Problem:
                     loss, self.leaves, create_graph=create_graph, allow_unused=True
                 )
         for name, gradient in zip(self.theta, gradients, strict=True):
+            if gradient is None and hides_weights(self.watched(part)[0]):
+                raise ValueError(REENTRANT)
             if gradient is None:
-                if hides_weights(self.watched(part)[0]):
-                    raise ValueError(REENTRANT)
-                unused = f"The loss does not depend on {name!r}"
-                raise ValueError(f"{unused}: leave it out with parameters=[...].")
+                raise ValueError(f"The loss does not depend on {name!r}: leave it out.")
         return gradients
 
     def zeros(self) -> list[Tensor]:
@@ -185,24 +184,21 @@ class Problem:
 
 @contextlib.contextmanager
 def sentences() -> Iterator[None]:
-    """Say in a sentence what PyTorch cannot differentiate."""
+    """Raise ValueError where PyTorch cannot differentiate an operation."""
     try:
         yield
     except RuntimeError as error:
-        message = str(error)
-        if "use_reentrant" in message:
-            raise ValueError(REENTRANT) from error
-        if message.startswith("derivative for") and "is not implemented" in message:
-            operation = message.split()[2].removeprefix("aten::").removesuffix("_backward")
-            raise ValueError(
-                f"PyTorch has no second derivative of the operation {operation!r}: Hessians cannot "
-                "be had of this model."
-            ) from error
-        raise
+        lacking = re.match(
+            r"derivative for aten::(\w+?)(_backward)? is not implemented", str(error)
+        )
+        if lacking is None:
+            raise
+        without = f"PyTorch has no second derivative of the operation {lacking[1]!r}"
+        raise ValueError(f"{without}: Hessians cannot be had of this model.") from error
 
 
-def _check_batch(batch: Batch, dtype: torch.dtype) -> None:
-    """Raise ValueError or TypeError for what a loss of a model in ``dtype`` cannot be taken of."""
+def _check_batch(batch: Batch) -> None:
+    """Raise ValueError or TypeError for inputs and labels that no loss can be taken of."""
     inputs, labels = each_of(batch.inputs), batch.labels
     if labels is None:
         raise ValueError("This criterion needs labels, and the batch has none.")
@@ -222,13 +218,8 @@ def _check_batch(batch: Batch, dtype: torch.dtype) -> None:
         raise ValueError(f"Labels must be {count} integers, one a sample, not {kind}.")
     if (lowest := int(labels.long().min())) < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
-    for tensor in inputs:
-        if not tensor.is_floating_point():
-            continue
-        if not bool(torch.isfinite(tensor).all()):
-            raise ValueError("The inputs hold NaN or infinite values.")
-        if tensor.dtype != dtype:
-            raise ValueError(f"The inputs are {tensor.dtype} and the model is {dtype}.")
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in inputs):
+        raise ValueError("The inputs hold NaN or infinite values.")
 
 
 @contextlib.contextmanager

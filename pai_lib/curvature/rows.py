@@ -45,7 +45,7 @@ class Owners(NamedTuple):
 def find_owners(
     logits: Tensor, uses: Sequence[Use], seed: Tensor, keep_graph: bool
 ) -> tuple[list[Owners], tuple[Tensor, ...]]:
-    """Find the owners of the rows of uses, from a seed at the logits; and its gradients at the uses."""
+    """Find the owners of the rows of uses, and the gradients there for a seed at the logits."""
     samples = torch.arange(len(logits), device=logits.device)
     powers = torch.tensor([2.0**i for i in range(EXPONENTS)], dtype=logits.dtype).to(logits.device)
     scaled = []
@@ -95,6 +95,7 @@ def _owners(plain: Tensor, scaled: list[Tensor], powers: Tensor, samples: int) -
         owner = owner + digit * EXPONENTS**place
     owner = torch.where(alive, owner, -1)
     single = single & (owner < samples).all()
+    owner = owner.clamp(max=samples - 1)
     row, dead = torch.arange(len(owner), device=owner.device), owner == -1
     even = single & (len(owner) % samples == 0)
     samples_first = even & ((owner == row // max(1, len(owner) // samples)) | dead).all()

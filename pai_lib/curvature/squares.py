@@ -71,7 +71,7 @@ class _Orders:
 
 
 def _add_piece(
-    total: list[Tensor], problem: Problem, groups: list[slice], seeds: Seeds, orders: _Orders
+    total: list[Tensor], problem: Problem, groups: list[slice], make_seeds: Seeds, orders: _Orders
 ) -> None:
     """Add the squares of the samples of one forward pass."""
     if len(groups) > 1:
@@ -81,7 +81,7 @@ def _add_piece(
     logits = problem.logits(part)
     named = find_uses(logits, problem.theta)
     uses, layouts = list(named.values()), [Layout()] * len(named)
-    seeds_here = seeds(logits, part)
+    seeds = make_seeds(logits, part)
 
     def add(gradients: Sequence[Tensor]) -> None:
         with torch.no_grad():  # the graph's own tensors would otherwise record every square
@@ -89,15 +89,15 @@ def _add_piece(
                 out += squared_gradients(use, gradient, groups, layout)
 
     if len(groups) > 1 and not keeps_samples_apart(logits, uses):
-        mixture = torch.stack([seed * math.cos(i) for i, seed in enumerate(seeds_here)]).sum(0)
-        owners, gradients = find_owners(logits, uses, mixture, keep_graph=len(seeds_here) > 1)
+        mixture = torch.stack([seed * math.cos(i) for i, seed in enumerate(seeds)]).sum(0)
+        owners, gradients = find_owners(logits, uses, mixture, keep_graph=len(seeds) > 1)
         layouts = orders.layouts(dict(zip(named, owners, strict=True)), len(logits))
-        if len(seeds_here) == 1:  # of one seed, the mixture is the seed
+        if len(seeds) == 1:  # of one seed, the mixture is the seed
             add(gradients)
             return
         del gradients
-    for i, seed in enumerate(seeds_here, start=1):
-        add(back(logits, uses, seed, keep_graph=i < len(seeds_here)))
+    for i, seed in enumerate(seeds, start=1):
+        add(back(logits, uses, seed, keep_graph=i < len(seeds)))
 
 
 def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: Layout) -> Tensor:
