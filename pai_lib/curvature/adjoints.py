@@ -1,4 +1,4 @@
-"""Operations made of others: for graphs that tell what ran, and second derivatives at the price of the first.
+"""Operations made of others: for graphs that tell what ran, and for cheap second derivatives.
 
 PyTorch differentiates a convolution's backward pass by transposed copies of its operands, which on
 a CPU costs more than all the rest of a Hessian-vector product. A convolution y = x ∗ W is bilinear,
@@ -30,72 +30,62 @@ def _recomputed() -> bool:
 
 
 class PlainOperations(TorchFunctionMode):
-    """While active, what PyTorch's graph does not tell, or cannot differentiate twice, is made of what it can."""
+    """While active, operations are made of others whose graph tells all, or has two derivatives."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Replace circular padding, which writes in place, and the hard sigmoid; leave everything else."""
-        kwargs = kwargs or {}
-        if function is F.pad and not _recomputed():
-            return _pad(*args, **kwargs)
-        if function is F.hardsigmoid and not _recomputed():
-            return _hardsigmoid(*args, **kwargs)
-        return function(*args, **kwargs)
+        """Replace circular padding, which writes in place, and the hard sigmoid; nothing else."""
+        if function in _PLAIN and not _recomputed():
+            function = _PLAIN[function]
+        return function(*args, **(kwargs or {}))
 
 
-def _pad(
-    input: Tensor, pad: list[int], mode: str = "constant", value: float | None = None
-) -> Tensor:
-    if (
-        mode != "circular"
-        or min(pad) < 0
-        or any(n > input.shape[-1 - i // 2] for i, n in enumerate(pad))
-    ):
+def _pad(input, pad, mode="constant", value=None) -> Tensor:
+    too_long = any(n > input.shape[-1 - i // 2] for i, n in enumerate(pad))
+    if mode != "circular" or min(pad) < 0 or too_long:
         return F.pad(input, pad, mode, value)
     for axis, (before, after) in enumerate(zip(pad[::2], pad[1::2], strict=True), 1):
-        size = input.shape[-axis]
-        ends = input.narrow(-axis, size - before, before), input, input.narrow(-axis, 0, after)
-        input = torch.cat(ends, -axis)
+        start = input.narrow(-axis, input.shape[-axis] - before, before)
+        input = torch.cat([start, input, input.narrow(-axis, 0, after)], -axis)
     return input
 
 
-def _hardsigmoid(input: Tensor, inplace: bool = False) -> Tensor:
+def _hardsigmoid(input, inplace=False) -> Tensor:
     value = F.hardtanh(input + 3, 0.0, 6.0) / 6  # the same at the bends: their derivative is 0
     return input.copy_(value) if inplace else value
+
+
+_PLAIN = {F.pad: _pad, F.hardsigmoid: _hardsigmoid}
 
 
 class DirectAdjoints(TorchFunctionMode):
     """While active, what runs can be differentiated twice (not three times) by the rules above."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Replace convolutions of batches and batch norms in evaluation mode; leave everything else."""
+        """Replace convolutions of batches and batch norms in evaluation mode; nothing else."""
+        kwargs = kwargs or {}
         result: Any = NotImplemented
-        if _recomputed():
-            return function(*args, **(kwargs or {}))
-        if function in (torch.conv1d, torch.conv2d, torch.conv3d):
-            result = _convolve(*args, **(kwargs or {}))
-        elif function is torch.batch_norm and not kwargs:
-            result = _normalise(*args)
-        return function(*args, **(kwargs or {})) if result is NotImplemented else result
+        if not _recomputed():
+            if function in (torch.conv1d, torch.conv2d, torch.conv3d):
+                result = _convolve(*args, **kwargs)
+            elif function is torch.batch_norm and not kwargs:
+                result = _normalise(*args)
+        return function(*args, **kwargs) if result is NotImplemented else result
 
 
 def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Any:
-    axes = weight.ndim - 2
     if isinstance(padding, str) or input.ndim != weight.ndim:
         return NotImplemented
-    sizes = [
-        tuple([each] if isinstance(each, int) else each) for each in (stride, padding, dilation)
-    ]
-    sizes = [each * axes if len(each) == 1 else each for each in sizes]
-    out = _Convolution.apply(input, weight, (*sizes, False, (0,) * axes, groups))  # N×C×…
-    return out if bias is None else out + bias.view(-1, *(1,) * axes)
+    sizes = [[n] if isinstance(n, int) else n for n in (stride, padding, dilation)]
+    out = _Convolution.apply(input, weight, (*sizes, False, [0], groups))  # N×C×…
+    return out if bias is None else out + bias.view(-1, *(1,) * (weight.ndim - 2))
 
 
 def _normalise(x, weight, bias, mean, variance, training, momentum, epsilon, cudnn) -> Any:
     if training:
         return NotImplemented
-    scale = (
-        (variance + epsilon).rsqrt() if weight is None else (variance + epsilon).rsqrt() * weight
-    )
+    scale = (variance + epsilon).rsqrt()
+    if weight is not None:
+        scale = scale * weight
     shift = -mean * scale if bias is None else bias - mean * scale
     shape = (-1, *(1,) * (x.ndim - 2))  # channels are the second axis
     return torch.addcmul(shift.view(shape), x, scale.view(shape))
@@ -136,13 +126,14 @@ class _Adjoint(torch.autograd.Function):
     @once_differentiable
     def backward(ctx, a, b):
         (gradient, x, weight), options = ctx.saved_tensors, ctx.options
-        at_gradient = None if a is None else _convolution(a, weight, None, *options)
+        at_gradient = at_x = at_weight = None
+        if a is not None:
+            at_gradient = _convolution(a, weight, None, *options)
+            if ctx.needs_input_grad[2]:
+                at_weight = _backward(gradient, a, weight, None, *options, (False, True, False))[1]
         if b is not None:
             product = _convolution(x, b, None, *options)
             at_gradient = product if at_gradient is None else at_gradient + product
-        at_x = at_weight = None
-        if b is not None and ctx.needs_input_grad[1]:
-            at_x = _backward(gradient, x, b, None, *options, (True, False, False))[0]
-        if a is not None and ctx.needs_input_grad[2]:
-            at_weight = _backward(gradient, a, weight, None, *options, (False, True, False))[1]
+            if ctx.needs_input_grad[1]:
+                at_x = _backward(gradient, x, b, None, *options, (True, False, False))[0]
         return at_gradient, at_x, at_weight, None, None

@@ -1,15 +1,11 @@
-"""Calling a model: in evaluation mode, on inputs of any form, with other weights in place of its own."""
+"""Calling a model: in evaluation mode, on inputs of any form, with other weights than its own."""
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import pickle
-import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -19,11 +15,10 @@ from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
 
 ByParameter = dict[str, Tensor]
-
-
-def plain(tensor: Tensor) -> Tensor:
-    """The tensor without its graph; a copy where it was made in inference mode, which no graph may hold."""
-    return tensor.detach().clone() if tensor.is_inference() else tensor.detach()
+UNREPEATABLE = (
+    "The model's output differs from call to call in evaluation mode: switch its random numbers "
+    "off (as of F.dropout without training=self.training), or the state that it keeps."
+)
 
 
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
@@ -35,95 +30,46 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 def answered(model: nn.Module, inputs: Inputs) -> Any:
     """Call a model with plain operations; ValueError as ``failing_in_a_sentence``."""
-    with failing_in_a_sentence(model, inputs), PlainOperations():
+    with failing_in_a_sentence(inputs), PlainOperations():
         return called(model, inputs)
 
 
-def first_called(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model; ValueError as ``failing_in_a_sentence``, and for a model that draws random numbers."""
-    device = each_of(inputs)[0].device
-    state, before = torch.get_rng_state(), _random_states(device)
-    out = answered(model, inputs)
-    if before != _random_states(device) and _draws(
-        model, of_each(inputs, lambda tensor: tensor[:2])
-    ):
-        torch.set_rng_state(state)
-        raise ValueError(
-            "The model draws random numbers in evaluation mode (as F.dropout does without "
-            "training=self.training), so scores would differ from call to call: switch that off."
-        )
-    return out
-
-
-def _draws(model: nn.Module, few: Inputs) -> bool:
-    """Whether each of five calls draws: other threads, as those of a Dask worker, draw now and then."""
-    for _ in range(5):
-        before = _random_states(each_of(few)[0].device)
-        with torch.no_grad():
-            answered(model, few)
-        if before == _random_states(each_of(few)[0].device):
-            return False
-    return True
-
-
 @contextlib.contextmanager
-def failing_in_a_sentence(model: nn.Module, inputs: Inputs) -> Iterator[None]:
-    """Raise ValueError for inputs that a model does not take, and where its forward pass fails in the block."""
-    tensors = each_of(inputs)
-    if not isinstance(inputs, Tensor):
-        kind = f"a tuple of {len(tensors)} tensors"
-        if isinstance(inputs, Mapping):
-            kind = f"a mapping of {', '.join(inputs)}"
-        signature = inspect.signature(model.forward)
-        try:
-            signature.bind(**inputs) if isinstance(inputs, Mapping) else signature.bind(*inputs)
-        except TypeError as error:
-            raise ValueError(
-                f"The inputs are {kind}, and the model's forward{signature} does not take them: {error}."
-            ) from None
+def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
+    """Raise ValueError where a model's forward pass fails in the block, with the inputs' shapes."""
     try:
         yield
     except (RuntimeError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
-        given = ", ".join(f"{t.dtype} of shape {tuple(t.shape)}" for t in tensors).replace(
-            "torch.", ""
-        )
-        said = str(error).strip().partition("\n")[0]
-        raise ValueError(f"The model's forward pass fails for inputs of {given}: {said}") from error
-
-
-def _random_states(device: torch.device) -> list[Any]:
-    states = [torch.get_rng_state()] + (
-        [torch.cuda.get_rng_state(device)] if device.type == "cuda" else []
-    )
-    others = pickle.dumps(np.random.get_state(legacy=False)), random.getstate()  # noqa: NPY002
-    return [*(state.numpy().tobytes() for state in states), *others]
+        kinds = [f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in each_of(inputs)]
+        fails = "The model's forward pass fails for inputs of " + ", ".join(kinds)
+        reason = str(error).strip().partition("\n")[0]
+        raise ValueError(f"{fails.replace('torch.', '')}: {reason}") from error
 
 
 def check_repeats(model: nn.Module, inputs: Inputs) -> None:
-    """Raise ValueError for a model whose output for a few inputs is another one when it is called again."""
-    if not _repeats(model, inputs):
-        raise ValueError(
-            "The model's output for the same inputs differs from call to call in evaluation mode, as with random "
-            "numbers of its own or a state that it keeps, and so would scores: switch that off."
-        )
+    """Raise ValueError for a model whose output is another one when it is called again.
 
-
-def _repeats(model: nn.Module, inputs: Inputs) -> bool:
+    Its outputs are compared, not the states of random generators: other threads, as those of a Dask
+    worker, draw from them too.
+    """
+    random_state = torch.get_rng_state()
     try:
         with torch.no_grad(), PlainOperations():
-            one, two = (called(model, of_each(inputs, Tensor.clone)) for _ in range(2))
-    except (RuntimeError, ValueError, IndexError):  # so few samples are too few for it
-        return True
-    if not (isinstance(one, Tensor) and isinstance(two, Tensor) and one.is_floating_point()):
-        return True  # refused elsewhere
-    within = 1e4 * torch.finfo(one.dtype).eps  # a GPU may add in another order
-    return one.shape == two.shape and not bool((one - two).abs().max() > within * one.abs().max())
+            first, second = (called(model, of_each(inputs, Tensor.clone)) for _ in range(2))
+    except (RuntimeError, TypeError, ValueError, IndexError):  # so few samples are too few for it
+        return
+    if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
+        return  # refused elsewhere
+    rounding = 1e4 * torch.finfo(first.dtype).eps  # a GPU may add in another order
+    if first.shape != second.shape or (first - second).abs().max() > rounding * first.abs().max():
+        torch.set_rng_state(random_state)
+        raise ValueError(UNREPEATABLE)
 
 
-class ValuesAlone(TorchFunctionMode):
-    """Notes whether values go on without their gradients, as after ``detach``: the graph does not show where."""
+class DetachedValues(TorchFunctionMode):
+    """Notes whether values go on without gradients, as after ``detach``: no graph shows where."""
 
     found = False
 
@@ -131,33 +77,26 @@ class ValuesAlone(TorchFunctionMode):
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Look at what goes in and comes out."""
-        out = function(*args, **(kwargs or {}))
-        made = out if isinstance(out, tuple | list) else (out,)
-        without = any(isinstance(each, Tensor) and not each.requires_grad for each in made)
-        if not self.found and (without or function in _READS):
-            given = tree_leaves((args, kwargs))
-            self.found = any(isinstance(each, Tensor) and each.requires_grad for each in given)
-        return out
+        result = function(*args, **(kwargs or {}))
+        outputs = result if isinstance(result, tuple | list) else (result,)
+        detached = any(isinstance(out, Tensor) and not out.requires_grad for out in outputs)
+        if detached or function in _READ_BY_PYTHON:
+            tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
+            self.found |= any(tensor.requires_grad for tensor in tensors)
+        return result
 
 
-_READS = {
-    Tensor.item,
-    Tensor.tolist,
-    Tensor.__bool__,
-    Tensor.__float__,
-    Tensor.__int__,
-    Tensor.__index__,
+_READ_BY_PYTHON = {
+    getattr(Tensor, name) for name in "item tolist __bool__ __float__ __int__ __index__".split()
 }
 
 
 def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
-    """Return a generator; of ``None`` a new one with seed 0. Raises TypeError for anything else, as a seed."""
+    """Return a generator; of ``None`` a new one with seed 0. TypeError for others, as a seed."""
     if generator is None:
         return torch.Generator("cpu").manual_seed(0)
     if not isinstance(generator, torch.Generator):
-        raise TypeError(
-            f"generator={generator!r}: it must be a torch.Generator, such as torch.Generator().manual_seed(0)."
-        )
+        raise TypeError(f"generator={generator!r}: it must be a torch.Generator, or None.")
     return generator
 
 
@@ -168,24 +107,21 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     Unlike ``torch.func.functional_call`` also while a backward pass recomputes (activation
     checkpointing).
     """
-    named = (*model.named_parameters(), *model.named_buffers())
-    others = {id(tensor): state[name] for name, tensor in named if name in state}
-    modules = list(model.modules())
-    holders: list[Any] = [
-        store for module in modules for store in (module._parameters, module._buffers)
-    ]
-    before = [dict(store) for store in holders]
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    others = {id(tensor): state[name] for name, tensor in tensors.items() if name in state}
+    stores: list[Any] = []  # where modules keep them: a shared one in several
+    for module in model.modules():
+        stores += [module._parameters, module._buffers]
+    before = [dict(store) for store in stores]
     try:
-        for store in holders:
-            store.update(
-                {name: others[id(tensor)] for name, tensor in store.items() if id(tensor) in others}
-            )
+        for store in stores:
+            for name, tensor in store.items():
+                store[name] = others.get(id(tensor), tensor)
         yield
     finally:
-        for store, tensors in zip(holders, before, strict=True):
-            for name in store.keys() - tensors.keys():  # registered by the forward pass
-                del store[name]
-            store.update(tensors)
+        for store, originals in zip(stores, before, strict=True):
+            store.clear()  # the forward pass may have registered more
+            store.update(originals)
 
 
 @contextlib.contextmanager

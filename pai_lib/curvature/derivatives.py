@@ -16,60 +16,55 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..data.batch import Batch, as_batch, each_of, of_each
 from ..names import checked_keywords
 from ..progress import steps
 from .adjoints import DirectAdjoints
-from .calls import ByParameter, evaluation_mode, first_called, substituted
+from .calls import ByParameter, answered, check_repeats, evaluation_mode, substituted
 from .graph import differentiable
 from .parameters import resolve_parameters
-from .problem import ONCE, Problem, chunks, problem_at, sentences, size
+from .problem import Problem, chunks, problem_at, sentences, size
+
+ONCE = (
+    "A function of the model forbids a second derivative (once_differentiable), and PyTorch would "
+    "take it for zero: Hessians cannot be had of this model."
+)
+TWICE = 3  # times the memory of a gradient that the graph of a gradient holds for each sample
 
 
 def summed_gradient(problem: Problem, part: slice, chunk: int | None) -> list[Tensor]:
     """Gradient of the mean loss of a slice of the samples, chunk by chunk."""
-    total = [torch.zeros_like(leaf) for leaf in problem.leaves]
-    for piece in steps(chunks(problem, chunk, part.start, part.stop), "piece"):
+    total = problem.zeros()
+    for piece in steps(chunks(problem, chunk, part), "piece"):
         torch._foreach_add_(total, problem.loss_gradient(piece, size(piece) / size(part)))
     return total
-
-
-TWICE = 3  # times the memory of a gradient that the graph of a gradient holds for each sample
 
 
 def hessian_products(
     problem: Problem, part: slice, draw: Callable[[], list[Tensor]], count: int, chunk: int | None
 ) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    """Yield (v, Hv) for ``count`` vectors; the graph of the gradient is built once when it fits in one chunk."""
-    pieces = chunks(problem, chunk, part.start, part.stop, TWICE)
-    curved = None
+    """Yield (v, Hv) for ``count`` vectors; in one piece the gradient's graph is built once."""
+    pieces = chunks(problem, chunk, part, TWICE)
+    edges: list[GradientEdge] = []
     for i in steps(range(count), "vector"):
-        vectors = draw()
-        total: list[Tensor] = []
+        vectors, total = draw(), problem.zeros()
         for piece in pieces:
-            if curved is None or len(pieces) > 1:
+            if i == 0 or len(pieces) > 1:
                 with DirectAdjoints():
-                    grads = problem.loss_gradient(
-                        piece, size(piece) / size(part), create_graph=True
-                    )
-                if i == 0 and piece is pieces[0] and not differentiable(grads):
+                    gradients = problem.loss_gradient(piece, size(piece) / size(part), True)
+                if i == 0 and not differentiable(gradients):
                     raise ValueError(ONCE)
-                # A loss without any curvature has a gradient without a graph. Edges do not hold the
-                # gradient.
-                curved = {k: get_gradient_edge(g) for k, g in enumerate(grads) if g.requires_grad}
-                del grads
-            product: Any = [torch.zeros_like(leaf) for leaf in problem.leaves]
-            if curved:
-                outputs, along = list(curved.values()), [vectors[k] for k in curved]
-                keep = len(pieces) == 1 and i + 1 < count
-                with sentences():
-                    product = torch.autograd.grad(
-                        outputs, problem.leaves, along, retain_graph=keep, materialize_grads=True
-                    )
-            total = list(torch._foreach_add(total, product) if total else product)
+                edges = [get_gradient_edge(gradient) for gradient in gradients]
+                del gradients  # the edges do not hold them
+            keep_graph = len(pieces) == 1 and i + 1 < count
+            with sentences():
+                product = torch.autograd.grad(
+                    edges, problem.leaves, vectors, retain_graph=keep_graph, materialize_grads=True
+                )
+            torch._foreach_add_(total, product)
         yield vectors, total
 
 
@@ -127,51 +122,17 @@ def hessian_vector_product(
         H v under the same names. Cost: about two gradients.
     """
     if not isinstance(vectors, Mapping):
-        raise TypeError(
-            f"vectors is a {type(vectors).__name__}: it must be a mapping of parameter names to tensors."
-        )
-    with problem_at(
-        model, batch, temperature, list(vectors), "Hessian product", progress
-    ) as problem:
+        raise TypeError(f"vectors is a {type(vectors).__name__}: it must map names to tensors.")
+    names, what = list(vectors), "Hessian product"
+    with problem_at(model, batch, temperature, names, what, progress) as problem:
         for name, leaf in problem.theta.items():
-            if not isinstance(vectors[name], Tensor):
-                raise TypeError(
-                    f"vectors[{name!r}] is a {type(vectors[name]).__name__}: it must be a tensor."
-                )
-            if vectors[name].shape != leaf.shape:
-                raise ValueError(
-                    f"vectors[{name!r}] has shape {tuple(vectors[name].shape)}, its parameter {tuple(leaf.shape)}."
-                )
+            if getattr(vectors[name], "shape", None) != leaf.shape:
+                shape = tuple(leaf.shape)
+                raise ValueError(f"vectors[{name!r}] must be a tensor of the shape {shape}.")
         whole = slice(0, problem.samples)
         values = [vectors[name].to(leaf) for name, leaf in problem.theta.items()]
         ((_, product),) = hessian_products(problem, whole, lambda: values, 1, chunk)
         return problem.mapped(product)
-
-
-class _OnesForTokens(TorchFunctionMode):
-    """While active, every embedding of a token is a vector of ones."""
-
-    met = False
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function not in (F.embedding, F.embedding_bag):
-            return function(*args, **(kwargs or {}))
-        self.met = True
-        given = inspect.signature(function).bind(*args, **(kwargs or {})).arguments
-        return function(**given | {"weight": torch.ones_like(given["weight"]), "max_norm": None})
-
-
-@contextlib.contextmanager
-def _float64_by_default() -> Iterator[None]:
-    """Have tensors that a model makes itself (a first state, say) be of the precision of the flow."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
 
 
 @checked_keywords
@@ -193,9 +154,13 @@ def synaptic_flow(
         ``{name: float64 tensor of the parameter's shape}``. Cost: one pass with one input, in
         float64.
     """
-    names, batch = resolve_parameters(model, parameters), as_batch(batch)
-    if len(each_of(batch.inputs)[0]) == 0:
+    names, inputs = resolve_parameters(model, parameters), as_batch(batch).inputs
+    if len(each_of(inputs)[0]) == 0:
         raise ValueError("The batch is empty: at least one sample is needed for its shape.")
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    device = tensors[names[0]].device
+    lookups = _OnesForTokens()
+    floating = [tensor.is_floating_point() for tensor in each_of(inputs)]
 
     def positive(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
@@ -206,31 +171,50 @@ def synaptic_flow(
             return tensor[:1].to(device).clone()
         return torch.ones(1, *tensor.shape[1:], dtype=torch.float64, device=device)
 
-    own = {name: t for name, t in (*model.named_parameters(), *model.named_buffers())}
-    device = own[names[0]].device
-    floating = [tensor.is_floating_point() for tensor in each_of(batch.inputs)]
     with (
         _float64_by_default(),
         torch.inference_mode(False),
         evaluation_mode(model),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
-        contextlib.nullcontext() if all(floating) else _OnesForTokens() as tokens,
+        contextlib.nullcontext() if all(floating) else lookups,
     ):
-        values = {name: positive(t) for name, t in {**own, **(state or {})}.items()}
+        values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         with substituted(model, values):
-            out = first_called(model, of_each(batch.inputs, ones))
-            if not (isinstance(out, Tensor) and out.is_floating_point() and out.requires_grad):
-                raise ValueError(
-                    "Synaptic flow needs a model that returns a real floating-point tensor which depends on its "
-                    f"weights, not {'one that does not' if isinstance(out, Tensor) else type(out).__name__}."
-                )
-            if tokens is not None and not any(floating) and not tokens.met:
-                raise ValueError(
-                    f"Synaptic flow needs inputs of ones, and these are {each_of(batch.inputs)[0].dtype} that no "
-                    "embedding takes: have the model take floating-point inputs."
-                )
+            check_repeats(model, of_each(inputs, ones))
+            output = answered(model, of_each(inputs, ones))
+            if not isinstance(output, Tensor) or not output.requires_grad:
+                raise ValueError("Synaptic flow needs a model that returns a tensor of weights.")
+            if not any(floating) and not lookups.used:
+                raise ValueError("Synaptic flow needs inputs of ones: no embedding takes these.")
             with sentences():
-                grads = torch.autograd.grad(out.sum(), theta, materialize_grads=True)
-    return {name: (t * g).detach() for name, t, g in zip(names, theta, grads, strict=True)}
+                gradients = torch.autograd.grad(output.sum(), theta, materialize_grads=True)
+    return {name: (t * g).detach() for name, t, g in zip(names, theta, gradients, strict=True)}
+
+
+class _OnesForTokens(TorchFunctionMode):
+    """While active, every embedding of a token is a vector of ones."""
+
+    used = False
+
+    def __torch_function__(
+        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> Any:
+        if function not in (F.embedding, F.embedding_bag):
+            return function(*args, **(kwargs or {}))
+        self.used = True
+        options = inspect.signature(function).bind(*args, **(kwargs or {})).arguments
+        ones = {"weight": torch.ones_like(options["weight"]), "max_norm": None}
+        return function(**options | ones)
+
+
+@contextlib.contextmanager
+def _float64_by_default() -> Iterator[None]:
+    """Have tensors that a model makes itself, as a first state, be of the precision of the flow."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.float64)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)

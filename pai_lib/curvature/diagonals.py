@@ -1,13 +1,13 @@
 """Diagonals of the empirical Fisher, the generalised Gauss-Newton matrix and the Hessian.
 
-Loss, conventions and guarantees are those of ``pai_lib.problem``. Squared gradients are contracted
-layer by layer from the inputs and output gradients that the autograd graph holds: by-sample
-gradients are never stored for more than one group of one layer.
+The loss is that of ``curvature.problem``. Squared gradients are contracted layer by layer from the
+inputs and output gradients that the autograd graph holds: by-sample gradients are never stored for
+more than one group of one layer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +19,8 @@ from ..progress import steps
 from .calls import ByParameter, generator_or_new
 from .derivatives import summed_gradient
 from .operations import curved_operation
-from .problem import chunks, groups_of, problem_at, size
-from .squares import Squares
+from .problem import Problem, chunks, groups_of, problem_at, size
+from .squares import Seeds, summed_squares
 
 
 @checked_keywords
@@ -34,11 +34,11 @@ def fisher_diag(
     chunk: int | None = None,
     progress: bool = True,
 ) -> ByParameter:
-    """Diagonal of the empirical Fisher, F̂ᵢᵢ = (1/G) Σ over G groups of (∂ᵢ of the group's mean loss)².
+    """Diagonal of the empirical Fisher, F̂ᵢᵢ = (1/G) Σ_g (∂ᵢ of the mean loss of group g)².
 
-    With ``group=1`` it is the mean of squared per-sample gradients; on what it is not: Kunstner et
-    al., 2019. Groups above 1 square averaged gradients: another, smaller quantity. Samples are
-    grouped in their order; a last, smaller group counts as one group.
+    G is the number of groups. With ``group=1`` it is the mean of squared per-sample gradients; on
+    what it is not: Kunstner et al., 2019. Groups above 1 square averaged gradients: another,
+    smaller quantity. Samples are grouped in their order; a last, smaller group counts as one group.
 
     Args:
         model: as in ``gradient``.
@@ -61,23 +61,23 @@ def fisher_diag(
         groups = groups_of(problem, group)
         limit = size(chunks(problem, chunk)[0])
         if size(groups[0]) > limit:  # a group that does not fit is summed first
-            total = [torch.zeros_like(leaf) for leaf in problem.leaves]
+            total = problem.zeros()
             for part in steps(groups, "group"):
-                grads = summed_gradient(problem, part, chunk)
-                torch._foreach_addcmul_(total, grads, grads, 1 / len(groups))
+                gradients = summed_gradient(problem, part, chunk)
+                torch._foreach_addcmul_(total, gradients, gradients, 1 / len(groups))
             return problem.mapped(total)
 
-        def residual(logits: Tensor, part: slice, sizes: list[int]) -> list[Tensor]:
+        sizes = [size(part) for part in groups for _ in range(size(part))]  # of each sample's group
+
+        def residual(logits: Tensor, part: slice) -> list[Tensor]:
             seed = logits.detach().softmax(1) - F.one_hot(problem.labels[part], logits.shape[1])
-            return [seed / torch.tensor(sizes, dtype=seed.dtype, device=seed.device)[:, None]]
+            divisor = torch.tensor(sizes[part], dtype=seed.dtype, device=seed.device)
+            return [seed / divisor[:, None]]
 
-        total = Squares(problem, residual).total(_packed(groups, limit))
+        groups_a_pass = max(1, limit // size(groups[0]))
+        pieces = [groups[i : i + groups_a_pass] for i in range(0, len(groups), groups_a_pass)]
+        total = summed_squares(problem, pieces, residual)
         return problem.mapped(torch._foreach_div(total, len(groups)))
-
-
-def _packed(groups: list[slice], limit: int) -> list[list[slice]]:
-    per_pass = max(1, limit // size(groups[0]))
-    return [groups[i : i + per_pass] for i in range(0, len(groups), per_pass)]
 
 
 @checked_keywords
@@ -118,7 +118,20 @@ def ggn_diag(
     """
     if mode not in ("exact", "mc"):
         raise ValueError(f'mode={mode!r}: it must be "exact" or "mc".')
-    return _ggn_diag(model, batch, mode, temperature, parameters, generator, chunk, progress)
+    source = generator_or_new(generator)
+    labels: dict[int, Tensor] = {}  # those drawn for the piece that begins there
+
+    def seeds(logits: Tensor, part: slice) -> list[Tensor]:
+        if mode == "exact":
+            return _factor(logits.detach())
+        p = logits.detach().softmax(1)
+        if part.start not in labels:
+            labels[part.start] = _draw_labels(p, source)
+        return [p - F.one_hot(labels[part.start], p.shape[1])]
+
+    what = "Gauss-Newton diagonal"
+    with problem_at(model, batch, temperature, parameters, what, progress) as problem:
+        return _mean_of_squares(problem, chunk, seeds)
 
 
 @checked_keywords
@@ -159,57 +172,42 @@ def exact_diag(
     tensor(True)
     """
 
-    def check(logits: Tensor, parameters: ByParameter) -> None:
-        reason = curved_operation(logits, parameters)
+    def seeds(logits: Tensor, part: slice) -> list[Tensor]:
+        reason = curved_operation(logits, problem.theta)
         if reason is not None:
             raise ValueError(
-                f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use ggn_diag and call "
-                "it that."
+                f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use "
+                "ggn_diag and call it that."
             )
+        return _factor(logits.detach())
 
-    return _ggn_diag(model, batch, "exact", temperature, parameters, None, chunk, progress, check)
+    with problem_at(model, batch, temperature, parameters, "exact diagonal", progress) as problem:
+        return _mean_of_squares(problem, chunk, seeds)
 
 
-def _ggn_diag(
-    model: nn.Module, batch: Batch, mode: str, temperature: float, parameters: str | Iterable[str],
-    generator: torch.Generator | None, chunk: int | None, progress: bool,
-    check: Callable[[Tensor, ByParameter], None] | None = None,
-) -> ByParameter:  # fmt: skip
-    generator = generator_or_new(generator)
-    drawn: dict[int, Tensor] = {}
-
-    def seeds(logits: Tensor, part: slice, sizes: list[int]) -> list[Tensor]:
-        if check is not None:
-            check(logits, problem.theta)
-        if mode == "exact":
-            return _factor(logits.detach())
-        p = logits.detach().softmax(1)
-        if part.start not in drawn:
-            drawn[part.start] = _draw_labels(p, generator)
-        return [p - F.one_hot(drawn[part.start], p.shape[1])]
-
-    what = "Gauss-Newton diagonal" if check is None else "exact diagonal"
-    with problem_at(model, batch, temperature, parameters, what, progress) as problem:
-        pieces = [[slice(i, i + 1) for i in range(p.start, p.stop)] for p in chunks(problem, chunk)]
-        total = Squares(problem, seeds).total(pieces)
-        return problem.mapped(torch._foreach_div(total, problem.samples))
+def _mean_of_squares(problem: Problem, chunk: int | None, seeds: Seeds) -> ByParameter:
+    """Mean over samples of the sum over seeds of squared gradients."""
+    pieces = []
+    for part in chunks(problem, chunk):
+        pieces.append([slice(sample, sample + 1) for sample in range(part.start, part.stop)])
+    total = summed_squares(problem, pieces, seeds)
+    return problem.mapped(torch._foreach_div(total, problem.samples))
 
 
 def _draw_labels(p: Tensor, generator: torch.Generator) -> Tensor:
-    """One label a sample with probabilities p (n×C), as `torch.multinomial` draws them from the same generator.
+    """One label a sample with probabilities p, n×C, as `torch.multinomial` draws them.
 
     It takes the class of the largest p_c/e_c with e_c exponential. That is done here since the
     generator may be of another device than p, and since it would have a GPU's host wait to see
     whether the p are probabilities.
     """
-    waiting = torch.empty(p.shape, dtype=p.dtype, device=generator.device).exponential_(
-        generator=generator
-    )
-    return (p / waiting.to(p.device)).argmax(1)
+    times = torch.empty(p.shape, dtype=p.dtype, device=generator.device)
+    times.exponential_(generator=generator)
+    return (p / times.to(p.device)).argmax(1)
 
 
 def _factor(logits: Tensor) -> list[Tensor]:
-    """Columns s_c of a triangular S with SSᵀ = diag(p) − ppᵀ for each sample (Tanabe & Sagae, 1992).
+    """Columns s_c of a triangular S with SSᵀ = diag(p) − ppᵀ a sample (Tanabe & Sagae, 1992).
 
     C − 1 columns, the rank, where √p_c (e_c − p) would be C. With q_c = Σ_{j≥c} p_j, column c is
     √(p_c q_{c+1}/q_c) times 1 at c and −p_j/q_{c+1} at every j > c.

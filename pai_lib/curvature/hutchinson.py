@@ -1,9 +1,9 @@
-"""Hutchinson's estimate of the Hessian diagonal, and the norm of the Hessian's rows from the same probes."""
+"""Hutchinson's estimate of the Hessian diagonal, and the norm of the Hessian's rows."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Literal, overload
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -13,23 +13,7 @@ from ..names import checked_keywords, count_of
 from ..progress import steps
 from .calls import ByParameter, generator_or_new
 from .derivatives import TWICE, hessian_products
-from .problem import chunks, groups_of, problem_at, size
-
-
-@overload
-def hutchinson_diag(
-    model: nn.Module, batch: Batch, probes: int = ..., group: int | None = ..., *, temperature: float = ...,
-    parameters: str | Iterable[str] = ..., distribution: str = ..., generator: torch.Generator | None = ...,
-    chunk: int | None = ..., progress: bool = ..., standard_error: Literal[False] = ...,
-) -> ByParameter: ...  # fmt: skip
-
-
-@overload
-def hutchinson_diag(
-    model: nn.Module, batch: Batch, probes: int = ..., group: int | None = ..., *, temperature: float = ...,
-    parameters: str | Iterable[str] = ..., distribution: str = ..., generator: torch.Generator | None = ...,
-    chunk: int | None = ..., progress: bool = ..., standard_error: Literal[True],
-) -> tuple[ByParameter, ByParameter]: ...  # fmt: skip
+from .problem import Problem, chunks, groups_of, problem_at, size
 
 
 @checked_keywords
@@ -46,7 +30,7 @@ def hutchinson_diag(
     chunk: int | None = None,
     progress: bool = True,
     standard_error: bool = False,
-) -> ByParameter | tuple[ByParameter, ByParameter]:
+) -> Any:
     """Hutchinson's unbiased estimate of the Hessian diagonal, ĥ = mean over probes z of z ⊙ (H z).
 
     For G equal groups with m probes each, Var(ĥᵢ) = (1/(m G²)) Σ_g Σ_{j≠i} (H⁽ᵍ⁾ᵢⱼ)² with
@@ -80,40 +64,29 @@ def hutchinson_diag(
     if distribution not in ("rademacher", "normal"):
         raise ValueError(f'distribution={distribution!r}: it must be "rademacher" or "normal".')
     generator = generator_or_new(generator)
-    with problem_at(
-        model, batch, temperature, parameters, "Hutchinson's estimate", progress
-    ) as problem:
-
-        def draw() -> list[Tensor]:
-            return [_probe(leaf, distribution, generator) for leaf in problem.leaves]
-
-        estimate = [torch.zeros_like(leaf) for leaf in problem.leaves]
-        variance = [torch.zeros_like(leaf) for leaf in problem.leaves if standard_error]
-        for part in steps(groups_of(problem, group), "group"):
-            if standard_error:  # its spread is that of whole products
-                products = hessian_products(problem, part, draw, probes, chunk)
-                mean, squares = _mean_and_squares(torch._foreach_mul(z, hz) for z, hz in products)
-                weight = size(part) / problem.samples
-                torch._foreach_add_(estimate, mean, alpha=weight)
-                torch._foreach_add_(variance, squares, alpha=weight**2 / (probes * (probes - 1)))
-                continue
-            state = generator.get_state()
-            for piece in steps(chunks(problem, chunk, part.start, part.stop, TWICE), "piece"):
-                generator.set_state(state)  # every piece of a group meets the same probes
-                share = size(piece) / problem.samples / probes
-                for z, hz in hessian_products(problem, piece, draw, probes, size(piece)):
-                    torch._foreach_addcmul_(estimate, z, hz, share)
+    what = "Hutchinson's estimate"
+    with problem_at(model, batch, temperature, parameters, what, progress) as problem:
+        vectors = _Vectors(problem.leaves, distribution, generator)
+        groups = groups_of(problem, group)
         if standard_error:
-            return problem.mapped(estimate), problem.mapped(torch._foreach_sqrt(variance))
-        return problem.mapped(estimate)
+            mean, error = _mean_and_error(problem, groups, vectors, probes, chunk)
+            return problem.mapped(mean), problem.mapped(error)
+        return problem.mapped(_mean(problem, groups, vectors, probes, chunk))
 
 
 @checked_keywords
 def hessian_row_norm(
-    model: nn.Module, batch: Batch, probes: int = 10, group: int | None = None, *,
-    temperature: float = 1.0, parameters: str | Iterable[str] = "prunable",
-    generator: torch.Generator | None = None, chunk: int | None = None, progress: bool = True,
-) -> ByParameter:  # fmt: skip
+    model: nn.Module,
+    batch: Batch,
+    probes: int = 10,
+    group: int | None = None,
+    *,
+    temperature: float = 1.0,
+    parameters: str | Iterable[str] = "prunable",
+    generator: torch.Generator | None = None,
+    chunk: int | None = None,
+    progress: bool = True,
+) -> ByParameter:
     """Norm of each row of the Hessian, √Σⱼ Hᵢⱼ², estimated: what Hutchinson's noise is as large as.
 
     For a Rademacher probe z, E[(Hz)ᵢ²] = Σⱼ Hᵢⱼ² (Dauphin et al., 2015, with normal probes): the
@@ -138,42 +111,69 @@ def hessian_row_norm(
 
     >>> model = nn.Sequential(nn.Linear(2, 3), nn.ReLU(), nn.Linear(3, 2))
     >>> batch = Batch(torch.eye(2), torch.arange(2))
-    >>> norm, estimate = hessian_row_norm(model, batch), hutchinson_diag(model, batch)  # the same probes
-    >>> all(bool((1.001 * norm[name] >= estimate[name].abs()).all()) for name in norm)  # up to rounding
+    >>> norm, estimate = hessian_row_norm(model, batch), hutchinson_diag(model, batch)
+    >>> all(bool((1.001 * norm[name] >= estimate[name].abs()).all()) for name in norm)
     True
     """
     options: Any = {"temperature": temperature, "parameters": parameters, "generator": generator}
-    options |= {"chunk": chunk, "progress": progress}
-    estimate, error = hutchinson_diag(model, batch, probes, group, standard_error=True, **options)
-    return {name: torch.hypot(h, (probes - 1) ** 0.5 * error[name]) for name, h in estimate.items()}
+    options |= {"chunk": chunk, "progress": progress, "standard_error": True}
+    mean, error = hutchinson_diag(model, batch, probes, group, **options)
+    return {name: torch.hypot(mean[name], (probes - 1) ** 0.5 * error[name]) for name in mean}
 
 
-def _mean_and_squares(
-    draws: Iterable[tuple[Tensor, ...] | list[Tensor]],
+class _Vectors(NamedTuple):
+    """Random vectors of the shapes of leaves."""
+
+    leaves: list[Tensor]
+    distribution: str
+    generator: torch.Generator
+
+    def draw(self) -> list[Tensor]:
+        """Draw on the generator's device, in one dtype: a seed means one vector for all models."""
+        source: Any = {"generator": self.generator, "device": self.generator.device}
+        vectors = []
+        for leaf in self.leaves:
+            if self.distribution == "normal":
+                vector = torch.randn(leaf.shape, dtype=torch.float32, **source)
+            else:
+                vector = torch.randint(2, leaf.shape, dtype=torch.int8, **source) * 2 - 1
+            vectors.append(vector.to(leaf))
+        return vectors
+
+
+def _mean(
+    problem: Problem, groups: list[slice], vectors: _Vectors, probes: int, chunk: int | None
+) -> list[Tensor]:
+    """Mean of z ⊙ (H z), with the graph of a piece's gradient built once for all probes."""
+    mean = problem.zeros()
+    for part in steps(groups, "group"):
+        state = vectors.generator.get_state()
+        for piece in steps(chunks(problem, chunk, part, TWICE), "piece"):
+            vectors.generator.set_state(state)  # every piece of a group meets the same probes
+            share = size(piece) / problem.samples / probes
+            for z, hz in hessian_products(problem, piece, vectors.draw, probes, size(piece)):
+                torch._foreach_addcmul_(mean, z, hz, share)
+    return mean
+
+
+def _mean_and_error(
+    problem: Problem, groups: list[slice], vectors: _Vectors, probes: int, chunk: int | None
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """Mean and sum of squared deviations in one pass (Welford, 1962), which does not cancel."""
-    mean: list[Tensor] = []
-    deviations: list[Tensor] = []
-    for count, draw in enumerate(draws, start=1):
-        if count == 1:
-            mean, deviations = list(draw), [torch.zeros_like(d) for d in draw]
-            continue
-        delta = torch._foreach_sub(draw, mean)
-        torch._foreach_add_(mean, delta, alpha=1 / count)
-        torch._foreach_addcmul_(deviations, delta, torch._foreach_sub(draw, mean))
-    return mean, deviations
+    """Mean of z ⊙ (H z), and its standard error from the spread of a group's products.
 
-
-def _probe(like: Tensor, distribution: str, generator: torch.Generator) -> Tensor:
-    # On the generator's device and in one dtype, so that a seed means the same probe wherever the
-    # model lives.
-    if distribution == "normal":
-        drawn = torch.randn(
-            like.shape, generator=generator, dtype=torch.float32, device=generator.device
-        )
-    else:
-        drawn = torch.randint(
-            0, 2, like.shape, dtype=torch.int8, generator=generator, device=generator.device
-        )
-        drawn = drawn.mul_(2).sub_(1)
-    return drawn.to(like)
+    In one pass (Welford, 1962), which does not cancel.
+    """
+    mean, variance = problem.zeros(), problem.zeros()
+    for part in steps(groups, "group"):
+        group_mean, deviations = problem.zeros(), problem.zeros()
+        products = hessian_products(problem, part, vectors.draw, probes, chunk)
+        for count, (z, hz) in enumerate(products, start=1):
+            product = torch._foreach_mul(z, hz)
+            before = torch._foreach_sub(product, group_mean)
+            torch._foreach_add_(group_mean, before, alpha=1 / count)
+            after = torch._foreach_sub(product, group_mean)
+            torch._foreach_addcmul_(deviations, before, after)
+        weight = size(part) / problem.samples
+        torch._foreach_add_(mean, group_mean, alpha=weight)
+        torch._foreach_add_(variance, deviations, alpha=weight**2 / (probes * (probes - 1)))
+    return mean, list(torch._foreach_sqrt(variance))

@@ -1,4 +1,4 @@
-"""Which of a model's parameters are looked at: all, the prunable ones, or a list."""
+"""Which of a model's parameters are looked at: all, the prunable ones, or a list of names."""
 
 from __future__ import annotations
 
@@ -7,31 +7,13 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..models import (
-    check_model,
-)
+from ..models import check_model
 from ..names import nearest
 
 PRUNABLE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
-
-
-def _check_unwrapped(model: nn.Module) -> None:
-    """Raise ValueError for a model whose parameters cannot be replaced for a derivative."""
-    wrappers = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-    for name, module in model.named_modules():
-        what = f"The module {name!r}" if name else "The model"
-        if isinstance(module, wrappers):
-            raise ValueError(
-                f"{what} is wrapped in {type(module).__name__}: use what it wraps, its .module."
-            )
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ValueError(
-                f"{what} is compiled: use it as it was before (after .compile(), copy.deepcopy of it is)."
-            )
-        if isinstance(module, torch.jit.ScriptModule):
-            raise ValueError(
-                f"{what} is a TorchScript module: use the module that it was made from."
-            )
+# The last four are an attention's: one, or with separate projections the other three.
+PRUNABLE_WEIGHTS = ("weight", "in_proj_weight", "q_proj_weight", "k_proj_weight", "v_proj_weight")
+ALLOWED = 'it must be "prunable", "all" or a list of the names of parameters'
 
 
 def prunable(model: nn.Module) -> list[str]:
@@ -48,7 +30,7 @@ def prunable(model: nn.Module) -> list[str]:
         ValueError: if nothing is left to prune, a weight is computed from other parameters or a
             module is lazy.
 
-    >>> prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.Flatten(), nn.Linear(8, 2)))
+    >>> prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)))
     ['0.weight']
     """
     check_model(model)
@@ -56,33 +38,27 @@ def prunable(model: nn.Module) -> list[str]:
     for prefix, module in model.named_modules():
         if not isinstance(module, PRUNABLE_MODULES):
             continue
-        own = "in_proj_weight" if isinstance(module, nn.MultiheadAttention) else "weight"
-        if (
-            getattr(module, own, None) is None
-        ):  # attention with separate projections keeps three weights
-            names += [f"{prefix}.{part}_proj_weight".lstrip(".") for part in "qkv"]
-            continue
-        names.append(f"{prefix}.{own}".lstrip("."))
+        for attribute in PRUNABLE_WEIGHTS:
+            if getattr(module, attribute, None) is not None:
+                names.append(f"{prefix}.{attribute}".lstrip("."))
         if isinstance(module, nn.Linear):
             linear.append(names[-1])
-    head = (linear or names)[-1:]
-    named = dict(model.named_parameters(remove_duplicate=False))
+    parameters = dict(model.named_parameters(remove_duplicate=False))
     for name in names:
-        if name not in named:
+        if name not in parameters:
             raise ValueError(
-                f"The weight {name!r} is computed from other parameters (a parametrization such as weight norm, "
-                "or a mask of torch.nn.utils.prune): make it permanent first."
+                f"The weight {name!r} is computed from other parameters (as by weight norm or "
+                "torch.nn.utils.prune): make it permanent first."
             )
-    listed = {name for name, _ in model.named_parameters()}  # the first name of each
-    body = [
-        name
-        for name in names
-        if name in listed and not any(named[name] is named[last] for last in head)
-    ]
+    head = [parameters[name] for name in (linear or names)[-1:]]
+    body = []
+    for name, weight in model.named_parameters():  # a shared weight by its first name
+        if name in names and not any(weight is last for last in head):
+            body.append(name)
     if not body:
         raise ValueError(
-            f"{type(model).__name__} has no prunable weight: it needs a convolution or linear layer "
-            "besides its classifier head."
+            f"{type(model).__name__} has no prunable weight: it needs a convolution or linear "
+            "layer besides its classifier head."
         )
     return body
 
@@ -96,33 +72,38 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
     """
     check_model(model)
     _check_unwrapped(model)
-    known = dict(model.named_parameters())
-    if isinstance(parameters, str) and parameters not in ("prunable", "all"):
-        raise ValueError(
-            f'parameters={parameters!r}: it must be "prunable", "all" or a list of parameter names.'
-        )
-    if not isinstance(parameters, str):
-        parameters = list(parameters) if isinstance(parameters, Iterable) else [parameters]
-        if not all(isinstance(name, str) for name in parameters):
-            raise TypeError(
-                'parameters must be "prunable", "all" or a list of the names of parameters.'
-            )
-    names = (
-        prunable(model)
-        if parameters == "prunable"
-        else list(known if parameters == "all" else parameters)
-    )
+    tensors = dict(model.named_parameters())
+    if parameters == "prunable":
+        names = prunable(model)
+    elif parameters == "all":
+        names = list(tensors)
+    elif isinstance(parameters, str):
+        raise ValueError(f"parameters={parameters!r}: {ALLOWED}.")
+    else:
+        names = list(parameters) if isinstance(parameters, Iterable) else [parameters]
+    if not all(isinstance(name, str) for name in names):
+        raise TypeError(f"parameters: {ALLOWED}.")
     if not names:
         raise ValueError("parameters is empty: at least one name is needed.")
     for name in names:
-        if name not in known:
-            raise ValueError(f"The model has no parameter {name!r}: {nearest(name, known)}")
-        if not known[name].is_floating_point():
-            raise ValueError(
-                f"The parameter {name!r} is {known[name].dtype}: only real weights can be scored."
-            )
-        if known[name].is_meta:
-            raise ValueError(
-                f"The parameter {name!r} has no values: the model is on the meta device."
-            )
+        if name not in tensors:
+            raise ValueError(f"The model has no parameter {name!r}: {nearest(name, tensors)}")
+        dtype = tensors[name].dtype
+        if not dtype.is_floating_point:
+            raise ValueError(f"The parameter {name!r} is {dtype}: only real weights can be scored.")
+        if tensors[name].is_meta:
+            raise ValueError(f"{name!r} has no values: the model is on the meta device.")
     return names
+
+
+def _check_unwrapped(model: nn.Module) -> None:
+    """Raise ValueError for a model whose parameters cannot be replaced for a derivative."""
+    for name, module in model.named_modules():
+        subject = f"The module {name!r}" if name else "The model"
+        kind = type(module).__name__
+        if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            raise ValueError(f"{subject} is wrapped in {kind}: use what it wraps, its .module.")
+        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
+            raise ValueError(f"{subject} is compiled: use what was compiled, or a deepcopy.")
+        if isinstance(module, torch.jit.ScriptModule):
+            raise ValueError(f"{subject} is a TorchScript module: use what it was made from.")

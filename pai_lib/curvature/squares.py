@@ -1,157 +1,155 @@
-"""Sums of squared gradients, group by group of samples, each layer from what the autograd graph holds."""
+"""Sums of squared gradients, group by group of samples, each layer from what the graph holds."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
-from torch.autograd.graph import GradientEdge
 
 from ..progress import steps
-from .graph import EXPONENTS, Layout, Use, find_uses, lies, owners, signatures, squared_gradients
+from .graph import Use, find_uses
 from .operations import keeps_samples_apart
-from .problem import MIXED, Problem, size
+from .problem import Problem
+from .rows import Layout, Order, Owners, back, find_owners, grouped, layout_of
+
+Seeds = Callable[[Tensor, slice], list[Tensor]]
+FEW_POSITIONS = 32  # of a convolution's output: so many are quicker as one product a sample
 
 
-class Squares:
-    """Σ over groups of samples, and over seeds, of squared gradients; seeds are gradients at the logits.
+def summed_squares(
+    problem: Problem, pieces: list[list[slice]], seeds: Seeds, careful: bool = False
+) -> list[Tensor]:
+    """Σ over groups of samples, and over seeds, of squared gradients, for each leaf of a problem.
 
-    Where operations alone do not prove which rows of a layer belong to which sample, it is found in
-    the first piece of the batch and verified in all of them, on the device. If one does not fit,
-    which is read at the end, all is done once more with a look at each piece.
+    Where operations alone do not prove which rows of a layer belong to which sample, their order is
+    found in the first piece and verified in all of them, on the device. If it is another one in
+    some piece, which is read at the end, all is done once more with a look at each.
 
     Args:
         problem: the loss.
-        seeds: ``(logits, slice of the samples, size of each one's group)`` to a list of seeds n×C.
+        pieces: groups of samples that are adjacent, for one forward pass each.
+        seeds: gives for logits n×C, and the samples that they are of, gradients at these logits.
+        careful: look at each piece.
     """
+    total = problem.zeros()
+    orders = _Orders(careful)
+    for groups in steps(pieces, "piece"):
+        _add_piece(total, problem, groups, seeds, orders)
+    if orders.unread and not bool(torch.stack(orders.unread).all()):
+        return summed_squares(problem, pieces, seeds, careful=True)
+    return total
 
-    def __init__(self, problem: Problem, seeds: Callable[[Tensor, slice, list[int]], list[Tensor]]):
-        self.problem, self.seeds = problem, seeds
-        self.layouts: dict[str, Layout] = {}
-        self.sound: list[Tensor] = []  # single bools, not read yet
-        self.careful = False  # look at each piece
 
-    def total(self, pieces: list[list[slice]]) -> list[Tensor]:
-        """Sum over pieces of the batch, each of them groups that are adjacent."""
-        total = [torch.zeros_like(leaf) for leaf in self.problem.leaves]
-        for groups in steps(pieces, "piece"):
-            part = slice(groups[0].start, groups[-1].stop)
-            logits = self.problem.logits(part, watch=len(groups) > 1)  # n × C
-            uses = find_uses(logits, self.problem.theta)
-            seeds = self.seeds(logits, part, [size(g) for g in groups for _ in range(size(g))])
-            if len(groups) > 1 and not self.layouts:
-                self.problem.check_companions(logits, part.start)
-            self.add(
-                logits,
-                uses,
-                seeds,
-                [slice(g.start - part.start, g.stop - part.start) for g in groups],
-                total,
-            )
-        if self.sound and not bool(torch.stack(self.sound).all()):
-            self.sound, self.careful = [], True
-            return self.total(pieces)
-        return total
+class _Orders:
+    """How the rows of each layer lie: read in the first piece or in all, else still to be read."""
 
-    def add(
-        self,
-        logits: Tensor,
-        uses: dict[str, Use],
-        seeds: list[Tensor],
-        groups: list[slice],
-        total: list[Tensor],
-    ) -> None:
-        """Add the squares of one piece."""
-        edges = [use.edge for use in uses.values()]
-        layouts, grads = dict.fromkeys(uses, Layout()), None
-        if len(groups) > 1 and not keeps_samples_apart(logits, uses.values(), self.problem.watched):
-            layouts, grads = self.find_layouts(logits, uses, seeds)
-        for i, seed in enumerate(seeds):
-            if grads is None or i:
-                keep = i + 1 < len(seeds)
-                grads = torch.autograd.grad(
-                    logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True
-                )
-            with torch.no_grad():  # the graph's own tensors would otherwise record every square
-                for (name, use), grad, out in zip(uses.items(), grads, total, strict=True):
-                    out += squared_gradients(use, grad, groups, layouts[name])
-            grads = None
-            del grad  # before the next pass makes its own
+    def __init__(self, careful: bool):
+        self.careful = careful
+        self.orders: dict[str, Order] = {}
+        self.unread: list[Tensor] = []  # single bools: whether rows lie as they did
 
-    def find_layouts(
-        self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
-    ) -> tuple[dict[str, Layout], tuple[Tensor, ...] | None]:
-        """Layout of each use in this piece; and, of a single seed, the gradients at the uses."""
-        n, layouts = len(logits), {}
-        marks, grads = self.marks(logits, uses, seeds)  # of uses, then of inputs
-        own = [
-            torch.stack([owner.amin() >= 0, sound & first])
-            for owner, sound, first, _ in marks[len(uses) :]
-        ]
-        if self.careful or not self.layouts:
-            table = (
-                torch.stack([torch.stack(mark[1:]) for mark in marks[: len(uses)]]).cpu().tolist()
-            )
-            self.check_inputs(own)
-            for (name, use), (owner, *_), (sound, first, fastest) in zip(
-                uses.items(), marks[: len(uses)], table, strict=True
-            ):
-                if not sound:
+    def layouts(self, owners: dict[str, Owners], samples: int) -> list[Layout]:
+        """Layouts of a piece; ValueError for rows that belong to several samples."""
+        if self.careful or not self.orders:
+            table = torch.stack([rows.fits for rows in owners.values()]).cpu().tolist()
+            for name, fits in zip(owners, table, strict=True):
+                if not any(fits):
                     raise ValueError(
-                        f"Cannot tell which inputs of the layer of {name!r} belong to which sample (or each "
-                        "belongs to several): leave it out with parameters=[...]."
+                        f"Cannot tell which inputs of the layer of {name!r} belong to which sample "
+                        "(or each belongs to several): leave it out with parameters=[...]."
                     )
-                regular = Layout(use.rows // n, not first)
-                self.layouts[name] = regular if first or fastest else Layout(owner=owner)
-            return dict(self.layouts), grads
-        for (name, use), mark in zip(uses.items(), marks[: len(uses)], strict=True):
-            known, (owner, sound, first, fastest) = self.layouts[name], mark
-            if known.owner is None and use.rows % n == 0:
-                layouts[name] = Layout(use.rows // n, known.fastest)
-                sound = sound & (fastest if known.fastest else first)
-            else:
-                layouts[name] = Layout(owner=owner)
-            self.sound.append(sound)
-        self.sound += [flags[1] if self.problem.independent else flags.all() for flags in own]
-        return layouts, grads
-
-    def check_inputs(self, own: list[Tensor]) -> None:
-        """Raise ValueError if a sample's input reaches other logits; if one reaches none, look at all samples."""
-        flags = torch.stack(own).cpu().tolist() if own else []
-        if not all(sound for _, sound in flags):
-            raise ValueError(MIXED)
-        if not all(alive for alive, _ in flags):  # as if tokens were passed as real numbers
-            self.problem.check_independent()
-
-    def marks(
-        self, logits: Tensor, uses: dict[str, Use], seeds: list[Tensor]
-    ) -> tuple[list[tuple[Tensor, ...]], tuple[Tensor, ...] | None]:
-        """What `owners` and `lies` tell of the rows of each use and input; gradients as ``find_layouts``."""
-        n, alone = len(logits), len(seeds) == 1
-        seed = torch.stack([math.cos(i) * seed for i, seed in enumerate(seeds)]).sum(
-            0
-        )  # of one, itself
-        edges = [use.edge for use in uses.values()] + self.problem.watched
-        axes = [use.channel_axis for use in uses.values()] + [1] * len(self.problem.watched)
-
-        scaled = []
-        for place in range(max(1, math.ceil(math.log(n, EXPONENTS)))):
-            factors = [2.0 ** (i // EXPONENTS**place % EXPONENTS) for i in range(n)]
-            factor = torch.tensor(factors, dtype=logits.dtype, device=logits.device)[:, None]
-            scaled.append(signatures(_back(logits, edges, seed * factor, True), axes))
-        grads = _back(logits, edges, seed, not alone)
-        marks: list[tuple[Tensor, ...]] = []
-        for plain, *others in zip(signatures(grads, axes), *scaled, strict=True):
-            owner, sound = owners(plain, others, n)
-            marks.append((owner, sound, lies(owner, n, False), lies(owner, n, True)))
-        return marks, grads[: len(uses)] if alone else None
+                self.orders[name] = Order(fits.index(True))
+        layouts = []
+        for name, (owner, fits) in owners.items():
+            order = self.orders[name] if len(owner) % samples == 0 else Order.RAGGED
+            self.unread.append(fits[order])
+            layouts.append(layout_of(owner, order, samples))
+        return layouts
 
 
-def _back(
-    logits: Tensor, edges: list[GradientEdge], seed: Tensor, keep: bool
-) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(
-        logits, edges, seed.to(logits), retain_graph=keep, materialize_grads=True
-    )
+def _add_piece(
+    total: list[Tensor], problem: Problem, groups: list[slice], make_seeds: Seeds, orders: _Orders
+) -> None:
+    """Add the squares of the samples of one forward pass."""
+    if len(groups) > 1:
+        problem.check_independent()
+    part = slice(groups[0].start, groups[-1].stop)
+    groups = [slice(group.start - part.start, group.stop - part.start) for group in groups]
+    logits = problem.logits(part)
+    named = find_uses(logits, problem.theta)
+    uses, layouts = list(named.values()), [Layout()] * len(named)
+    seeds = make_seeds(logits, part)
+
+    def add(gradients: Sequence[Tensor]) -> None:
+        with torch.no_grad():  # the graph's own tensors would otherwise record every square
+            for out, use, gradient, layout in zip(total, uses, gradients, layouts, strict=True):
+                out += squared_gradients(use, gradient, groups, layout)
+
+    if len(groups) > 1 and not keeps_samples_apart(logits, uses):
+        mixture = torch.stack([seed * math.cos(i) for i, seed in enumerate(seeds)]).sum(0)
+        owners, gradients = find_owners(logits, uses, mixture, keep_graph=len(seeds) > 1)
+        layouts = orders.layouts(dict(zip(named, owners, strict=True)), len(logits))
+        if len(seeds) == 1:  # of one seed, the mixture is the seed
+            add(gradients)
+            return
+        del gradients
+    for i, seed in enumerate(seeds, start=1):
+        add(back(logits, uses, seed, keep_graph=i < len(seeds)))
+
+
+def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: Layout) -> Tensor:
+    """Σ over groups of (Σ over the group's samples of the parameter's gradient)², in its shape.
+
+    A convolution or token layer costs one weight gradient a group, small enough to stay in cache,
+    and one copy of the weight; a linear layer with one row a sample needs (g ⊗ a)² = g² ⊗ a², a
+    single product.
+
+    Args:
+        use: where the parameter was used.
+        gradient: loss gradient at the output of that use.
+        groups: slices of the sample axis that cover it.
+        layout: which rows belong to which sample.
+    """
+    if use.kind == "channel":
+        product = gradient if use.inputs is None else gradient * use.inputs
+        if use.channel_axis == 1:
+            product = product.reshape(*product.shape[:2], -1).sum(2)
+        parts = grouped(groups, layout, product.flatten(0, -2))  # rows × channels
+        return torch.stack([rows.sum(0) for (rows,) in parts]).square_().sum(0)
+    assert use.inputs is not None  # only a bias has none
+    if use.kind == "convolution":
+        return _convolution_squares(use, use.inputs, gradient, groups, layout)
+    g, a = gradient.flatten(0, -2), use.inputs.flatten(0, -2)  # rows × out, rows × in
+    if len(groups) == len(g) and layout.permutation is None:  # a sample a group, a row a sample
+        return g.square().T @ a.square()
+    total = torch.zeros_like(use.parameter)
+    for g_rows, a_rows in grouped(groups, layout, g, a):
+        total += (g_rows.T @ a_rows).square_()
+    return total
+
+
+def _convolution_squares(
+    use: Use, inputs: Tensor, gradient: Tensor, groups: list[slice], layout: Layout
+) -> Tensor:
+    stride, padding, dilation, channel_groups = use.options
+    total = torch.zeros_like(use.parameter)
+    few = gradient.ndim == 4 and gradient[0, 0].numel() <= FEW_POSITIONS
+    if few and channel_groups == 1:
+        inputs = F.unfold(inputs, total.shape[2:], dilation, padding, stride)
+        gradient = gradient.flatten(2)  # rows × out × positions, as inputs rows × in·kernel × …
+        flat, product = total.flatten(1), torch.empty_like(total).flatten(1)  # out × in·kernel
+        for g, a in grouped(groups, layout, gradient, inputs):
+            g, a = g.transpose(0, 1).flatten(1), a.transpose(0, 1).flatten(1)  # … × rows·positions
+            flat.addcmul_(torch.mm(g, a.T, out=product), product)
+        return total
+    options = stride, padding, dilation, False, [0] * len(stride), channel_groups
+    for g, a in grouped(groups, layout, gradient, inputs):
+        if len(g):  # a group may have no row
+            _, weight, _ = torch.ops.aten.convolution_backward(
+                g, a, use.parameter, None, *options, [False, True, False]
+            )
+            total.addcmul_(weight, weight)
+    return total

@@ -97,7 +97,7 @@ class _ForwardPass:
         self.tape = Tape([*self.inputs, *self.state.values()])
         plain = torch.autocast(device.type, enabled=False)
         within = substituted(model, {**self.state, **buffers})
-        with failing_in_a_sentence(model, inputs), within, plain, _WrittenOut(), self.tape:
+        with failing_in_a_sentence(inputs), within, plain, _WrittenOut(), self.tape:
             self.output = called(model, inputs)
         if not isinstance(self.output, Tensor):
             raise ValueError(
