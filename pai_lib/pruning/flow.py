@@ -57,6 +57,12 @@ def ones(shape: Iterable[int], like: Tensor) -> Tensor:
     return torch.ones(tuple(shape), dtype=torch.float32, device=like.device)
 
 
+def constant(tensor: Tensor) -> Value:
+    """What no input, parameter or random number reaches: it is 1 where it is not zero."""
+    pattern = (tensor.detach() != 0).to(torch.float32)
+    return Value(tensor, pattern, pattern)
+
+
 def _sum(parts: Iterable[Pattern]) -> Pattern:
     present = [part for part in parts if part is not None]
     return sum(present[1:], present[0]) if present else None
@@ -129,11 +135,11 @@ def _convolved(function: Any, arguments: dict[str, Any]) -> Patterns:
     def convolve(image: Tensor, kernel: Tensor) -> Tensor:
         return function(image, kernel, **options)
 
-    constant, flow = _product(convolve, x, weight)
+    still, flow = _product(convolve, x, weight)
     if bias is None:
-        return constant, flow
+        return still, flow
     bias = bias.changed(lambda part: part.view(-1, *[1] * len(arguments["stride"])))
-    return _added(function, {"product": Value(x.tensor, constant, constant, flow), "bias": bias})
+    return _added(function, {"product": Value(x.tensor, still, still, flow), "bias": bias})
 
 
 def _normalised(function: Any, arguments: dict[str, Any]) -> Patterns:
@@ -199,16 +205,16 @@ def _moved(function: Any, arguments: dict[str, Any]) -> Patterns:
 
     if not isinstance(number, int | float):
         number = None
-    constant = run(_constants(values), None if number is None else float(number != 0))
-    return constant, run([value.flow for value in values], None if number is None else 0.0)
+    still = run(_constants(values), None if number is None else float(number != 0))
+    return still, run([value.flow for value in values], None if number is None else 0.0)
 
 
 def _looked_up(function: Any, arguments: dict[str, Any]) -> Patterns:
     """Rows of a table; if the input says which, any may be it."""
     table, places = arguments["self"], arguments["indices"]
     index = _values(places)[0]
-    fixed = index.flow is None or index.tensor.dtype == torch.bool
-    if fixed or table.flow is not None or len(places) > 1:
+    several = table.flow is not None or len(places) > 1
+    if index.flow is None or index.tensor.dtype == torch.bool or several:
         return _moved(function, arguments)
     rows = index.flow.view(*index.tensor.shape, *[1] * (table.tensor.ndim - 1))
     return None, None if table.factor is None else rows * table.factor.sum(0)
@@ -243,12 +249,10 @@ def _softmax(function: Any, arguments: dict[str, Any]) -> Patterns:
 
 def _pooled(function: Any, arguments: dict[str, Any]) -> Patterns:
     """Any entry of a window may be its maximum, as any has a part in its mean."""
-    names = ("kernel_size", "stride", "padding", "ceil_mode")
-    if "output_size" in arguments:
-        names = ("output_size",)
-    elif set(arguments["dilation"]) != {1}:
+    if set(arguments.get("dilation", [1])) != {1}:
         raise ValueError("what passes a dilated maximum is not known")
-    options = [arguments[name] for name in names]
+    names = ("output_size", "kernel_size", "stride", "padding", "ceil_mode")
+    options = [arguments[name] for name in names if name in arguments]
     mean = getattr(aten, _MEANS[name_of(function)])
     return _both(arguments["self"].changed(lambda part: mean(part, *options)))
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -82,15 +80,23 @@ class _ForwardPass:
         def first(tensor: Tensor) -> Tensor:
             if len(tensor) == 0:
                 raise ValueError("The batch is empty: at least one sample is needed.")
-            dtype = floating[0] if tensor.is_floating_point() else tensor.dtype
-            return tensor[:1].clone().to(device, dtype)
+            if not tensor.is_floating_point():
+                return tensor[:1].clone().to(device)
+            # Recurrent layers run as their single operations where their input asks for a gradient.
+            return _copy(tensor[:1].to(device, floating[0])) * 1
 
         inputs = of_each(batch.inputs, first)
         self.inputs = each_of(inputs)
         self.tape = Tape([*self.inputs, *self.state.values()])
         plain = torch.autocast(device.type, enabled=False)
         within = substituted(model, {**self.state, **buffers})
-        with failing_in_a_sentence(model, inputs), within, plain, _written_out(), self.tape:
+        with (
+            failing_in_a_sentence(model, inputs),
+            within,
+            plain,
+            enable_python_dispatcher(),
+            self.tape,
+        ):
             self.output = called(model, inputs)
         if not isinstance(self.output, Tensor):
             kind = type(self.output).__name__
@@ -120,18 +126,6 @@ def _copy(tensor: Tensor) -> Tensor:
     """A copy with memory of its own."""
     copy = tensor.detach().clone(memory_format=torch.contiguous_format)
     return copy.requires_grad_(copy.is_floating_point())
-
-
-@contextlib.contextmanager
-def _written_out() -> Iterator[None]:
-    """Have recurrent layers run as their single operations, in no kernel of their own."""
-    before = torch.backends.mkldnn.enabled
-    torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-    try:
-        with enable_python_dispatcher():
-            yield
-    finally:
-        torch.backends.mkldnn.enabled = before
 
 
 def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:

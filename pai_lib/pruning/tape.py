@@ -11,7 +11,7 @@ from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
-from .flow import Pattern, Value, has_rule, name_of, results
+from .flow import Pattern, Value, constant, has_rule, name_of, results
 
 aten = torch.ops.aten
 # Their results have a tensor's shape, not its numbers.
@@ -80,14 +80,13 @@ class Tape(TorchDispatchMode):
         """Return a tensor as an operation sees it, a constant with its pattern."""
         if _memory(tensor) in self.live:
             return tensor.detach()
-        pattern = (tensor.detach() != 0).to(torch.float32)
-        return Value(tensor.detach(), pattern, pattern)
+        return constant(tensor.detach())
 
     def note_constant(self, tensor: Tensor) -> None:
         """Keep the pattern of the whole memory of a constant, of which a part will be live."""
         if _memory(tensor) not in self.live:
             whole = tensor.detach().as_strided((_length(tensor),), (1,), 0)
-            self.overwritten.append(self.seen(whole))
+            self.overwritten.append(constant(whole))
             self.live.add(_memory(tensor))
 
 
@@ -177,26 +176,24 @@ def flow_to(output: Tensor, tape: Tape, sources: list[Value]) -> Pattern:
         memory.put(value)
     for call in tape.calls:
         arguments = tree_map_only(Tensor, memory.get, call.arguments)
-        constant, flow = results(call.function, arguments)
+        still, flow = results(call.function, arguments)
         for i, tensor in enumerate(call.written):
-            if isinstance(constant, list | tuple) or isinstance(flow, list | tuple):
-                parts = [None if part is None else part[i] for part in (constant, flow)]
+            if isinstance(still, list | tuple) or isinstance(flow, list | tuple):
+                parts = [None if part is None else part[i] for part in (still, flow)]
                 memory.put(_yes(tensor, *parts))
             elif tensor.shape == call.written[0].shape:  # another is a by-product
-                memory.put(_yes(tensor, constant, flow))
+                memory.put(_yes(tensor, still, flow))
     return memory.get(output).flow
 
 
-def _yes(tensor: Tensor, constant: Pattern, flow: Pattern) -> Value:
+def _yes(tensor: Tensor, still: Pattern, flow: Pattern) -> Value:
     """Counts of paths as patterns; what no input reaches and is no constant is a parameter's."""
 
     def yes(count: Tensor) -> Tensor:
         return _Yes.apply(count.to(tensor.device).expand(tensor.shape))
 
-    if constant is not None:
-        constant = yes(constant)
     if flow is None:
-        return Value(tensor, constant)
-    if constant is not None:
-        constant = constant.detach()  # no input reaches the weights that it was made of
-    return Value(tensor, constant, constant, yes(flow))
+        return Value(tensor, None if still is None else yes(still))
+    if still is not None:
+        still = yes(still).detach()  # no input reaches the weights that it was made of
+    return Value(tensor, still, still, yes(flow))
