@@ -14,6 +14,7 @@ for:
     noise             uniform noise
     normal            standard normal noise
     group             number of samples whose loss is averaged before squaring
+    variant           "cited" or "released"
 
 It returns scores of the tensor's shape: one real number a weight, **higher = keep**, for every
 criterion.
@@ -24,7 +25,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -51,9 +52,8 @@ class Criterion:
     @property
     def needs(self) -> tuple[str, ...]:
         """Quantities that the function asks for by the names of its arguments."""
-        return tuple(
-            name for name in inspect.signature(self.function).parameters if name != "variant"
-        )
+        arguments = inspect.signature(self.function).parameters
+        return tuple(name for name in arguments if name != "variant")
 
     @property
     def uses_data(self) -> bool:
@@ -69,15 +69,27 @@ CRITERIA: dict[str, Criterion] = {}
 
 
 def criterion(
-    key: str, label: str, name: str, formula: str, source: str, **options: Any
+    key: str,
+    label: str,
+    name: str,
+    formula: str,
+    source: str,
+    temperature: float = 1.0,
+    rounds: int = 1,
+    variants: tuple[str, ...] = ("cited",),
 ) -> Callable[[Rule], Rule]:
-    """Register the decorated function as a criterion."""
+    """Register the decorated function as a criterion, described as in ``Criterion``."""
 
     def register(function: Rule) -> Rule:
-        CRITERIA[key] = Criterion(key, label, name, formula, source, function, **options)
+        about = (key, label, name, formula, source)
+        CRITERIA[key] = Criterion(*about, function, temperature, rounds, variants)
         return function
 
     return register
+
+
+at_200 = partial(criterion, temperature=200.0)  # products with the Hessian, as their papers do
+BOTH = ("cited", "released")
 
 
 @criterion("random", "Random", "Random", r"u \sim \mathcal{U}(0, 1)", "gale2019")
@@ -100,26 +112,16 @@ def snip(weight, gradient):
     return (weight * gradient).abs()
 
 
-@criterion(
-    "grasp",
-    "GraSP",
-    "GraSP",
-    r"\theta\, (H g)",
-    "wang2020",
-    temperature=200.0,
-    variants=("cited", "released"),
-)
-def grasp(weight, hessian_gradient, variant="cited"):
-    score = (
-        weight * hessian_gradient
-    )  # Wang et al. remove the largest −θ ⊙ Hg; the released code keeps them
-    return -score if variant == "released" else score
+@at_200("grasp", "GraSP", "GraSP", r"\theta\, (H g)", "wang2020", variants=BOTH)
+def grasp(weight, hessian_gradient, variant):
+    score = weight * hessian_gradient  # Wang et al. remove the largest −θ ⊙ Hg
+    return -score if variant == "released" else score  # the released code keeps them
 
 
-@criterion(
-    "synflow", "SynFlow", "Synaptic flow", r"\left\lvert\theta\, \frac{\partial R}{\partial\theta}\right\rvert",
-    "tanaka2020", rounds=100, variants=("cited", "released"),
-)  # fmt: skip
+FLOW = r"\left\lvert\theta\, \frac{\partial R}{\partial\theta}\right\rvert"
+
+
+@criterion("synflow", "SynFlow", "Synaptic flow", FLOW, "tanaka2020", rounds=100, variants=BOTH)
 def synflow(flow):
     return flow.abs()
 
@@ -134,37 +136,27 @@ def fisher_pruning(weight, fisher):
     return weight**2 * fisher / 2
 
 
-@criterion(
-    "fts", "FTS", "Fisher-Taylor sensitivity",
-    r"\left\lvert\theta\, g + \tfrac12\theta^2\hat F\right\rvert", "gollini2026",
-)  # fmt: skip
+def taylor(curvature: str) -> str:
+    """Formula of the expansion's first two terms."""
+    return rf"\left\lvert\theta\, g + \tfrac12\theta^2{curvature}\right\rvert"
+
+
+@criterion("fts", "FTS", "Fisher-Taylor sensitivity", taylor(r"\hat F"), "gollini2026")
 def fisher_taylor(weight, gradient, fisher):
     return (weight * gradient + weight**2 * fisher / 2).abs()
 
 
-@criterion(
-    "hutchinson_diag", "HD", "Hutchinson diagonal", r"\hat h", "gollini2026", temperature=200.0
-)
+@at_200("hutchinson_diag", "HD", "Hutchinson diagonal", r"\hat h", "gollini2026")
 def hutchinson_diagonal(hutchinson):
     return hutchinson
 
 
-@criterion(
-    "hutchinson_pruning",
-    "HP",
-    "Hutchinson pruning",
-    r"\tfrac12\theta^2\hat h",
-    "gollini2026",
-    temperature=200.0,
-)
+@at_200("hutchinson_pruning", "HP", "Hutchinson pruning", r"\tfrac12\theta^2\hat h", "gollini2026")
 def hutchinson_pruning(weight, hutchinson):
     return weight**2 * hutchinson / 2
 
 
-@criterion(
-    "hts", "HTS", "Hutchinson-Taylor sensitivity",
-    r"\left\lvert\theta\, g + \tfrac12\theta^2\hat h\right\rvert", "gollini2026", temperature=200.0,
-)  # fmt: skip
+@at_200("hts", "HTS", "Hutchinson-Taylor sensitivity", taylor(r"\hat h"), "gollini2026")
 def hutchinson_taylor(weight, gradient, hutchinson):
     return (weight * gradient + weight**2 * hutchinson / 2).abs()
 
@@ -179,18 +171,15 @@ def exact_pruning(weight, exact):
     return weight**2 * exact / 2
 
 
-@criterion(
-    "exact_taylor", "ETS", "Exact Taylor sensitivity",
-    r"\left\lvert\theta\, g + \tfrac12\theta^2 H_{ii}\right\rvert", "lecun1989",
-)  # fmt: skip
+@criterion("exact_taylor", "ETS", "Exact Taylor sensitivity", taylor(" H_{ii}"), "lecun1989")
 def exact_taylor(weight, gradient, exact):
     return (weight * gradient + weight**2 * exact / 2).abs()
 
 
-@criterion(
-    "fbss", "FBSS", "Fisher brain-surgeon sensitivity",
-    r"\tfrac12 B\hat F\theta^2 - \theta\, g + \frac{g^2}{2B\hat F}", "gollini2026",
-)  # fmt: skip
+SURGEON = r"\tfrac12 B\hat F\theta^2 - \theta\, g + \frac{g^2}{2B\hat F}"
+
+
+@criterion("fbss", "FBSS", "Fisher brain-surgeon sensitivity", SURGEON, "gollini2026")
 def fisher_brain_surgeon(weight, gradient, fisher, group):
     curvature = group * fisher
     score = curvature * weight**2 / 2 - weight * gradient + gradient**2 / (2 * curvature)
@@ -199,29 +188,25 @@ def fisher_brain_surgeon(weight, gradient, fisher, group):
 
 # Of this project: the scale of HP's noise without the noise, other noise of that scale, noise
 # without the scale.
+ROW_NORM = r"\tfrac12\theta^2 \sqrt{\textstyle\sum_j H_{ij}^2}"
+NOISE = r"\xi,\; \xi \sim \mathcal{N}(0, 1)"
 
 
-@criterion(
-    "row_norm", "Row norm", "Row-norm pruning (ours)",
-    r"\tfrac12\theta^2 \sqrt{\textstyle\sum_j H_{ij}^2}", "dauphin2015", temperature=200.0,
-)  # fmt: skip
+@at_200("row_norm", "Row norm", "Row-norm pruning (ours)", ROW_NORM, "dauphin2015")
 def row_norm_pruning(weight, row_norm):
     return weight**2 * row_norm / 2
 
 
-@criterion(
-    "scaled_noise", "Scaled noise", "Scaled noise (ours)",
-    r"\tfrac12\theta^2 \sqrt{\textstyle\sum_j H_{ij}^2}\; \xi,\; \xi \sim \mathcal{N}(0, 1)",
-    "dauphin2015", temperature=200.0,
-)  # fmt: skip
+@at_200(
+    "scaled_noise", "Scaled noise", "Scaled noise (ours)", rf"{ROW_NORM}\; {NOISE}", "dauphin2015"
+)
 def scaled_noise(weight, row_norm, normal):
     return weight**2 * row_norm / 2 * normal
 
 
 @criterion(
-    "weight_noise", "Weight noise", "Weight noise (ours)",
-    r"\tfrac12\theta^2\, \xi,\; \xi \sim \mathcal{N}(0, 1)", "su2020",
-)  # fmt: skip
+    "weight_noise", "Weight noise", "Weight noise (ours)", rf"\tfrac12\theta^2\, {NOISE}", "su2020"
+)
 def weight_noise(weight, normal):
     return weight**2 / 2 * normal
 
@@ -230,16 +215,11 @@ def get_criterion(key: str, variant: str = "cited") -> Criterion:
     """Look a criterion up, with a clear error for an unknown key or a variant it does not have."""
     if key not in CRITERIA:
         raise ValueError(f"Unknown criterion {key!r}: {nearest(key, CRITERIA)}")
-    found = CRITERIA[key]
-    if variant not in found.variants:
-        others = ", ".join(c.key for c in CRITERIA.values() if variant in c.variants)
-        hint = (
-            f" Only these have it: {others}."
-            if others
-            else f" It has: {', '.join(found.variants)}."
-        )
-        raise ValueError(f"Criterion {key!r} has no variant {variant!r}.{hint}")
-    return found
+    if variant not in CRITERIA[key].variants:
+        message = f"Criterion {key!r} has no variant {variant!r}."
+        others = ", ".join(rule.key for rule in CRITERIA.values() if variant in rule.variants)
+        raise ValueError(f"{message} Only these have it: {others}." if others else message)
+    return CRITERIA[key]
 
 
 def criterion_label(key: str) -> str:

@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_map
 
 from ..curvature.calls import (
     ByParameter,
@@ -23,10 +20,10 @@ from ..curvature.graph import find_uses
 from ..curvature.parameters import resolve_parameters
 from ..curvature.problem import problem_at
 from ..data.batch import Batch, as_batch, each_of, of_each
-from .flow import Value, results
+from .flow import Value, ones
 from .masks import check_mask
 from .ranking import count_kept, host_numbers
-from .tape import Call, Operand, Tape
+from .tape import Tape, flow_to
 
 
 def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
@@ -75,181 +72,60 @@ class _ForwardPass:
     """One forward pass of one sample, and the paths that lead through it under a mask."""
 
     def __init__(self, model: nn.Module, batch: Batch):
-        self.state = {
-            name: p.detach().requires_grad_(p.is_floating_point())
-            for name, p in model.named_parameters()
-        }
+        self.state = {name: _copy(p) for name, p in model.named_parameters()}
+        buffers = {name: _copy(buffer).detach() for name, buffer in model.named_buffers()}
         floating = [tensor.dtype for tensor in self.state.values() if tensor.is_floating_point()]
         device = next(iter(self.state.values())).device
 
         def first(tensor: Tensor) -> Tensor:
             if len(tensor) == 0:
                 raise ValueError("The batch is empty: at least one sample is needed.")
-            return (
-                tensor[:1]
-                .clone()
-                .to(device, floating[0] if tensor.is_floating_point() else tensor.dtype)
-            )
+            if not tensor.is_floating_point():
+                return tensor[:1].clone().to(device)
+            # Recurrent layers run as their single operations where their input asks for a gradient.
+            return _copy(tensor[:1].to(device, floating[0])) * 1
 
         inputs = of_each(batch.inputs, first)
         self.inputs = each_of(inputs)
-        buffers = {name: buffer.detach().clone() for name, buffer in model.named_buffers()}
         self.tape = Tape([*self.inputs, *self.state.values()])
         plain = torch.autocast(device.type, enabled=False)
         within = substituted(model, {**self.state, **buffers})
-        with failing_in_a_sentence(inputs), within, plain, _WrittenOut(), self.tape:
+        with (
+            failing_in_a_sentence(inputs),
+            within,
+            plain,
+            enable_python_dispatcher(),
+            self.tape,
+        ):
             self.output = called(model, inputs)
         if not isinstance(self.output, Tensor):
-            raise ValueError(
-                f"The model must return a tensor of logits, not {type(self.output).__name__}."
-            )
+            kind = type(self.output).__name__
+            raise ValueError(f"The model must return a tensor of logits, not {kind}.")
 
     def used(self, mask: ByParameter) -> ByParameter:
         """Return which kept weights are on a path."""
-        kept = {
-            name: mask[name].to(self.state[name].device, torch.float32).requires_grad_()
-            for name in mask
-        }
-        sources = [Value(tensor, None, None, _ones(tensor)) for tensor in self.inputs]
-        sources += [
-            Value(t, None, kept[name] if name in kept else _ones(t))
-            for name, t in self.state.items()
-        ]
+        device = self.output.device
+        kept = {name: mask[name].to(device, torch.float32).requires_grad_() for name in mask}
+        sources = [Value(tensor, flow=ones(tensor.shape, tensor)) for tensor in self.inputs]
+        for name, tensor in self.state.items():
+            sources.append(Value(tensor, kept.get(name, ones(tensor.shape, tensor))))
         try:
-            flow = _find_flow(self.tape, sources, self.output)
+            flow = flow_to(self.output, self.tape, sources)
         except ValueError as error:
             raise ValueError(
                 f"The effective sparsity of this model cannot be told: {error}."
             ) from None
-        names = list(kept)
         if flow is None or not flow.requires_grad:
-            return {name: torch.zeros_like(mask[name]) for name in names}
+            return {name: torch.zeros_like(mask[name]) for name in mask}
         grads = torch.autograd.grad(flow.sum(), list(kept.values()), materialize_grads=True)
-        return {
-            name: (kept[name] * grad).detach() > 0 for name, grad in zip(names, grads, strict=True)
-        }
+        on_path = (part * grad > 0 for part, grad in zip(kept.values(), grads, strict=True))
+        return dict(zip(mask, on_path, strict=True))
 
 
-class _WrittenOut(TorchFunctionMode):
-    """Has recurrent layers run as their single operations, in no kernel of their own."""
-
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        """Call a function of PyTorch's."""
-        if function.__name__ not in ("gru", "lstm", "rnn_relu", "rnn_tanh"):
-            return function(*args, **(kwargs or {}))
-        before = torch.backends.mkldnn.enabled
-        torch.backends.mkldnn.enabled = False  # type: ignore[assignment]
-        try:
-            with enable_python_dispatcher():
-                return function(*args, **(kwargs or {}))
-        finally:
-            torch.backends.mkldnn.enabled = before
-
-
-def _ones(like: Tensor) -> Tensor:
-    return torch.ones(like.shape, dtype=torch.float32, device=like.device)
-
-
-class _Yes(torch.autograd.Function):
-    """1 where a count of paths is positive, and so on the way back: it never overflows and never vanishes."""
-
-    @staticmethod
-    def forward(ctx: Any, count: Tensor) -> Tensor:
-        return (count > 0).to(torch.float32, memory_format=torch.contiguous_format)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:
-        return (gradient > 0).to(torch.float32)
-
-
-class _Memory:
-    """The patterns of the memory of each root, flat, so that views and writes in place need no rules."""
-
-    def __init__(self) -> None:
-        self.lengths: dict[int, int] = {}
-        self.parts: dict[int, list[Tensor | None]] = {}  # constant, free and flow
-
-    def put(self, operand: Operand, value: Value) -> None:
-        """Write the patterns of a tensor into its window."""
-        size, stride, offset = operand.window
-        last = sum((n - 1) * step for n, step in zip(size, stride, strict=True))
-        length = self.lengths.setdefault(operand.root, 0 if 0 in size else 1 + last)
-        parts = self.parts.setdefault(operand.root, [None, None, None])
-        for i, (old, new) in enumerate(zip(parts, value[1:], strict=True)):
-            if old is None and new is None:
-                continue
-            new = (
-                torch.zeros(size, dtype=torch.float32, device=value.tensor.device)
-                if new is None
-                else new
-            )
-            if operand.contiguous and math.prod(size) == length:
-                parts[i] = new.reshape(-1)
-            else:  # not as_strided_scatter, which goes back wrongly to what was there
-                old = (
-                    torch.zeros(length, dtype=torch.float32, device=new.device)
-                    if old is None
-                    else old
-                )
-                places = torch.arange(length, device=new.device).as_strided(size, stride, offset)
-                parts[i] = old.index_put((places,), new)
-
-    def get(self, operand: Operand) -> Value:
-        """Read the patterns of a tensor through its window."""
-        if operand.constant is not None:
-            return Value(operand.tensor, operand.constant)
-        if operand.root not in self.parts:
-            raise ValueError(
-                "a by-product of an operation, such as the variance of a norm, is used"
-            )
-        size, parts = operand.window[0], self.parts[operand.root]
-        if operand.contiguous and math.prod(size) == self.lengths[operand.root]:
-            return Value(
-                operand.tensor, *(None if part is None else part.view(size) for part in parts)
-            )
-        return Value(
-            operand.tensor,
-            *(None if part is None else part.as_strided(*operand.window) for part in parts),
-        )
-
-
-def _find_flow(tape: Tape, sources: list[Value], output: Tensor) -> Tensor | None:
-    """Where the input reaches the output, as a function of the patterns of what the forward pass started from."""
-    memory = _Memory()
-    for value in (*(Value(*constant) for constant in tape.before.values()), *sources):
-        memory.put(tape.operand(value.tensor), value)
-    for call in tape.calls:
-        given = tree_map(
-            lambda leaf: memory.get(leaf) if isinstance(leaf, Operand) else leaf,
-            call.arguments,
-            is_leaf=lambda leaf: isinstance(leaf, Operand),
-        )
-        _store(memory, call, *results(call.function, given))
-    return memory.get(tape.operand(output)).flow
-
-
-def _store(memory: _Memory, call: Call, constant: Any, flow: Any) -> None:
-    """Write what an operation made; of a by-product of another shape nothing is known."""
-    several = isinstance(constant, list | tuple) or isinstance(flow, list | tuple)
-    for i, operand in enumerate(call.written):
-        size = operand.window[0]
-        if i and not several and size != call.written[0].window[0]:
-            continue
-        parts = [part[i] if isinstance(part, list | tuple) else part for part in (constant, flow)]
-        here, into = (
-            None if part is None else _Yes.apply(part.to(operand.tensor.device).expand(size))
-            for part in parts
-        )
-        if here is not None and into is not None:
-            here = here.detach()  # no input reaches the weights that it was made of
-        value = (
-            Value(operand.tensor, None, here)
-            if into is None
-            else Value(operand.tensor, here, None, into)
-        )
-        memory.put(operand, value)
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy with memory of its own."""
+    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    return copy.requires_grad_(copy.is_floating_point())
 
 
 def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:

@@ -5,29 +5,30 @@ A mask is ``{parameter name: bool tensor}`` with True = kept, over prunable para
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.calls import ByParameter
+from ..curvature.calls import ByParameter, generator_or_new
 from ..curvature.parameters import resolve_parameters
 from ..data.batch import Batch
-from ..names import checked_keywords, nearest
+from ..names import checked_keywords, count_of, nearest
 from ..progress import Bar, steps
 from .criteria import get_criterion
 from .ranking import (
+    EarlierTies,
     SparsityWarning,
+    Ties,
     check_scope,
     check_sparsity,
     checked_scores,
     count_kept,
     host_numbers,
     ranked,
-    tied_with_threshold,
-    warn_of_earlier_ties,
     warn_of_ties,
 )
 from .scoring import ScoreOptions, score
@@ -75,129 +76,124 @@ def prune(
     check_sparsity(sparsity)
     check_scope(scope)
     rule = get_criterion(key, variant)
-    rounds = rule.rounds if rounds is None else rounds
-    if not isinstance(rounds, int) or rounds < 1:
-        raise ValueError(f"rounds={rounds!r}: it must be a whole number of at least 1.")
+    rounds = count_of("rounds", rule.rounds if rounds is None else rounds)
     released = key == "synflow" and variant == "released"
-    names = resolve_parameters(model, options.get("parameters", "prunable"))
-    options["parameters"] = names  # once, for all rounds
+    options["parameters"] = resolve_parameters(model, options.get("parameters", "prunable"))
     if rounds > 1:
         options["remember"] = None  # the weights change from round to round
     mask: ByParameter = {}
-    won: ByParameter = {}
-    lost: ByParameter = {}
-    originals = (
-        {name: p.detach().clone() for name, p in model.named_parameters()} if rounds > 1 else {}
-    )
-    bar = Bar("pruning", options.get("progress", True))
-    try:
+    ties: dict[str, Ties] = {}
+    earlier = EarlierTies()
+    kept_weights = _restored(model) if rounds > 1 else contextlib.nullcontext()
+    with Bar("pruning", options.get("progress", True)), kept_weights:
         for k in steps(range(1, rounds + 1), "round"):
+            apply_mask(model, mask)
+            earlier.note(mask, ties)
             scores = checked_scores(score(model, batch, key, variant=variant, **options))
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
                 scores[name] = scores[name].masked_fill(~kept, -torch.inf)
+            density = (1.0 - sparsity) ** (k / rounds)
+            if released:
+                density = 1.0 - sparsity ** (k / rounds)
             with warnings.catch_warnings():
                 if k < rounds:
                     warnings.simplefilter("ignore", SparsityWarning)  # the last round tells
-                density = (
-                    1 - sparsity ** (k / rounds) if released else (1 - sparsity) ** (k / rounds)
-                )
-                mask, ties = ranked(scores, 1.0 - sparsity if k == rounds else density, scope)
-            if k == rounds:
-                if not released:  # its schedule is to fill up with ties
-                    warn_of_ties(scores, mask, ties)
-                    warn_of_earlier_ties(mask, won, lost)
-                return mask
-            for name, equal in tied_with_threshold(
-                scores, {n: found for n, found in ties.items() if found.decided}
-            ).items():
-                won[name] = won.get(name, False) | (equal & mask[name])
-                lost[name] = lost.get(name, False) | (equal & ~mask[name])
-            apply_mask(model, mask)
+                mask, ties = ranked(scores, density, scope)
+    if not released:  # its schedule is to fill up with ties
+        warn_of_ties(mask, ties)
+        earlier.warn(mask)
+    return mask
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[None]:
+    """Give back the weights at the end of the block."""
+    originals = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    try:
+        yield
     finally:
-        bar.close()
         with torch.no_grad():
             for name, original in originals.items():
                 model.get_parameter(name).copy_(original)
-    raise AssertionError("the last round returns")
 
 
-def check_bools(mask: ByParameter, what: str = "The mask") -> None:
-    """Raise TypeError for what is no mapping, ValueError unless it holds bool tensors."""
-    check_mapping(mask, what)
-    for name, kept in mask.items():
-        if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
-            found = kept.dtype if isinstance(kept, Tensor) else type(kept).__name__
-            raise ValueError(f"{what} is no mask: {name!r} must be a bool tensor, not {found}.")
-    if not mask:
-        raise ValueError(f"{what} is no mask: there is no tensor in it.")
-
-
-def check_mapping(mask: Any, what: str = "The mask") -> None:
+def check_mapping(mask: Any, title: str = "The mask") -> None:
     """Raise TypeError for what is no mapping."""
     if not isinstance(mask, Mapping):
-        raise TypeError(
-            f"{what} is a {type(mask).__name__}: it must be {{parameter name: bool tensor}}."
-        )
+        kind = type(mask).__name__
+        raise TypeError(f"{title} is a {kind}: it must be {{parameter name: bool tensor}}.")
+
+
+def check_bools(mask: ByParameter, title: str = "The mask") -> None:
+    """Raise TypeError for what is no mapping, ValueError unless it holds bool tensors."""
+    check_mapping(mask, title)
+    if not mask:
+        raise ValueError(f"{title} is no mask: there is no tensor in it.")
+    for name, kept in mask.items():
+        if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
+            right = f"{name!r} must be a bool tensor, not {_described(kept)}"
+            raise ValueError(f"{title} is no mask: {right}.")
 
 
 def check_mask(model: nn.Module, mask: ByParameter) -> None:
-    """Raise ValueError unless the mask's names, shapes and type fit the model, TypeError if it is no mapping."""
+    """Raise ValueError unless names, shapes and type fit the model, TypeError for no mapping."""
     check_mapping(mask)
     parameters = dict(model.named_parameters())
     for name, kept in mask.items():
+        if f"{name}_orig" in parameters:
+            raise ValueError(f"{name!r} {PRUNED_ALREADY}")
         if name not in parameters:
-            if f"{name}_orig" in parameters:
-                raise ValueError(
-                    f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove."
-                )
-            raise ValueError(
-                f"The mask has {name!r}, which the model has not: {nearest(name, parameters)}"
-            )
+            right = nearest(name, parameters)
+            raise ValueError(f"The mask has {name!r}, which the model has not: {right}")
         shape = tuple(parameters[name].shape)
-        if not isinstance(kept, Tensor) or kept.dtype != torch.bool or kept.shape != shape:
-            found = (
-                (kept.dtype, tuple(kept.shape))
-                if isinstance(kept, Tensor)
-                else (type(kept).__name__,)
-            )
-            raise ValueError(
-                f"The mask of {name!r} must be a bool tensor of shape {shape}, not {' '.join(map(str, found))}."
-            )
+        if _described(kept) != f"torch.bool {shape}":
+            right = f"must be a bool tensor of shape {shape}, not {_described(kept)}"
+            raise ValueError(f"The mask of {name!r} {right}.")
+
+
+PRUNED_ALREADY = "is pruned already: make that permanent with torch.nn.utils.prune.remove."
+
+
+def _described(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"{value.dtype} {tuple(value.shape)}"
+    return type(value).__name__
 
 
 def apply_mask(model: nn.Module, mask: ByParameter) -> None:
-    """Set the removed weights of a model to zero, in place. Raises ValueError for a mask that does not fit."""
+    """Set the removed weights of a model to zero, in place.
+
+    Raises:
+        ValueError: for a mask that does not fit.
+    """
     check_mask(model, mask)
     with torch.no_grad():
         for name, kept in mask.items():
-            model.get_parameter(name).mul_(kept.to(model.get_parameter(name).device))
+            weight = model.get_parameter(name)
+            weight.mul_(kept.to(weight.device))
 
 
 def shuffle_within_layers(
     mask: ByParameter, generator: torch.Generator | None = None
 ) -> ByParameter:
-    """Control: the same density in each layer, at random positions (Frankle et al., 2021; Su et al., 2020)."""
+    """Control: each layer's density, at random positions (Frankle et al., 2021; Su et al., 2020)."""
     check_bools(mask)
-    generator = torch.Generator("cpu").manual_seed(0) if generator is None else generator
-
-    def order(count: int) -> Tensor:
-        return torch.randperm(
-            count, generator=generator, device=generator.device, dtype=torch.int64
-        )
-
-    return {
-        name: kept.flatten()[order(kept.numel()).to(kept.device)].view_as(kept)
-        for name, kept in mask.items()
-    }
+    generator = generator_or_new(generator)
+    options: dict[str, Any] = {"generator": generator, "device": generator.device}
+    shuffled = {}
+    for name, kept in mask.items():
+        order = torch.randperm(kept.numel(), dtype=torch.int64, **options)
+        shuffled[name] = kept.flatten()[order.to(kept.device)].view_as(kept)
+    return shuffled
 
 
 def invert_scores(scores: ByParameter) -> ByParameter:
     """Control: keep what the criterion would remove first (Frankle et al., 2021)."""
-    checked = checked_scores(scores)  # signed: -1 of an unsigned type is its highest value
-    return {
-        name: -(value if value.is_floating_point() else value.long())
-        for name, value in checked.items()
-    }
+    inverted = {}
+    for name, value in checked_scores(scores).items():
+        signed = value if value.is_floating_point() else value.long()  # -1 as uint8 is 255
+        inverted[name] = -signed
+    return inverted
 
 
 def layer_density(mask: ByParameter) -> dict[str, float]:
@@ -219,18 +215,17 @@ def sparsity_of(mask: ByParameter) -> float:
 
 
 def _check_same(first: ByParameter, second: ByParameter) -> None:
-    if {n: v.shape for n, v in first.items()} != {n: v.shape for n, v in second.items()}:
-        raise ValueError(
-            "The two are not about the same parameters: their names and shapes must agree."
-        )
+    shapes = [{name: part.shape for name, part in parts.items()} for parts in (first, second)]
+    if shapes[0] != shapes[1]:
+        right = "their names and shapes must agree"
+        raise ValueError(f"The two are not about the same parameters: {right}.")
 
 
-def _overlap(first: ByParameter, second: ByParameter) -> ByParameter:
-    """Weights kept by both, where the first mask is."""
+def _kept_by_both(first: ByParameter, second: ByParameter) -> int:
     for mask in (first, second):
         check_bools(mask)
     _check_same(first, second)
-    return {name: kept & second[name].to(kept.device) for name, kept in first.items()}
+    return count_kept({name: kept & second[name].to(kept.device) for name, kept in first.items()})
 
 
 def jaccard(first: ByParameter, second: ByParameter) -> float:
@@ -239,7 +234,7 @@ def jaccard(first: ByParameter, second: ByParameter) -> float:
     Raises:
         ValueError: for masks of different parameters, or that keep nothing.
     """
-    both = count_kept(_overlap(first, second))
+    both = _kept_by_both(first, second)
     either = count_kept(first) + count_kept(second) - both
     if not either:
         raise ValueError("Neither mask keeps a weight, so their overlap is not defined.")
@@ -247,15 +242,15 @@ def jaccard(first: ByParameter, second: ByParameter) -> float:
 
 
 def shared_fraction(first: ByParameter, second: ByParameter) -> float:
-    """Fraction of the weights kept by ``first`` that ``second`` keeps too; by chance, ``second``'s density.
+    """Fraction of what ``first`` keeps that ``second`` keeps too; by chance, ``second``'s density.
 
     Raises:
         ValueError: for masks of different parameters, or a first that keeps nothing.
     """
-    both, own = count_kept(_overlap(first, second)), count_kept(first)
-    if not own:
+    both, kept = _kept_by_both(first, second), count_kept(first)
+    if not kept:
         raise ValueError("The first mask keeps no weight, so there is nothing to share.")
-    return both / own
+    return both / kept
 
 
 def rank_correlation(first: ByParameter, second: ByParameter) -> float:
@@ -267,11 +262,9 @@ def rank_correlation(first: ByParameter, second: ByParameter) -> float:
     from scipy.stats import spearmanr
 
     _check_same(first, second)
-    first, second = checked_scores(first), checked_scores(second)
-    ranked = [
-        torch.cat([scores[name].flatten().double().cpu() for name in first])
-        for scores in (first, second)
-    ]
-    if any(bool((values == values[0]).all()) for values in ranked):
-        raise ValueError("All scores of one of the two are equal: they have no ranks to correlate.")
-    return float(spearmanr(*ranked).statistic)
+    flat = []
+    for scores in (checked_scores(first), checked_scores(second)):
+        flat.append(torch.cat([scores[name].flatten().double().cpu() for name in first]))
+        if flat[-1].amin() == flat[-1].amax():
+            raise ValueError("All scores of one of the two are equal: they have no ranks.")
+    return float(spearmanr(*flat).statistic)

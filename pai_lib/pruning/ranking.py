@@ -16,12 +16,13 @@ from torch import Tensor
 
 from ..curvature.calls import ByParameter
 from ..names import checked_keywords, nearest
+from .profiles import PROFILES
 
-SCOPES = ("global", "layer", "erk")
-RANKED = {
-    getattr(torch, name)
-    for name in "float64 float32 float16 bfloat16 int64 int32 int16 int8 uint8".split()
-}
+SCOPES = ("global", *PROFILES)
+RANKED = (
+    *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
+    *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
+)
 
 TIED_PART = 0.1
 """Part of the kept weights that equal scores may decide by position before ``TiedScoresWarning`` is given."""
@@ -32,22 +33,21 @@ class SparsityWarning(UserWarning):
 
 
 class TiedScoresWarning(UserWarning):
-    """Equal scores at the threshold: for more than ``TIED_PART`` of the kept weights their position decided."""
+    """For more than ``TIED_PART`` of the kept weights, equal at the threshold, position decided."""
 
 
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless 0 ≤ sparsity < 1."""
-    if isinstance(sparsity, Tensor) or not isinstance(sparsity, numbers.Real):
+    if not isinstance(sparsity, numbers.Real):
         raise ValueError(f"sparsity={sparsity!r}: it must be a number, the fraction removed.")
     if not 0 <= sparsity < 1:
-        raise ValueError(
-            f"sparsity={sparsity}: it must be at least 0 and below 1, the fraction removed."
-        )
+        meaning = "the fraction removed"
+        raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, {meaning}.")
 
 
 @checked_keywords
 def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> ByParameter:
-    """Keep the k = max(1, int((1 − s)·n)) weights with the highest scores; ties go to the earlier position.
+    """Keep the k = max(1, int((1 − s)·n)) weights with the highest scores; of ties the earlier.
 
     Args:
         scores: ``{parameter name: scores}``, finite, higher = keep: tensors, on any devices, or
@@ -76,7 +76,7 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     check_scope(scope)
     tensors = checked_scores(scores)
     mask, ties = ranked(tensors, 1.0 - sparsity, scope)
-    warn_of_ties(tensors, mask, ties)
+    warn_of_ties(mask, ties)
     return mask
 
 
@@ -89,51 +89,40 @@ def check_scope(scope: str) -> None:
 def checked_scores(scores: Mapping[str, Any]) -> ByParameter:
     """Scores as tensors; a clear error for what is none."""
     if not isinstance(scores, Mapping):
-        raise TypeError(
-            f"scores is a {type(scores).__name__}: it must be {{parameter name: tensor of its scores}}."
-        )
+        kind = type(scores).__name__
+        raise TypeError(f"scores is a {kind}: it must be {{parameter name: tensor of its scores}}.")
     if not scores:
         raise ValueError("There are no scores to make a mask from.")
-    tensors = {}
-    for name, value in scores.items():
-        if isinstance(
-            value, np.ndarray | np.generic
-        ):  # a copy: as it lies in a file it may not be writable
-            value = torch.as_tensor(np.array(value, value.dtype.newbyteorder("=")), device="cpu")
-        if (
-            not isinstance(value, Tensor)
-            or value.is_nested
-            or value.layout != torch.strided
-            or value.is_meta
-        ):
-            kind = (
-                type(value).__name__ if not isinstance(value, Tensor) else f"{value.layout} tensor"
-            )
-            kind = "meta tensor" if getattr(value, "is_meta", False) else kind
-            raise TypeError(
-                f"The scores of {name!r} are a {kind}: they must be a dense tensor or a NumPy array."
-            )
-        if value.dtype not in RANKED or value.numel() == 0:
-            what = "empty" if value.numel() == 0 else value.dtype
-            raise ValueError(
-                f"The scores of {name!r} are {what}: they must be real numbers, as float32, one a weight."
-            )
-        tensors[name] = value.detach()
-    for name, finite in host_numbers(lambda value: torch.isfinite(value).all(), tensors).items():
-        if not finite:
+    tensors = {name: _checked(name, value) for name, value in scores.items()}
+    finite = host_numbers(lambda value: torch.isfinite(value).all(), tensors)
+    for name in tensors:
+        if not finite[name]:
             raise ValueError(f"The scores of {name!r} hold NaN or infinite values.")
     return tensors
+
+
+def _checked(name: str, value: Any) -> Tensor:
+    if isinstance(value, np.ndarray | np.generic):  # a copy: in a file it may not be writable
+        value = torch.as_tensor(np.array(value, value.dtype.newbyteorder("=")), device="cpu")
+    dense = isinstance(value, Tensor) and value.layout == torch.strided
+    if not dense or value.is_meta:
+        kind = f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+        right = "they must be a dense tensor or a NumPy array"
+        raise TypeError(f"The scores of {name!r} are a {kind}: {right}.")
+    if value.dtype not in RANKED or value.numel() == 0:
+        kind = value.dtype if value.numel() else "empty"
+        right = "they must be real numbers, as float32, one a weight"
+        raise ValueError(f"The scores of {name!r} are {kind}: {right}.")
+    return value.detach()
 
 
 def host_numbers(function: Callable[[Tensor], Tensor], tensors: ByParameter) -> dict[str, Any]:
     """What a function makes of each tensor, one number, for the host to know: in one read."""
     numbers = [function(tensor) for tensor in tensors.values()]
-    values = (
-        torch.stack([number.to(numbers[0].device) for number in numbers]).cpu().tolist()
-        if numbers
-        else []
-    )
-    return dict(zip(tensors, values, strict=True))
+    if not numbers:
+        return {}
+    together = torch.stack([number.to(numbers[0].device) for number in numbers])
+    return dict(zip(tensors, together.tolist(), strict=True))
 
 
 def count_kept(mask: ByParameter) -> int:
@@ -141,129 +130,104 @@ def count_kept(mask: ByParameter) -> int:
     return sum(host_numbers(torch.sum, mask).values())
 
 
+class Ties(NamedTuple):
+    """Where a tensor's scores are equal to the threshold, if not all or none of them are kept."""
+
+    tied: Tensor
+    share: float  # weights that position decided on, over those kept, in the tensor's ranking
+
+
 def ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter, dict[str, Ties]]:
-    """A mask, and for each name the ties of the ranking that it was in."""
+    """A mask, and the ties by parameter, of the rankings in which position decided."""
     if scope == "global":
         rankings = [("all prunable weights together", list(scores), density)]
     else:
-        densities = (
-            dict.fromkeys(scores, density) if scope == "layer" else _erk_densities(scores, density)
-        )
-        rankings = [(name, [name], part) for name, part in densities.items()]
+        shapes = {name: value.shape for name, value in scores.items()}
+        densities = PROFILES[scope](shapes, density)
+        rankings = [(name, [name], densities[name]) for name in scores]
     mask: ByParameter = {}
-    ties: list[Ties] = []
-    for what, names, part in rankings:
+    ties: dict[str, Ties] = {}
+    for title, names, part in rankings:
         values = [scores[name] for name in names]
         flat = torch.cat([value.flatten().to(values[0].device) for value in values])
-        kept, found = _keep_highest(flat, _count(part, flat.numel(), what))
-        pieces = kept.split([value.numel() for value in values])
-        mask |= {
-            n: p.view_as(v).to(v.device) for n, p, v in zip(names, pieces, values, strict=True)
-        }
-        ties.append(found)
-    choice = any(found.decided for found in ties)
-    if (
-        choice
-        and len({n for end in (torch.amin, torch.amax) for n in host_numbers(end, scores).values()})
-        == 1
-    ):
-        raise ValueError(
-            "All scores are equal, so they cannot tell which weights to remove: is the head zero?"
+        kept, tied, share = _keep_highest(flat, _count(part, flat.numel(), title))
+        sizes = [value.numel() for value in values]
+        for name, piece, equal in zip(names, kept.split(sizes), tied.split(sizes), strict=True):
+            mask[name] = piece.view_as(scores[name]).to(scores[name].device)
+            if share:
+                ties[name] = Ties(equal.view_as(scores[name]).to(scores[name].device), share)
+    if ties:
+        ends = (
+            *host_numbers(torch.amin, scores).values(),
+            *host_numbers(torch.amax, scores).values(),
         )
-    return mask, {
-        name: found for (_, names, _), found in zip(rankings, ties, strict=True) for name in names
-    }
+        if len(set(ends)) == 1:
+            said = "All scores are equal, so they cannot tell which weights to remove"
+            raise ValueError(f"{said}: is the head zero?")
+    return mask, ties
 
 
-def tied_with_threshold(scores: ByParameter, ties: dict[str, Ties]) -> ByParameter:
-    """Where scores are equal to the threshold."""
-    return {
-        name: scores[name] == found.threshold.to(scores[name].device)
-        for name, found in ties.items()
-    }
+def _count(density: float, total: int, title: str) -> int:
+    count = int(density * total)  # in doubles: the paper's rounding
+    if count < 1:
+        message = f"A density of {density:.3g} keeps no weight of {title} ({total} weights)"
+        warnings.warn(f"{message}: one is kept.", SparsityWarning, stacklevel=5)
+    return max(1, count)
 
 
-def warn_of_ties(scores: ByParameter, mask: ByParameter, ties: dict[str, Ties]) -> None:
-    """Warn where equal scores at the threshold left more than ``TIED_PART`` of a ranking to position."""
-    shared = {name: found for name, found in ties.items() if found.decided > TIED_PART * found.kept}
-    tied = tied_with_threshold(scores, shared)
-    kept = host_numbers(torch.sum, {name: mask[name] & equal for name, equal in tied.items()})
-    layers = [
-        f"{name} ({kept[name]} of {n})" for name, n in host_numbers(torch.sum, tied).items() if n
-    ]
-    if layers:
-        more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
-        warnings.warn(
-            f"Of {count_kept(tied)} weights whose scores are equal at the threshold {sum(kept.values())} are kept "
-            f"by their position alone ({count_kept({name: mask[name] for name in tied})} are kept in all): "
-            f"{', '.join(layers[:5])}{more}.",
-            TiedScoresWarning,
-            stacklevel=4,
-        )
+def _keep_highest(flat: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
+    """Mask of the k highest values, of equal ones the earlier; those equal to the lowest; a share.
 
-
-def warn_of_earlier_ties(mask: ByParameter, won: ByParameter, lost: ByParameter) -> None:
-    """Warn where what is kept won by its position in a round before the last, and as much else lost by its own."""
-    winners, losers = (
-        count_kept({name: each & mask[name] for name, each in won.items()}),
-        count_kept(lost),
-    )
-    if won and min(winners, losers) > TIED_PART * (kept := count_kept(mask)):
-        warnings.warn(
-            f"In rounds before the last equal scores at the threshold removed {losers} weights by their position "
-            f"alone, while {winners} of the {kept} that are kept stayed by theirs.",
-            TiedScoresWarning,
-            stacklevel=4,
-        )
-
-
-def _count(density: float, total: int, what: str) -> int:
-    wanted = int(density * total)  # in doubles: the paper's rounding
-    if wanted < 1:
-        warnings.warn(
-            f"A density of {density:.3g} keeps no weight of {what} ({total} weights): one is kept.",
-            SparsityWarning,
-            stacklevel=5,
-        )
-    return max(1, wanted)
-
-
-class Ties(NamedTuple):
-    """The lowest score that is kept, how many weights have it, how many of these are kept, and of all."""
-
-    threshold: Tensor
-    tied: int
-    chosen: int
-    kept: int
-
-    @property
-    def decided(self) -> int:
-        """How many weights might be exchanged if position did not decide."""
-        return min(self.chosen, self.tied - self.chosen)
-
-
-def _keep_highest(flat: Tensor, k: int) -> tuple[Tensor, Ties]:
-    """Mask of the k highest values; of equal ones the earlier. Linear time: selection, no sort."""
+    Linear time: selection, no sort.
+    """
     threshold = flat.kthvalue(flat.numel() - k + 1).values
-    kept = flat > threshold
-    tied = (flat == threshold).nonzero()[:, 0]
+    kept, tied = flat > threshold, flat == threshold
+    places = tied.nonzero()[:, 0]
     chosen = k - int(kept.sum())
-    kept[tied[:chosen]] = True
-    return kept, Ties(threshold, len(tied), chosen, k)
+    kept[places[:chosen]] = True
+    return kept, tied, min(chosen, len(places) - chosen) / k
 
 
-def _erk_densities(scores: ByParameter, density: float) -> dict[str, float]:
-    """Layer densities ε·(Σ dims)/(Π dims), capped at 1, with ε such that the total density is met."""
-    raw = {name: sum(value.shape) / value.numel() for name, value in scores.items()}
-    full: set[str] = set()
-    while True:
-        budget = density * sum(v.numel() for v in scores.values()) - sum(
-            scores[n].numel() for n in full
-        )
-        scale = budget / sum(raw[n] * scores[n].numel() for n in scores if n not in full)
-        over = {n for n in scores if n not in full and scale * raw[n] > 1}
-        if not over:
-            return {n: 1.0 if n in full else scale * raw[n] for n in scores}
-        full |= over
-        if len(full) == len(scores):
-            return dict.fromkeys(scores, 1.0)
+def warn_of_ties(mask: ByParameter, ties: dict[str, Ties]) -> None:
+    """Warn where equal scores left more than ``TIED_PART`` of a ranking to position."""
+    tied = {name: found.tied for name, found in ties.items() if found.share > TIED_PART}
+    sizes = {name: size for name, size in host_numbers(torch.sum, tied).items() if size}
+    if not sizes:
+        return
+    kept = host_numbers(torch.sum, {name: mask[name] & tied[name] for name in sizes})
+    layers = [f"{name} ({kept[name]} of {size})" for name, size in sizes.items()]
+    more = f" and {len(layers) - 5} more" if len(layers) > 5 else ""
+    warnings.warn(
+        f"Of {sum(sizes.values())} weights whose scores are equal at the threshold "
+        f"{sum(kept.values())} are kept by their position alone "
+        f"({count_kept({name: mask[name] for name in tied})} are kept in all): "
+        f"{', '.join(layers[:5])}{more}.",
+        TiedScoresWarning,
+        stacklevel=4,
+    )
+
+
+class EarlierTies:
+    """Which weights won and which lost by their position in rounds before the last."""
+
+    def __init__(self) -> None:
+        self.won: ByParameter = {}
+        self.lost: ByParameter = {}
+
+    def note(self, mask: ByParameter, ties: dict[str, Ties]) -> None:
+        """Add a round's."""
+        for name, (tied, _) in ties.items():
+            self.won[name] = self.won.get(name, False) | (tied & mask[name])
+            self.lost[name] = self.lost.get(name, False) | (tied & ~mask[name])
+
+    def warn(self, mask: ByParameter) -> None:
+        """Warn where what is kept won by its position, and as much else lost by its own."""
+        won = count_kept({name: before & mask[name] for name, before in self.won.items()})
+        lost, kept = count_kept(self.lost), count_kept(mask)
+        if min(won, lost) > TIED_PART * kept:
+            warnings.warn(
+                f"In rounds before the last equal scores at the threshold removed {lost} weights "
+                f"by their position alone, while {won} of the {kept} that are kept stayed by theirs.",
+                TiedScoresWarning,
+                stacklevel=4,
+            )

@@ -1,11 +1,10 @@
-"""Scores of a model's weights by the criteria, each quantity that several of them share computed once."""
+"""Scores of a model's weights by the criteria, which share the quantities that they need."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable, Hashable, Iterable
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any, TypedDict, Unpack
 
 import torch
@@ -17,7 +16,7 @@ from ..curvature.diagonals import exact_diag, fisher_diag
 from ..curvature.hutchinson import hessian_row_norm, hutchinson_diag
 from ..curvature.parameters import resolve_parameters
 from ..data.batch import Batch, as_batch
-from ..names import checked_keywords, nearest
+from ..names import checked_keywords
 from ..progress import Bar, steps
 from .criteria import get_criterion
 
@@ -108,102 +107,105 @@ def score_many(
     """
     if isinstance(keys, str):
         raise TypeError(f"keys={keys!r}: it must be a list of criteria, [{keys!r}].")
-    chosen = [get_criterion(key, variant) for key in keys]
-    batch = as_batch(batch)
-    generator = generator_or_new(generator)
-    names = resolve_parameters(model, parameters)
-    quantities = _Quantities(model, batch, names, group, probes, chunk, generator, remember)
+    rules = [get_criterion(key, variant) for key in keys]
+    quantities = _Quantities(
+        model,
+        as_batch(batch),
+        resolve_parameters(model, parameters),
+        generator_or_new(generator),
+        group=group,
+        probes=probes,
+        variant=variant,
+        chunk=chunk,
+        remember=remember,
+    )
     scores = {}
     with Bar("scoring", progress):
-        for rule in steps(chosen, "criterion"):
-            at = rule.default_temperature(variant) if temperature is None else temperature
-            inputs = {need: quantities.at(need, at) for need in rule.needs}
-            extra = (
-                {"variant": variant}
-                if "variant" in inspect.signature(rule.function).parameters
-                else {}
-            )
+        for rule in steps(rules, "criterion"):
+            t = rule.default_temperature(variant) if temperature is None else temperature
+            needs = inspect.signature(rule.function).parameters
+            values = {need: quantities.get(need, t) for need in needs}
             scores[rule.key] = {
-                name: rule.function(
-                    **{need: values[name] for need, values in inputs.items()}, **extra
-                )
-                for name in names
+                name: rule.function(**{need: value[name] for need, value in values.items()})
+                for name in quantities.names
             }
     return scores
 
 
 @dataclass
 class _Quantities:
-    """What criteria ask for of one model and batch, each computed when it is first asked for."""
+    """What criteria ask for, by the names of `criteria.py`: computed once, when first asked for."""
 
     model: nn.Module
     batch: Batch
     names: list[str]
+    generator: torch.Generator
     group: int | None
     probes: int
+    variant: str
     chunk: int | None
-    generator: torch.Generator
     remember: Remember | None
-    known: dict[tuple[str, float], dict[str, Any]] = field(default_factory=dict)
+    computed: dict[tuple[str, float], dict[str, Any]] = field(default_factory=dict)
 
-    def at(self, need: str, temperature: float) -> dict[str, Any]:
-        """Return a quantity at a temperature."""
-        if (key := (need, temperature)) not in self.known:
-            self.known[key] = self._remembered(*key)
-        return self.known[key]
+    def get(self, need: str, temperature: float) -> dict[str, Any]:
+        """Return a quantity at a temperature, as ``{parameter name: value}``."""
+        key = need, temperature
+        if key not in self.computed:
+            self.computed[key] = self.remembered(*key)
+        return self.computed[key]
 
-    def _remembered(self, need: str, temperature: float) -> dict[str, Any]:
-        compute = partial(self._computed, need, temperature)
-        if self.remember is None or need in (
-            "weight",
-            "group",
-            "noise",
-            "normal",
-        ):  # not worth remembering
-            return compute()
-        key = (need, temperature, self.group, self.probes, self.chunk, *self.names)
-        if need not in ("hutchinson", "row_norm"):
-            return self.remember(key, compute)
-        before = self.generator.get_state().numpy().tobytes()  # of it the probes are drawn
-        found, after = self.remember(
-            (*key, before), lambda: (compute(), self.generator.get_state())
-        )
-        self.generator.set_state(after)
-        return found
+    def remembered(self, need: str, temperature: float) -> dict[str, Any]:
+        """Return what is remembered of an earlier call, if it drew the same random numbers."""
+        if self.remember is None or need in ("weight", "group", "variant", "noise", "normal"):
+            return self.compute(need, temperature)
 
-    def _computed(self, need: str, temperature: float) -> dict[str, Any]:
-        model, batch, names, generator = self.model, self.batch, self.names, self.generator
+        def compute() -> tuple[dict[str, Any], Tensor]:
+            return self.compute(need, temperature), self.generator.get_state()
+
+        random = self.generator.get_state().numpy().tobytes()
+        options = self.group, self.probes, self.chunk, *self.names
+        value, state = self.remember((need, temperature, *options, random), compute)
+        self.generator.set_state(state)
+        return value
+
+    def compute(self, need: str, temperature: float) -> dict[str, Any]:
+        """Compute a quantity."""
+        model, batch, names, group = self.model, self.batch, self.names, self.group
         at: dict[str, Any] = {"temperature": temperature, "chunk": self.chunk}
-        some, probed = at | {"parameters": names}, (self.probes, self.group)
-        g = partial(self.at, "gradient", temperature)
-        ways: dict[str, Callable[[], dict[str, Any]]] = {
-            "weight": lambda: {name: model.get_parameter(name).detach() for name in names},
-            "group": lambda: dict.fromkeys(names, min(self.group or len(batch[1]), len(batch[1]))),
-            "noise": lambda: {
-                name: _noise(model.get_parameter(name), generator, torch.rand) for name in names
-            },
-            "normal": lambda: {
-                name: _noise(model.get_parameter(name), generator, torch.randn) for name in names
-            },
-            "flow": lambda: synaptic_flow(model, batch, parameters=names),
-            "gradient": lambda: gradient(model, batch, **some),
-            "hessian_gradient": lambda: hessian_vector_product(model, batch, g(), **at),
-            "fisher": lambda: fisher_diag(model, batch, self.group, **some),
-            "exact": lambda: exact_diag(model, batch, **some),
-            "hutchinson": lambda: hutchinson_diag(
-                model, batch, *probed, generator=generator, **some
-            ),
-            "row_norm": lambda: hessian_row_norm(
-                model, batch, *probed, generator=generator, **some
-            ),
+        some = {**at, "parameters": names}
+        probed = {**some, "probes": self.probes, "group": group, "generator": self.generator}
+        match need:
+            case "weight":
+                return {name: model.get_parameter(name).detach() for name in names}
+            case "gradient":
+                return gradient(model, batch, **some)
+            case "hessian_gradient":
+                return hessian_vector_product(model, batch, self.get("gradient", temperature), **at)
+            case "fisher":
+                return fisher_diag(model, batch, group, **some)
+            case "hutchinson":
+                return hutchinson_diag(model, batch, **probed)
+            case "exact":
+                return exact_diag(model, batch, **some)
+            case "row_norm":
+                return hessian_row_norm(model, batch, **probed)
+            case "flow":
+                return synaptic_flow(model, batch, parameters=names)
+            case "noise":
+                return self.draw(torch.rand)
+            case "normal":
+                return self.draw(torch.randn)
+            case "group":
+                return dict.fromkeys(names, min(group or len(batch.labels), len(batch.labels)))
+            case "variant":
+                return dict.fromkeys(names, self.variant)
+        raise ValueError(f"No quantity is called {need!r}: criteria.py lists them.")
+
+    def draw(self, draw: Callable[..., Tensor]) -> ByParameter:
+        """Draw float32 noise where the generator is: a seed's is the same for all weights."""
+        options: dict[str, Any] = {"generator": self.generator, "device": self.generator.device}
+        weights = {name: self.model.get_parameter(name) for name in self.names}
+        return {
+            name: draw(weight.shape, dtype=torch.float32, **options).to(weight)
+            for name, weight in weights.items()
         }
-        if need not in ways:
-            raise ValueError(f"No quantity is called {need!r}: {nearest(need, ways)}")
-        return ways[need]()
-
-
-def _noise(like: Tensor, generator: torch.Generator, draw: Callable[..., Tensor]) -> Tensor:
-    """Float32 noise from the generator's device: that of a seed is the same for all weights and defaults."""
-    return draw(like.shape, generator=generator, dtype=torch.float32, device=generator.device).to(
-        like
-    )

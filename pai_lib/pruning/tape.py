@@ -1,4 +1,4 @@
-"""The operations that a forward pass ran, in order, with what each tensor held and whose memory it looked at."""
+"""The operations that a forward pass ran, in order, and the patterns of the memory they work on."""
 
 from __future__ import annotations
 
@@ -7,124 +7,95 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._decomp import decomposition_table
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from .flow import Pattern, Value, constant, has_rule, name_of, results
+
+aten = torch.ops.aten
 # Their results have a tensor's shape, not its numbers.
-_MAKERS = set(
+SHAPED_LIKE = set(
     """
-    empty_like full_like new_empty new_empty_strided new_full new_ones new_zeros ones_like zeros_like
+    empty_like full_like new_empty new_empty_strided new_full new_ones new_zeros ones_like
+    rand_like randint_like randn_like zeros_like
     """.split()
 )
-# Random numbers: these replace what a tensor held, or have its shape alone.
-_FILLS = set("bernoulli cauchy exponential geometric log_normal normal random uniform".split())
-_DRAWS = set("rand_like randint_like randn_like".split())
-
-
-class Operand(NamedTuple):
-    """A tensor as an operation saw it: a window (size, stride, offset) on the memory of the tensor ``root``."""
-
-    root: int
-    window: tuple[tuple[int, ...], tuple[int, ...], int]
-    contiguous: bool
-    tensor: Tensor
-    constant: Tensor | None  # where it is not zero, if no source and no random number is in it
 
 
 class Call(NamedTuple):
-    """One operation that ran: its functional form, its arguments by name, and what it wrote."""
+    """An operation that ran: its functional form, its arguments by name, and what it wrote."""
 
     function: Any
     arguments: dict[str, Any]
-    written: list[Operand]
+    written: list[Tensor]
 
 
 class Tape(TorchDispatchMode):
-    """Notes every operation that a source or a random number takes part in, below autograd and in order.
+    """Notes every operation that a source or a random number takes part in, below autograd.
 
     What is computed of neither is a constant, of which the pattern is noted where it is used. Views
-    leave no trace either: they are windows on the memory of their root.
+    leave no trace either: they look at memory that is noted already.
     """
 
     def __init__(self, sources: Iterable[Tensor]):
         super().__init__()
         self.calls: list[Call] = []
-        self.before: dict[
-            int, tuple[Tensor, Tensor]
-        ] = {}  # constants that were written into later: their patterns
-        self.roots: dict[int, Tensor] = {}  # of every tensor seen
-        self.kept: list[Tensor] = []  # so that no id is used twice
-        self.live: set[int] = set()
-        self.live = {id(self.root(tensor)) for tensor in sources}
-
-    def root(self, tensor: Tensor) -> Tensor:
-        """Return the tensor whose memory this one looks at."""
-        if id(tensor) not in self.roots:
-            self.kept.append(tensor)
-            self.roots[id(tensor)] = tensor
-        return self.roots[id(tensor)]
-
-    def operand(self, tensor: Tensor) -> Operand:
-        """Describe a tensor as it is now."""
-        root = self.root(tensor)
-        if tensor.element_size() != root.element_size():
-            raise ValueError(
-                f"A tensor of {root.dtype} is read as {tensor.dtype}: what passes there is not known."
-            )
-        offset = int(tensor.storage_offset() - root.storage_offset())
-        constant = None if id(root) in self.live else pattern(tensor)
-        window = (tuple(tensor.shape), tuple(tensor.stride()), offset)
-        return Operand(id(root), window, tensor.is_contiguous(), tensor, constant)
+        self.overwritten: list[Value] = []  # constants, as they were before they were written into
+        self.live = set(map(_memory, sources))
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
     ) -> Any:
         """Run an operation, and note it."""
-        arguments, schema = _by_name(function, args, kwargs or {}), function._schema.arguments
-        written = _tensors(
-            [arguments[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
-        )
-        viewed = _tensors(
-            [arguments[a.name] for a in schema if a.alias_info and not a.alias_info.is_write]
-        )
-        if torch.Tag.inplace_view in function.tags:
-            written, viewed = [], written
-        live = torch.Tag.nondeterministic_seeded in function.tags
-        if name_of(function) not in _MAKERS | _DRAWS:
-            live = live or any(id(self.root(tensor)) in self.live for tensor in _tensors(arguments))
-        name = name_of(function)
-        if name in _DRAWS or (written and name in _FILLS):
-            arguments = {key: value for key, value in arguments.items() if key != "self"}
-        noted = tree_map_only(Tensor, self.operand, arguments) if live and not viewed else {}
-        for root in (self.root(tensor) for tensor in written if live):
-            if id(root) not in self.live:
-                self.before[id(root)] = (root, pattern(root))
-                self.live.add(id(root))
-        out = function(*args, **(kwargs or {}))
-        if viewed and not written:
-            for tensor in _tensors(out):
-                self.kept.append(tensor)
-                self.roots.setdefault(id(tensor), self.root(viewed[0]))
-        elif live and (written or _tensors(out)):
-            made = [
-                tensor for tensor in _tensors(out) if not any(tensor is other for other in written)
-            ]
-            self.live |= {id(self.root(tensor)) for tensor in made}
-            self.calls.append(
-                Call(_functional(function), noted, list(map(self.operand, [*made, *written])))
-            )
+        kwargs, functional = kwargs or {}, _functional(function)
+        with self:
+            if (out := function.decompose(*args, **kwargs)) is not NotImplemented:
+                return out
+        arguments = {} if name_of(function) in SHAPED_LIKE else _by_name(function, args, kwargs)
+        operands = _tensors(arguments)
+        random = torch.Tag.nondeterministic_seeded in function.tags
+        if not random and not any(_memory(tensor) in self.live for tensor in operands):
+            return function(*args, **kwargs)
+        if functional in decomposition_table and not has_rule(functional, operands):
+            with self:
+                out = decomposition_table[functional](*args, **kwargs)
+                return out if functional is function else args[0].copy_(out)
+        schema = function._schema.arguments
+        written = [arguments[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
+        noted = tree_map_only(Tensor, self.seen, arguments)
+        for tensor in written:
+            self.note_constant(tensor)
+        out = function(*args, **kwargs)
+        looked_at = set(map(_memory, operands))
+        made = [tensor for tensor in _tensors(out) if _memory(tensor) not in looked_at]
+        if torch.Tag.inplace_view not in function.tags:
+            made += written
+        if made:
+            self.live |= set(map(_memory, made))
+            self.calls.append(Call(functional, noted, [tensor.detach() for tensor in made]))
         return out
 
+    def seen(self, tensor: Tensor) -> Tensor | Value:
+        """Return a tensor as an operation sees it, a constant with its pattern."""
+        if _memory(tensor) in self.live:
+            return tensor.detach()
+        return constant(tensor.detach())
 
-def pattern(tensor: Tensor) -> Tensor:
-    """1 where a tensor is not zero, 0 where it is."""
-    return (tensor.detach() != 0).to(torch.float32)
+    def note_constant(self, tensor: Tensor) -> None:
+        """Keep the pattern of the whole memory of a constant, of which a part will be live."""
+        if _memory(tensor) not in self.live:
+            whole = tensor.detach().as_strided((_length(tensor),), (1,), 0)
+            self.overwritten.append(constant(whole))
+            self.live.add(_memory(tensor))
 
 
-def name_of(function: Any) -> str:
-    """Name of an operation, without the underscore of its in-place form; of an extension's with its namespace."""
-    namespace, name = function._schema.name.split("::")
-    return name.rstrip("_") if namespace == "aten" else f"{namespace}::{name}"
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage()._cdata
+
+
+def _length(tensor: Tensor) -> int:
+    return tensor.untyped_storage().nbytes() // tensor.element_size()
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -132,7 +103,7 @@ def _tensors(tree: Any) -> list[Tensor]:
 
 
 def _functional(function: Any) -> Any:
-    packet = getattr(torch.ops.aten, name_of(function), None)
+    packet = getattr(aten, name_of(function), None)
     return getattr(packet, function._overloadname, function)
 
 
@@ -140,3 +111,89 @@ def _by_name(function: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
     schema = function._schema.arguments
     defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
     return {**defaults, **dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
+
+
+class _Yes(torch.autograd.Function):
+    """1 where a count of paths is positive, and so on the way back: it never over- or underflows."""
+
+    @staticmethod
+    def forward(ctx: Any, count: Tensor) -> Tensor:
+        return (count > 0).to(torch.float32, memory_format=torch.contiguous_format)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:
+        return (gradient > 0).to(torch.float32)
+
+
+class _Memory:
+    """The patterns of all memory, flat, so that views and writes in place need no rules."""
+
+    def __init__(self) -> None:
+        self.parts: dict[tuple[int, int], list[Pattern]] = {}  # factor, addend and flow
+
+    def put(self, value: Value) -> None:
+        """Write the patterns of a tensor where it lies."""
+        tensor, new = value.tensor, value.parts
+        key = _memory(tensor), tensor.element_size()
+        if _is_whole(tensor):
+            self.parts[key] = [None if part is None else part.reshape(-1) for part in new]
+            return
+        places = torch.arange(_length(tensor), device=tensor.device)
+        places = places.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        zero = torch.zeros((), device=tensor.device)
+
+        def written(old: Pattern, part: Pattern) -> Pattern:
+            if old is None and part is None:
+                return None
+            flat = zero.expand(_length(tensor)) if old is None else old
+            return flat.index_put((places,), zero if part is None else part)
+
+        old = self.parts.get(key, [None] * len(new))
+        self.parts[key] = [written(*pair) for pair in zip(old, new, strict=True)]
+
+    def get(self, tensor: Tensor) -> Value:
+        """Read the patterns of a tensor."""
+        key = _memory(tensor), tensor.element_size()
+        if key not in self.parts:  # by-products, as the variance of a norm; floats as complex
+            raise ValueError(f"what a tensor of {tensor.dtype} holds is not known")
+
+        def read(part: Tensor) -> Tensor:
+            if _is_whole(tensor):
+                return part.view(tensor.shape)
+            return part.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+
+        return Value(tensor, *(None if part is None else read(part) for part in self.parts[key]))
+
+
+def _is_whole(tensor: Tensor) -> bool:
+    return tensor.is_contiguous() and tensor.numel() == _length(tensor)
+
+
+def flow_to(output: Tensor, tape: Tape, sources: list[Value]) -> Pattern:
+    """Where the input reaches the output, as a function of the patterns of the sources."""
+    memory = _Memory()
+    for value in (*tape.overwritten, *sources):
+        memory.put(value)
+    for call in tape.calls:
+        arguments = tree_map_only(Tensor, memory.get, call.arguments)
+        still, flow = results(call.function, arguments)
+        for i, tensor in enumerate(call.written):
+            if isinstance(still, list | tuple) or isinstance(flow, list | tuple):
+                parts = [None if part is None else part[i] for part in (still, flow)]
+                memory.put(_yes(tensor, *parts))
+            elif tensor.shape == call.written[0].shape:  # another is a by-product
+                memory.put(_yes(tensor, still, flow))
+    return memory.get(output).flow
+
+
+def _yes(tensor: Tensor, still: Pattern, flow: Pattern) -> Value:
+    """Counts of paths as patterns; what no input reaches and is no constant is a parameter's."""
+
+    def yes(count: Tensor) -> Tensor:
+        return _Yes.apply(count.to(tensor.device).expand(tensor.shape))
+
+    if flow is None:
+        return Value(tensor, None if still is None else yes(still))
+    if still is not None:
+        still = yes(still).detach()  # no input reaches the weights that it was made of
+    return Value(tensor, still, still, yes(flow))
