@@ -116,7 +116,7 @@ def _text(value: Any) -> str:
 
 
 def _value(field: Field, text: str) -> Any:
-    """Return an option's text as the type of its field; ``none`` is None, or no number in a list."""
+    """Return an option's text as its field's type; ``none`` is None, or no number in a list."""
     kind, several = field.metadata["kind"], is_list(field.name)
     ending = " or none" if field.default is None else ""
     if text.lower() == "none" and (ending or several):
@@ -264,7 +264,7 @@ def _make_parser() -> Parser:
 
 
 def _is_meant(error: Exception) -> bool:
-    """Tell whether an error is a sentence for whoever typed the command, and no mistake in the code.
+    """Tell whether an error is a sentence for who typed the command, and no mistake in the code.
 
     A raise statement made it, in this library if it is no ValueError: what the interpreter raises
     itself (a conversion, an index) nobody has worded. Files and their content are always the

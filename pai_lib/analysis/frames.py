@@ -1,4 +1,4 @@
-"""Records as the tables that pages and files show: more columns, other forms, notes on their data."""
+"""Records as the tables that pages and files show, and notes on their data."""
 
 from __future__ import annotations
 
@@ -28,7 +28,10 @@ def full_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def records_csv(records: Iterable[Record]) -> bytes:
-    """``full_frame`` as CSV in UTF-8: numbers to the last digit, nothing for ``None``, a list as ``0.5,0.75``."""
+    """``full_frame`` as CSV in UTF-8.
+
+    Numbers are whole to the last digit, ``None`` is empty, and a list is ``0.5,0.75``.
+    """
     frame = full_frame(records).convert_dtypes()  # whole numbers stay whole beside None
     frame["lr_drops"] = [",".join(f"{drop:g}" for drop in drops) for drops in frame["lr_drops"]]
     return frame.to_csv(index=False, lineterminator="\n").encode()

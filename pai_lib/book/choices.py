@@ -15,23 +15,14 @@ from pathlib import Path
 from typing import Any
 
 from ..data.loading import dataset_names, find_own
-from ..experiments.spec import (
-    FIELDS,
-    LIMIT,
-    RunSpec,
-    check_name,
-    choices,
-    field_value,
-    is_list,
-    requirement,
-    within,
-)
+from ..experiments import spec
+from ..experiments.spec import FIELDS, LIMIT, RunSpec, is_list
 from ..training.device import resolve_device
 from .parameters import INJECTED, checked, comment_after, kind_of, text_of
 
 
 def field_of(parameter: str) -> str | None:
-    """Return the field of `RunSpec` that a parameter is named after: the name, its end or its plural.
+    """Return the field of `RunSpec` that a parameter, its end or its singular is called.
 
     >>> field_of("sparsities"), field_of("records_model"), field_of("hidden")
     ('sparsity', 'model', None)
@@ -65,14 +56,14 @@ def _check_bounds(name: str, value: Any, bounds: str) -> None:
             raise ValueError(f"{start}{text_of(item)} stands there twice.")
         if isinstance(item, int) and abs(item) >= 2**63:
             raise ValueError(f"{start}it must be below 2**63.")
-        if bounds and item is not None and not (math.isfinite(item) and within(item, bounds)):
+        if bounds and item is not None and not (math.isfinite(item) and spec.within(item, bounds)):
             raise ValueError(f"{start}it must be {bounds}.")
 
 
 def check_values(
     values: Mapping[str, Any], where: str, comments: Mapping[str, str] | None = None
 ) -> None:
-    """Raise ValueError unless values are within their bounds, and `RunSpec` takes those of its fields.
+    """Raise ValueError for values out of bounds, or that `RunSpec` does not take in its fields.
 
     Args:
         values: of all parameters of a notebook, each of its declared type.
@@ -100,14 +91,14 @@ def _check_value(name: str, value: Any, bounds: str) -> None:
         return
     try:
         for item in value if isinstance(value, list) and not is_list(field) else [value]:
-            field_value(field, item)
-            check_name(field, item)
+            spec.field_value(field, item)
+            spec.check_name(field, item)
     except ValueError as error:
         raise ValueError(error if name == field else f"{name}={text_of(value)}: {error}") from None
 
 
 def located(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with own data named by their whole path: a notebook runs in another folder."""
+    """Return the values with own data by their whole path: a notebook runs in another folder."""
     result = dict(values)
     for name, value in values.items():
         if field_of(name) == "dataset" and value and value not in dataset_names():
@@ -121,9 +112,9 @@ def allowed(parameter: str) -> str:
     field = field_of(parameter)
     if field is None:
         return ""
-    if names := choices(field):
+    if names := spec.choices(field):
         return ", ".join(names) + (", or data of your own" if field == "dataset" else "")
-    return re.sub(r"^it must (not )?be ", r"\1", requirement(field))
+    return re.sub(r"^it must (not )?be ", r"\1", spec.requirement(field))
 
 
 def check_parameters(namespace: Mapping[str, Any]) -> None:

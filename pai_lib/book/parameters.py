@@ -37,7 +37,7 @@ class Parameter:
 
 
 def kind_of(annotation: str) -> Any:
-    """Return the type that an annotation names: bool, int, float, str, list of these, or a union."""
+    """Return the type that an annotation names: bool, int, float, str, list of these, a union."""
     try:
         kind = eval(annotation, {"__builtins__": {}}, _TYPES)
     except Exception:
@@ -139,7 +139,7 @@ def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> 
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:
-    """Return the parameters that a notebook declares in its first code cell, tagged ``parameters``."""
+    """Return the parameters of a notebook: of its first code cell, tagged ``parameters``."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     cell = next((cell for cell in cells if cell["cell_type"] == "code"), None)
     if cell is None or "parameters" not in cell["metadata"].get("tags", []):

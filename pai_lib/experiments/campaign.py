@@ -121,8 +121,9 @@ def _meaning(spec: RunSpec) -> RunSpec:
 
 
 class Estimate:
-    """Seconds of a run, from records of runs of the same model, width and data set on the same kind of device.
+    """Seconds of a run, from the records of runs like it.
 
+    These have its model, width and data set, and were made on a CPU or a GPU as it will be.
     Training is proportional to epochs times images; scoring is as long as that of the same
     criterion. Of each the median of the latest runs counts.
     """
@@ -149,7 +150,7 @@ class Estimate:
             self.scoring[key].append(result["scoring_seconds"])
 
     def seconds(self, spec: RunSpec) -> float | None:
-        """Seconds of a run, or of what is left of it after its checkpoint; ``None`` without a basis."""
+        """Seconds of what its checkpoint leaves of a run; ``None`` without a basis."""
         like = _like(spec)
         if like not in self.training:
             return None

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import warnings
@@ -57,7 +56,7 @@ class Record:
 
     @classmethod
     def from_dict(cls, values: dict) -> Record:
-        """Read a record's JSON content; ValueError for another schema, or if it does not fit its own id."""
+        """Read a record's JSON content; ValueError for another schema, or an id that is not its."""
         schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
         if schema != SCHEMA:
             raise ValueError(f"schema {schema!r}: this version reads schema {SCHEMA}.")
@@ -87,7 +86,7 @@ class Store:
         self.root = Path(root)
 
     def path(self, spec: RunSpec) -> Path:
-        """Where the record of a spec is, or would be. One's own data are read for it, see ``RunSpec.data``."""
+        """Where the record of a spec is, or would be; see ``RunSpec.data``."""
         name = f"{spec.model}/{spec.id}.json"
         known = [] if spec.dataset in dataset_names() else sorted(self.root.glob(f"*/{name}"))
         return known[0] if known else self.root / _short(spec.dataset) / name
@@ -97,11 +96,11 @@ class Store:
         return self.root / ".checkpoints" / f"{spec.id}.safetensors"
 
     def lock(self, spec: RunSpec) -> FileLock:
-        """Lock of a run among processes; the system releases it when its process ends, however that is."""
+        """Lock of a run among processes; however one ends, the system then releases it."""
         return FileLock(self.root / ".checkpoints" / f"{spec.id}.lock")
 
     def tidy(self, spec: RunSpec) -> None:
-        """Remove what a process that was killed while it wrote has left of a run; for the holder of its lock."""
+        """Remove half-written files of a run, for the holder of its lock."""
         for path in (self.path(spec), self.checkpoint(spec)):
             for rest in path.parent.glob(f".{path.stem}.*.tmp"):
                 rest.unlink(missing_ok=True)
@@ -117,12 +116,12 @@ class Store:
             raise OSError(f"The results folder {self.root} is not writable: {reason}.") from error
 
     def load(self, spec: RunSpec) -> Record | None:
-        """The record of a spec, or ``None`` if there is none yet. ValueError if it cannot be read."""
+        """The record of a spec, or ``None`` without one; ValueError if it cannot be read."""
         path = self.path(spec)
         return _read(path) if path.is_file() else None
 
     def find(self, spec: RunSpec, fingerprint: str) -> Record | None:
-        """The record of a spec for the same data; one that is not, or cannot be read, is named in a warning."""
+        """The record of a spec; one of other data, or that cannot be read, is only warned of."""
         spec = spec.with_data(fingerprint)
         try:
             record = self.load(spec)
@@ -152,7 +151,7 @@ class Store:
         return path
 
     def records(self) -> list[Record]:
-        """All records, in the order of their paths; one that cannot be read, or again, is named in a warning."""
+        """All records by path; one that cannot be read, or comes again, is only warned of."""
         records, paths = [], dict[str, Path]()
         for path in sorted(self.root.glob("*/*/*.json")):
             try:
@@ -160,7 +159,7 @@ class Store:
             except ValueError as error:
                 _warn(f"{error} It is left out.")
                 continue
-            first = paths.setdefault(record.spec.id, path)
+            first = paths.setdefault(path.stem, path)
             if first is path:
                 records.append(record)
             else:
@@ -168,7 +167,7 @@ class Store:
         return records
 
     def frame(self) -> pd.DataFrame:
-        """``records_frame`` of all records, which knows where they are: ``frame.attrs["results"]``."""
+        """``records_frame`` of all records; ``frame.attrs["results"]`` is where they are."""
         frame = records_frame(self.records())
         frame.attrs["results"] = str(self.root)
         return frame
@@ -191,9 +190,10 @@ def _make_room(path: Path, record: Record) -> None:
         if fingerprint == record.data.get("fingerprint"):
             return
         why = f"data-{str(fingerprint)[:12]}"
-    endings = itertools.chain([""], (f"-{number}" for number in itertools.count(2)))
-    names = (path.with_name(f"{path.name}.{why}{ending}") for ending in endings)
-    aside = next(name for name in names if not name.exists())
+    aside, number = path.with_name(f"{path.name}.{why}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}-{number}")
     path.rename(aside)
     _warn(f"{path} is set aside as {aside.name}.")
 
@@ -228,7 +228,7 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def default_results() -> Path:
-    """Where the committed records are: ``results/`` of the source tree, else of the current folder."""
+    """Where the committed records are: ``results/`` of the source tree, else of this folder."""
     tree = Path(__file__).resolve().parents[2] / "results"
     return tree if tree.is_dir() else Path("results")
 

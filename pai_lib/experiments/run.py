@@ -20,15 +20,9 @@ from ..data.loading import Dataset, load_data
 from ..draws import random_stream
 from ..models import build_model
 from ..names import checked_keywords
+from ..pruning import masks
 from ..pruning.inspection import effective_sparsity
-from ..pruning.masks import (
-    collapsed_layers,
-    invert_scores,
-    layer_density,
-    prune,
-    shuffle_within_layers,
-    sparsity_of,
-)
+from ..pruning.masks import prune
 from ..pruning.ranking import make_mask
 from ..pruning.scoring import Remember, score
 from ..training.checkpoint import Checkpoint, epochs_done
@@ -146,10 +140,10 @@ def perform(
     """Run a spec, whatever has been recorded.
 
     Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under
-    the mask, test once after the last epoch. With ``when="trained"`` the network is first trained as that of the
-    dense run with the same fields is; after scoring it is trained again from the first learning
-    rate on, with a new optimizer and new random batches (learning-rate rewinding: Renda et al.,
-    2020). Nothing is chosen on test data.
+    the mask, test once after the last epoch. With ``when="trained"`` the network is first
+    trained as that of the dense run with the same fields is; after scoring it is trained again from
+    the first learning rate on, with a new optimizer and new random batches (learning-rate
+    rewinding: Renda et al., 2020). Nothing is chosen on test data.
 
     Args:
         spec: what to run.
@@ -191,7 +185,7 @@ def _part(whole: Dataset, fraction: float, device: torch.device) -> Dataset:
 
 @dataclass
 class _State:
-    """How far a run has come, in plain JSON types: a checkpoint keeps it, so that another can go on."""
+    """How far a run has come, in JSON types: its checkpoint keeps it for the next process."""
 
     started: str
     phase: str = "initial"  # then "dense", if it is trained before scoring, and "masked"
@@ -305,11 +299,11 @@ class _Work:
         mask = None
         if self.spec.criterion != "dense":
             with self.timed("scoring"):
-                mask = self.scored_or_diverged()
+                mask = self.scored()
             self.state.result |= {
-                "density": layer_density(mask),
-                "collapsed": collapsed_layers(mask),
-                "sparsity_reached": sparsity_of(mask),
+                "density": masks.layer_density(mask),
+                "collapsed": masks.collapsed_layers(mask),
+                "sparsity_reached": masks.sparsity_of(mask),
                 "effective_sparsity": effective_sparsity(self.model, mask, self.batch),
             }
         self.state.phase = "masked"
@@ -339,18 +333,11 @@ class _Work:
             curves, weights = trained() if begun else self.remember(("training",), trained)
         self.state.result["dense_curves"] = curves
         in_channels_last(self.model).load_state_dict(weights)
-
-    def scored_or_diverged(self) -> ByParameter:
-        """The mask; TrainingDivergedError if the last step of training has broken the network."""
-        try:
-            return self.scored()
-        except ValueError:
-            loss = evaluate(self.model, [self.batch])[1]
-            if math.isfinite(loss):
-                raise
+        loss = evaluate(self.model, [self.batch])[1]
+        if not math.isfinite(loss):  # the last step has broken it
             error = TrainingDivergedError(f"The loss after training is {loss}.")
             error.where = f"epoch {self.spec.epochs}"
-            raise error from None
+            raise error
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model
@@ -360,18 +347,18 @@ class _Work:
         options["progress"] = self.progress
         if spec.control == "invert":
             scores = score(model, self.batch, spec.criterion, **options)
-            return make_mask(invert_scores(scores), spec.sparsity, spec.scope)
+            return make_mask(masks.invert_scores(scores), spec.sparsity, spec.scope)
         options |= {"scope": spec.scope, "rounds": spec.rounds}
         mask = prune(model, self.batch, spec.criterion, spec.sparsity, **options)
         if spec.control == "shuffle":
-            return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
+            return masks.shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
         if spec.control == "reinit":  # new weights under the old mask; norms keep their statistics
             fresh = dict(self.build(self.drawn("reinit")).named_parameters())
             model.load_state_dict(fresh, strict=False)
         return mask
 
     def test(self) -> dict | None:
-        """Add the accuracy to the result, or return the failure: the last step may have broken it."""
+        """Add accuracy and loss to the result, or return the failure."""
         with _located("test"):
             accuracy, loss = evaluate(self.model, self.data.test_batches())
         if not math.isfinite(loss):

@@ -68,7 +68,7 @@ def _number(default: Any, about: str, bounds: str) -> Any:
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that shapes one run: prune a network, at initialization or trained, train it, test it.
+    """Everything that shapes one run: prune a network, new or trained, train it, test it.
 
     The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from
     them, so that a field added later (with the old behaviour as its default) renames no record.
@@ -199,7 +199,7 @@ class RunSpec:
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 over the fields that differ from their defaults."""
+        """Twelve hexadecimal digits of the SHA-256 over the fields that are not the default."""
         values = {name: getattr(self, name) for name in FIELDS}
         differing = {name: v for name, v in values.items() if v != FIELDS[name].default}
         if "dataset" in differing:

@@ -16,7 +16,7 @@ import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -94,15 +94,13 @@ def sweep(
 
 def _loaded(specs: list[RunSpec]) -> dict[RunSpec, Dataset]:
     """Return the data of each spec, which then knows their fingerprint; they are read once."""
-    data: dict[tuple[str, int | None], Dataset] = {}
-    loaded = {}
-    for spec in specs:
-        key = spec.dataset, spec.image_size
-        if key not in data:
-            check_name("dataset", spec.dataset)
-            data[key] = load_data(spec.dataset, image_size=spec.image_size)
-        loaded[spec] = data[key]
-    return loaded
+
+    @cache
+    def load(name: str, image_size: int | None) -> Dataset:
+        check_name("dataset", name)
+        return load_data(name, image_size=image_size)
+
+    return {spec: load(spec.dataset, spec.image_size) for spec in specs}
 
 
 class _Sweep:

@@ -20,7 +20,7 @@ def test_a_record_says_whether_the_code_had_local_changes(dirty, monkeypatch):
 
 @pytest.mark.parametrize("dirty", [True, False, None])
 def test_a_page_says_whether_the_code_had_local_changes(dirty, monkeypatch):
-    monkeypatch.setattr(provenance, "git_revision", lambda *folder: ("0123456789ab", dirty))
+    monkeypatch.setattr(pages, "git_revision", lambda *folder: ("0123456789ab", dirty))
     page = pages.page_section(REPO, REPO / "notebooks" / "evidence.ipynb", {}, "pai book", "Profile smoke")
     assert f"- Revision: 0123456789ab{' with local changes' if dirty else ''}\n" in page
 
