@@ -18,7 +18,7 @@ from ..data.loading import dataset_names, find_own
 from ..experiments import spec
 from ..experiments.spec import FIELDS, LIMIT, RunSpec, is_list
 from ..training.device import resolve_device
-from .parameters import INJECTED, checked, comment_after, kind_of, text_of
+from .parameters import INJECTED, checked, comment_of, kind_of, text_of
 
 
 def field_of(parameter: str) -> str | None:
@@ -140,7 +140,7 @@ def check_parameters(namespace: Mapping[str, Any]) -> None:
                 with contextlib.suppress(ValueError):  # an annotation of the reader's own
                     kind_of(annotation)
                     annotations[node.target.id] = annotation
-                    comments[node.target.id] = comment_after(source, node)
+                    comments[node.target.id] = comment_of(source, node)
         if source.startswith(INJECTED):  # the latest one counts: it may have been corrected
             targets = [t for node in nodes if isinstance(node, ast.Assign) for t in node.targets]
             injected = [target.id for target in targets if isinstance(target, ast.Name)]

@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import tokenize
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -160,11 +161,13 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
         except ValueError:
             raise ValueError(f"{line}: the default of {name} must be a literal") from None
         default = checked({name: default}, {name: annotation}, line)[name]
-        declared[name] = Parameter(name, annotation, default, comment_after(source, node))
+        declared[name] = Parameter(name, annotation, default, comment_of(source, node))
     return declared
 
 
-def comment_after(source: str, node: ast.stmt) -> str:
-    """Return the text of the comment behind a statement of a cell."""
-    line = source.split("\n")[(node.end_lineno or 0) - 1].encode()  # ast counts bytes
-    return line[node.end_col_offset or 0 :].decode().partition("#")[2].strip()
+def comment_of(source: str, node: ast.stmt) -> str:
+    """Return the comments behind a statement of a cell, or within one of several lines."""
+    lines = source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]
+    tokens = tokenize.generate_tokens(iter(lines).__next__)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return " ".join(comment.lstrip("# ") for comment in comments)
