@@ -15,19 +15,20 @@ import sys
 import traceback
 import warnings
 from collections.abc import Sequence
-from dataclasses import Field, fields
+from dataclasses import Field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
+from .analysis.frames import records_csv
 from .book import building as book
 from .book.chapters import PROFILES, find_root
 from .book.listing import list_chapters
 from .data.loading import check_data, dataset_names, load_data
-from .experiments.campaign import read_campaign, show_plan
-from .experiments.records import Store, records_csv
+from .experiments.campaign import outcome, read_campaign, show_plan
+from .experiments.records import Store
 from .experiments.run import run
-from .experiments.spec import RunSpec
+from .experiments.spec import FIELDS, RunSpec, is_list
 from .experiments.sweep import sweep
 from .files import write_whole
 from .names import closest
@@ -38,20 +39,15 @@ from .training.device import keep_freed_memory, resolve_device
 def add_book(commands: argparse._SubParsersAction) -> None:
     """Add ``pai book``."""
     parser = commands.add_parser("book", help="execute stale chapters and build the book")
-    parser.add_argument(
-        "--profile", choices=PROFILES, default="smoke", help="smoke: seconds on a CPU"
-    )
-    parser.add_argument("--chapter", action="append", default=[], metavar="NAME",
-                        help="only this one: a chapter, or a notebook")  # fmt: skip
-    parser.add_argument("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE",
-                        help="a run with this value beside the chapter, for example -p sparsity=0.95")  # fmt: skip
-    parser.add_argument(
-        "--name", metavar="NAME", help="of the run (default: after chapter and values)"
-    )
-    parser.add_argument(
-        "--list", action="store_true", help="list chapters, their parameters, and your runs"
-    )
-    parser.add_argument("--no-build", action="store_true", help="execute only, build no pages")
+    option = parser.add_argument
+    option("--profile", choices=PROFILES, default="smoke", help="smoke: seconds on a CPU")
+    about = "only this one: a chapter, or a notebook"
+    option("--chapter", action="append", default=[], metavar="NAME", help=about)
+    about = "a run with this value beside the chapter, for example -p sparsity=0.95"
+    option("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help=about)
+    option("--name", metavar="NAME", help="of the run (default: after chapter and values)")
+    option("--list", action="store_true", help="list chapters, their parameters, and your runs")
+    option("--no-build", action="store_true", help="execute only, build no pages")
     parser.set_defaults(call=run_book)
 
 
@@ -60,44 +56,54 @@ def run_book(args: argparse.Namespace) -> None:
     root = find_root()
     if args.list:
         return list_chapters(root, args.chapter)
-    for given in args.pairs[:1] + ["--name"] * (args.name is not None):
-        if not args.chapter:
-            given = given if given == "--name" else f"-p {given}"
-            raise ValueError(f"{given} needs --chapter NAME: parameters belong to a notebook")
-    page = book.build_book(
-        root, args.profile, args.chapter, args.pairs, not args.no_build, args.name
-    )
-    if not args.no_build:
+    if not args.chapter and (args.pairs or args.name is not None):
+        option = f"-p {args.pairs[0]}" if args.pairs else "--name"
+        raise ValueError(f"{option} needs --chapter NAME: parameters belong to a notebook")
+    build = not args.no_build
+    page = book.build_book(root, args.profile, args.chapter, args.pairs, build, args.name)
+    if build:
         print(f"The book is ready. Open {page.as_uri()}")
 
 
 def add_notebooks(commands: argparse._SubParsersAction) -> None:
     """Add ``pai notebooks``."""
-    parser = commands.add_parser(
-        "notebooks", help="re-execute notebook sources, keep the compared outputs"
-    )
-    parser.add_argument(
-        "names", nargs="*", metavar="NAME", help="notebooks to update (default: all)"
-    )
-    parser.set_defaults(call=lambda args: book.update_notebooks(find_root(), args.names))
+    about = "re-execute notebook sources, keep the compared outputs"
+    parser = commands.add_parser("notebooks", help=about)
+    about = "notebooks to update (default: all)"
+    parser.add_argument("names", nargs="*", metavar="NAME", help=about)
+    parser.set_defaults(call=update_notebooks)
+
+
+def update_notebooks(args: argparse.Namespace) -> None:
+    """Execute notebooks and keep their outputs."""
+    book.update_notebooks(find_root(), args.names)
 
 
 def add_run(commands: argparse._SubParsersAction) -> None:
     """Add ``pai run``, with an option for each field of `RunSpec`."""
     parser = commands.add_parser("run", help="prune, train and test one network; write its record")
-    for each in fields(RunSpec):
-        flag, default = _flag(each.name), _text(each.default)
-        about = f"{each.metadata['help']} (default: {default})".replace("%", "%%")
-        metavar = {"str": "NAME", "int": "N", "float": "X"}.get(each.type.partition(" ")[0], "X,X")
-        parser.add_argument(
-            flag, type=partial(_value, each), default=argparse.SUPPRESS, metavar=metavar, help=about
-        )
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="records (default: results)"
-    )
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    for name, field in FIELDS.items():
+        metavar = "X,X" if is_list(name) else METAVARS[field.metadata["kind"]]
+        about = f"{field.metadata['help']} (default: {_text(field.default)})".replace("%", "%%")
+        form = {"metavar": metavar, "help": about, "default": argparse.SUPPRESS}
+        parser.add_argument(_flag(name), type=partial(_value, field), **form)
+    _add_places(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.set_defaults(call=run_one)
+
+
+METAVARS = {str: "NAME", int: "N", float: "X"}
+
+
+def _add_places(parser: argparse.ArgumentParser) -> None:
+    """Add where to run, and where to keep the records."""
+    _add_results(parser)
+    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+
+
+def _add_results(parser: argparse.ArgumentParser) -> None:
+    about = "records (default: results)"
+    parser.add_argument("--results", default="results", metavar="DIR", help=about)
 
 
 def _flag(name: str) -> str:
@@ -109,70 +115,47 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def _value(each: Field, text: str) -> Any:
-    """Return an option's text as the type of its field; ``none`` is None, or no number in a list."""
-    kind, _, optional = each.type.partition(" | ")
-    if text.lower() == "none" and (optional or kind.startswith("tuple")):
-        return None if optional else ()
+def _value(field: Field, text: str) -> Any:
+    """Return an option's text as its field's type; ``none`` is None, or no number in a list."""
+    kind, several = field.metadata["kind"], is_list(field.name)
+    ending = " or none" if field.default is None else ""
+    if text.lower() == "none" and (ending or several):
+        return () if several else None
     try:
-        if kind.startswith("tuple"):
-            return tuple(map(float, text.split(",")))
-        return {"str": str, "int": int, "float": float}[kind](text)
+        return tuple(map(kind, text.split(","))) if several else kind(text)
     except ValueError:
-        wanted = {"int": "a whole number", "float": "a number"}.get(
-            kind, "numbers with commas between them"
-        )
-        raise argparse.ArgumentTypeError(
-            f"{text!r} is not {wanted}{' or none' if optional else ''}"
-        ) from None
+        wanted = "a whole number" if kind is int else "a number"
+        wanted = "numbers with commas between them" if several else wanted
+        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}{ending}") from None
 
 
 def run_one(args: argparse.Namespace) -> int:
     """Run one spec, or find its record, and print a line about it."""
-    spec = RunSpec(
-        **{each.name: vars(args)[each.name] for each in fields(RunSpec) if each.name in args}
-    )
+    spec = RunSpec(**{name: value for name, value in vars(args).items() if name in FIELDS})
     store, before = Store(args.results), None
     with contextlib.suppress(ValueError):  # the run says what is wrong
         before = store.load(spec)
     keep_freed_memory()
     record = run(spec, store, device=args.device, progress=not args.quiet)
-    path = store.path(record.spec)
-    seconds = sum(record.result.get(f"{what}_seconds", 0) for what in ("scoring", "training"))
-    failure = record.failure
-    found = (
-        f"failed in {failure['where']}: {failure['reason']}"
-        if failure
-        else f"test accuracy {100 * record.result['test_accuracy']:.2f} %"
-    )
-    reused = "reused" if record == before else "new"
-    named = f"{record.spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
-    print(f"{named}  {found}  {seconds:.1f} s  {path} ({reused})")
-    return 1 if failure else 0
+    start = f"{record.spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
+    end = f"{store.path(record.spec)} ({'reused' if record == before else 'new'})"
+    print(f"{start}  {outcome(record)}  {end}")
+    return 1 if record.failure else 0
 
 
 def add_sweep(commands: argparse._SubParsersAction) -> None:
     """Add ``pai sweep``."""
     parser = commands.add_parser("sweep", help="do the runs of a campaign that have no record yet")
-    parser.add_argument("campaign", metavar="FILE", help="YAML with base, grid and also")
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="records (default: results)"
-    )
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="list the runs and how long they would take"
-    )
-    parser.add_argument(
-        "--budget", type=float, metavar="SECONDS", help="start nothing that would end later"
-    )
-    parser.add_argument("--retry-failed", action="store_true", help="repeat the runs that failed")
-    cluster = parser.add_mutually_exclusive_group()
-    cluster.add_argument(
-        "--workers", type=int, metavar="N", help="so many processes on this machine, by Dask"
-    )
-    cluster.add_argument(
-        "--scheduler", metavar="tcp://HOST:PORT", help="of a Dask cluster in a trusted network"
-    )
+    option = parser.add_argument
+    option("campaign", metavar="FILE", help="YAML with base, grid and also")
+    _add_places(parser)
+    option("--dry-run", action="store_true", help="list the runs and how long they would take")
+    option("--budget", type=float, metavar="SECONDS", help="start nothing that would end later")
+    option("--retry-failed", action="store_true", help="repeat the runs that failed")
+    option = parser.add_mutually_exclusive_group().add_argument
+    option("--workers", type=int, metavar="N", help="so many processes on this machine, by Dask")
+    about = "of a Dask cluster in a trusted network"
+    option("--scheduler", metavar="tcp://HOST:PORT", help=about)
     parser.add_argument("--quiet", action="store_true", help="print the counts only")
     parser.set_defaults(call=run_campaign)
 
@@ -183,10 +166,8 @@ def run_campaign(args: argparse.Namespace) -> int:
     if args.dry_run:
         show_plan(specs, store, resolve_device(args.device), args.retry_failed)
         return 0
-    options = {
-        name: vars(args)[name]
-        for name in "device budget retry_failed workers scheduler quiet".split()
-    }
+    names = ("device", "budget", "retry_failed", "workers", "scheduler", "quiet")
+    options = {name: vars(args)[name] for name in names}
     keep_freed_memory()
     counts = sweep(specs, store, **options)
     return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
@@ -195,12 +176,9 @@ def run_campaign(args: argparse.Namespace) -> int:
 def add_export(commands: argparse._SubParsersAction) -> None:
     """Add ``pai export``."""
     parser = commands.add_parser("export", help="write all records as one CSV file")
-    parser.add_argument(
-        "file", type=Path, metavar="FILE.csv", help="one row a record, failed runs too"
-    )
-    parser.add_argument(
-        "--results", default="results", metavar="DIR", help="records (default: results)"
-    )
+    about = "one row a record, failed runs too"
+    parser.add_argument("file", type=Path, metavar="FILE.csv", help=about)
+    _add_results(parser)
     parser.add_argument("--overwrite", action="store_true", help="replace FILE.csv if it is there")
     parser.set_defaults(call=run_export)
 
@@ -210,14 +188,12 @@ def run_export(args: argparse.Namespace) -> None:
     if args.file.is_dir():
         raise ValueError(f"{args.file} is a folder: give the name of a file")
     if args.file.exists() and not args.overwrite:
-        raise ValueError(
-            f"{args.file} is there already: give another name, or --overwrite to replace it"
-        )
+        there = f"{args.file} is there already"
+        raise ValueError(f"{there}: give another name, or --overwrite to replace it")
     records = Store(args.results).records()
     if not records:
-        raise ValueError(
-            f"{args.results} holds no records: give the folder of the records with --results DIR"
-        )
+        none = f"{args.results} holds no records"
+        raise ValueError(f"{none}: give the folder of the records with --results DIR")
     write_whole(args.file, records_csv(records))
     failed = sum(record.failure is not None for record in records)
     print(f"{args.file}: {len(records)} records, {failed} of failed runs")
@@ -226,12 +202,10 @@ def run_export(args: argparse.Namespace) -> None:
 def add_data(commands: argparse._SubParsersAction) -> None:
     """Add ``pai data``."""
     parser = commands.add_parser("data", help="fetch or check a data set")
-    parser.add_argument(
-        "action", choices=("fetch", "check"), help="fetch: load it, from the net if need be"
-    )
-    parser.add_argument(
-        "name", metavar="NAME", help=f"{', '.join(dataset_names())}, or a folder of class folders"
-    )
+    about = "fetch: load it, from the net if need be"
+    parser.add_argument("action", choices=("fetch", "check"), help=about)
+    about = f"{', '.join(dataset_names())}, or a folder of class folders"
+    parser.add_argument("name", metavar="NAME", help=about)
     parser.set_defaults(call=run_data)
 
 
@@ -254,17 +228,13 @@ def list_criteria(args: argparse.Namespace) -> None:
     columns = "key label name temperature rounds variants source".split()
     rows = [columns]
     for rule in CRITERIA.values():
-        values = {
-            **vars(rule),
-            "temperature": f"{rule.temperature:g}",
-            "variants": ", ".join(rule.variants),
-        }
+        temperature, variants = f"{rule.temperature:g}", ", ".join(rule.variants)
+        values = {**vars(rule), "temperature": temperature, "variants": variants}
         rows.append([str(values[column]) for column in columns])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        print(
-            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
-        )
+        cells = map(str.ljust, row, widths)
+        print("  ".join(cells).rstrip())
 
 
 SUBCOMMANDS = (add_book, add_notebooks, add_run, add_sweep, add_export, add_data, add_criteria)
@@ -281,9 +251,8 @@ class Parser(argparse.ArgumentParser):
 def _make_parser() -> Parser:
     """Return the parser of the command and its subcommands."""
     parser = Parser(prog="pai", description="Pruning at initialization: book, runs, data.")
-    parser.add_argument(
-        "--version", action="version", version=f"pai {sys.modules[__package__].__version__}"
-    )
+    version = f"pai {sys.modules[__package__].__version__}"
+    parser.add_argument("--version", action="version", version=version)
     commands = parser.add_subparsers(metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
@@ -295,26 +264,23 @@ def _make_parser() -> Parser:
 
 
 def _is_meant(error: Exception) -> bool:
-    """Tell whether an error is a sentence for whoever typed the command, and no mistake in the code.
+    """Tell whether an error is a sentence for who typed the command, and no mistake in the code.
 
     A raise statement made it, in this library if it is no ValueError: what the interpreter raises
-        itself (a
-    conversion, an index) nobody has worded. Files and their content are always the user's. What
-    ended a sweep has a note that names its run, and is shown whole.
+    itself (a conversion, an index) nobody has worded. Files and their content are always the
+    user's. What ended a sweep has a note that names its run, and is shown whole.
     """
     if getattr(error, "__notes__", ()):
         return False
     if isinstance(error, OSError | UnicodeError):
         return True
     at = error.__traceback__
-    while at is not None and at.tb_next is not None:
+    while at and at.tb_next:
         at = at.tb_next
     if at is None or dis.opname[at.tb_frame.f_code.co_code[at.tb_lasti]] != "RAISE_VARARGS":
         return False
-    return (
-        isinstance(error, ValueError)
-        or Path(__file__).parent in Path(at.tb_frame.f_code.co_filename).parents
-    )
+    file = Path(at.tb_frame.f_code.co_filename)
+    return isinstance(error, ValueError) or file.is_relative_to(Path(__file__).parent)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -349,21 +315,22 @@ def _call(parser: Parser, words: list[str]) -> int:
     """Do what the words of a command say; return its exit code."""
     args, rest = parser.parse_known_args(words)
     if rest:
-        own = [each.name for each in fields(RunSpec)] if vars(args).get("call") is run_one else []
-        close = closest(rest[0], map(_flag, {*vars(args), *own, "help", "version"} - {"call"}))
-        raise ValueError(
-            f"unknown argument {rest[0]!r}" + (f": did you mean {close!r}?" if close else "")
-        )
+        fields = FIELDS if vars(args).get("call") is run_one else ()
+        close = closest(rest[0], map(_flag, {*vars(args), *fields, "help", "version"} - {"call"}))
+        hint = f": did you mean {close!r}?" if close else ""
+        raise ValueError(f"unknown argument {rest[0]!r}{hint}")
     if "call" not in args:
         parser.print_help()
         return 0
     with warnings.catch_warnings():
-        warnings.showwarning = lambda message, *_: print(
-            f"pai: warning: {message}", file=sys.stderr
-        )
+        warnings.showwarning = _show_warning
         status = args.call(args) or 0
     sys.stdout.flush()
     return status
+
+
+def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
+    print(f"pai: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

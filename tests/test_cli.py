@@ -13,10 +13,9 @@ import torch
 
 import pai_lib
 from pai_lib import cli
-from pai_lib.experiments import run as runs
 from pai_lib.experiments.records import Store
 from pai_lib.experiments.spec import RunSpec
-from pai_lib.pruning.criteria import CRITERIA
+from pai_lib.pruning.criteria import CRITERIA, criterion_label
 
 QUICK = (
     "run --dataset digits --model resnet8 --width 2 --criterion snip --sparsity 0.9 --samples-per-class 2 "
@@ -399,7 +398,7 @@ def test_help_tells_every_field(capsys):
 
 
 def test_labels():
-    assert runs.criterion_label("dense") == "Dense"
+    assert criterion_label("dense") == "Dense"
 
 
 # --- imports

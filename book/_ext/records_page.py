@@ -38,7 +38,8 @@ def page_data(root: Path) -> tuple[dict, list]:
         root: the folder of records; it may be empty or absent.
     """
     from pai_lib.analysis import figures
-    from pai_lib.experiments.records import RecordWarning, Store, full_frame
+    from pai_lib.analysis.frames import full_frame
+    from pai_lib.experiments.records import RecordWarning, Store
     from pai_lib.pruning.criteria import criterion_label
 
     with warnings.catch_warnings(record=True) as caught:
@@ -104,8 +105,8 @@ def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
 
 def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
+    from pai_lib.analysis.frames import data_note
     from pai_lib.analysis.verdicts import PROTOCOL
-    from pai_lib.experiments.records import data_note
 
     words = []
     for how in kinds:
@@ -147,7 +148,8 @@ def outline(marker: str) -> str:
 
 def write_data(app: Sphinx) -> None:
     """Write what the page needs, in place of what an earlier build wrote."""
-    from pai_lib.experiments.records import Store, records_csv, records_frame
+    from pai_lib.analysis.frames import records_csv
+    from pai_lib.experiments.records import Store, records_frame
 
     if app.builder.format != "html" or not (Path(app.srcdir) / f"{PAGE}.md").is_file():
         return

@@ -25,9 +25,9 @@ from pandas.io.formats.style import Styler
 from PIL import Image
 
 from ..curvature.calls import ByParameter
-from ..experiments.records import data_note
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
+from .frames import data_note
 from .verdicts import PLAIN, PROTOCOL, paired
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of

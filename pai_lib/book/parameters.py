@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import contextlib
 import json
+import tokenize
 import types
 import typing
 from collections.abc import Iterable, Mapping
@@ -37,15 +38,14 @@ class Parameter:
 
 
 def kind_of(annotation: str) -> Any:
-    """Return the type that an annotation names: bool, int, float, str, list of these, or a union."""
+    """Return the type that an annotation names: bool, int, float, str, list of these, a union."""
     try:
         kind = eval(annotation, {"__builtins__": {}}, _TYPES)
     except Exception:
         kind = None
     if not isinstance(kind, type | types.GenericAlias | types.UnionType):
-        raise ValueError(
-            f"annotation {annotation!r}: use bool, int, float, str, list[...] or '... | None'"
-        )
+        kinds = "bool, int, float, str, list[...] or '... | None'"
+        raise ValueError(f"annotation {annotation!r}: use {kinds}")
     return kind
 
 
@@ -70,12 +70,9 @@ def _read(text: str, kind: Any) -> Any:
     YAML only splits lists here, since to YAML 1.1 ``1e-3`` is a string and ``010`` is eight.
     """
     if isinstance(kind, types.UnionType):
-        arms = sorted(
-            typing.get_args(kind), key=lambda arm: arm is str
-        )  # any text is a str: try it last
-        if types.NoneType in arms and text in ("null", "None", "~"):
+        if types.NoneType in typing.get_args(kind) and text in ("null", "None", "~"):
             return None
-        for arm in arms:
+        for arm in sorted(typing.get_args(kind), key=lambda arm: arm is str):  # it fits any text
             with contextlib.suppress(ValueError):
                 return _read(text, arm)
     elif typing.get_origin(kind) is list:
@@ -96,26 +93,24 @@ def text_of(value: Any) -> str:
     """Return `value` as `_read` takes it on a command line."""
     if isinstance(value, str):
         return value
-    return yaml.safe_dump(
-        value, default_flow_style=True, width=10**6, allow_unicode=True
-    ).splitlines()[0]
+    form: dict[str, Any] = {"default_flow_style": True, "width": 10**6, "allow_unicode": True}
+    return yaml.safe_dump(value, **form).splitlines()[0]
 
 
 def checked(
     values: Mapping[str, Any], annotations: Mapping[str, str], where: str
 ) -> dict[str, Any]:
-    """Return `values` as their declared types; ValueError for an unknown name or a wrong type."""
+    """Return values as their declared types; ValueError for an unknown name or a wrong type."""
     result = {}
     for name, value in values.items():
         if name not in annotations:
-            raise ValueError(
-                f"{where}: no parameter is named {name!r}; {nearest(name, annotations)}"
-            )
+            hint = nearest(name, annotations)
+            raise ValueError(f"{where}: no parameter is named {name!r}; {hint}")
         try:
             result[name] = _fit(value, kind_of(annotations[name]))
         except TypeError:
-            given = f"{value!r} ({type(value).__name__})"
-            raise ValueError(f"{where}: {name} must be {annotations[name]}, not {given}") from None
+            actual = f"{value!r} ({type(value).__name__})"
+            raise ValueError(f"{where}: {name} must be {annotations[name]}, not {actual}") from None
     return result
 
 
@@ -133,22 +128,19 @@ def parse_overrides(pairs: Iterable[str], declared: Mapping[str, Parameter]) -> 
         if name in values:
             raise ValueError(f"-p {pair}: {name} is given twice, first as {text_of(values[name])}")
         if name not in declared:
-            raise ValueError(
-                f"-p {pair}: no parameter is named {name!r}; {nearest(name, declared)}"
-            )
-        annotation = declared[name].annotation
+            hint = nearest(name, declared)
+            raise ValueError(f"-p {pair}: no parameter is named {name!r}; {hint}")
+        annotation, default = declared[name].annotation, declared[name].default
         try:
             values[name] = _read(text, kind_of(annotation))
         except ValueError:
-            example = text_of(declared[name].default)
-            raise ValueError(
-                f"-p {pair}: {name} must be {annotation}, for example {name}={example}"
-            ) from None
+            right = f"{annotation}, for example {name}={text_of(default)}"
+            raise ValueError(f"-p {pair}: {name} must be {right}") from None
     return values
 
 
 def notebook_parameters(path: Path) -> dict[str, Parameter]:
-    """Return the parameters that a notebook declares in its first code cell, tagged ``parameters``."""
+    """Return the parameters of a notebook: of its first code cell, tagged ``parameters``."""
     cells = json.loads(path.read_text(encoding="utf-8"))["cells"]
     cell = next((cell for cell in cells if cell["cell_type"] == "code"), None)
     if cell is None or "parameters" not in cell["metadata"].get("tags", []):
@@ -157,30 +149,25 @@ def notebook_parameters(path: Path) -> dict[str, Parameter]:
     try:
         nodes = ast.parse(source).body
     except SyntaxError as error:
-        raise ValueError(
-            f"{path.name}, parameters cell, line {error.lineno}: {error.msg}"
-        ) from None
+        line = f"{path.name}, parameters cell, line {error.lineno}"
+        raise ValueError(f"{line}: {error.msg}") from None
     for node in nodes:
         line = f"{path.name}, parameters cell, line {node.lineno}"
-        if (
-            not isinstance(node, ast.AnnAssign)
-            or not isinstance(node.target, ast.Name)
-            or not node.value
-        ):
+        if not isinstance(node, ast.AnnAssign) or not node.simple or node.value is None:
             raise ValueError(f"{line}: write name: type = default  # help")
-        name, annotation = node.target.id, ast.unparse(node.annotation)
+        name, annotation = ast.unparse(node.target), ast.unparse(node.annotation)
         try:
             default = ast.literal_eval(node.value)
         except ValueError:
             raise ValueError(f"{line}: the default of {name} must be a literal") from None
         default = checked({name: default}, {name: annotation}, line)[name]
-        declared[name] = Parameter(name, annotation, default, comment_after(source, node))
+        declared[name] = Parameter(name, annotation, default, comment_of(source, node))
     return declared
 
 
-def comment_after(source: str, node: ast.stmt) -> str:
-    """Return the text of the comment behind a statement of a cell."""
-    rest = source.split("\n")[(node.end_lineno or 0) - 1].encode()[
-        node.end_col_offset or 0 :
-    ]  # ast counts bytes
-    return rest.decode().partition("#")[2].strip()
+def comment_of(source: str, node: ast.stmt) -> str:
+    """Return the comments behind a statement of a cell, or within one of several lines."""
+    lines = source.splitlines(keepends=True)[node.lineno - 1 : node.end_lineno]
+    tokens = tokenize.generate_tokens(iter(lines).__next__)
+    comments = [token.string for token in tokens if token.type == tokenize.COMMENT]
+    return " ".join(comment.lstrip("# ") for comment in comments)

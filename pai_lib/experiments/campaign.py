@@ -7,8 +7,7 @@ import statistics
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator
-from dataclasses import fields, replace
-from functools import cache
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..names import nearest
 from ..pruning.criteria import get_criterion
 from ..training.checkpoint import epochs_done
 from .records import Record, RecordWarning, Store
-from .spec import RunSpec
+from .spec import FIELDS, RunSpec, check_name
 
 
 def read_campaign(path: str | Path) -> list[RunSpec]:
@@ -35,90 +34,102 @@ def read_campaign(path: str | Path) -> list[RunSpec]:
             the entry.
     """
     try:
-        pairs = list(_pairs(load_yaml(Path(path))))
+        return _specs(load_yaml(Path(path)))
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
-    specs: list[RunSpec] = []
+
+
+def _specs(campaign: Any) -> list[RunSpec]:
+    specs = []
     entries: dict[tuple[str, RunSpec], str] = {}
-    data = cache(lambda name, image_size: RunSpec(dataset=name, image_size=image_size).data)
-    for where, base, grid in pairs:
-        for values in itertools.product(*grid.values()):
-            own = dict(zip(grid, values, strict=True))
-            entry = f"{where} {{{', '.join(f'{name}: {value}' for name, value in own.items())}}}"
-            try:
-                spec = RunSpec.from_dict({**base, **own})
-                specs.append(spec.with_data(data(spec.dataset, spec.image_size)))
-            except (ValueError, OSError) as error:
-                raise ValueError(f"{path}: {entry}: {error}") from error
-            meaning = specs[-1].data, replace(_meaning(spec), dataset=RunSpec.dataset)
-            if (known := entries.setdefault(meaning, entry)) is not entry:
-                raise ValueError(f"{path}: {entry} means the same run as {known}.")
+    data: dict[tuple[str, int | None], str] = {}  # read once
+    for entry, values in _entries(campaign):
+        try:
+            spec = RunSpec.from_dict(values)
+            check_name("dataset", spec.dataset)
+            key = spec.dataset, spec.image_size
+            if key not in data:
+                data[key] = spec.data
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{entry}: {error}") from error
+        first = entries.setdefault((data[key], _meaning(spec)), entry)
+        if first is not entry:
+            raise ValueError(f"{entry} means the same run as {first}.")
+        specs.append(spec.with_data(data[key]))
     return specs
 
 
-def _pairs(top: Any) -> Iterator[tuple[str, dict, dict]]:
-    def mapping(value: Any, where: str, known: Iterable[str] | None = None) -> dict:
-        if not isinstance(value, dict) or not value:
-            raise ValueError(
-                f"{where} is empty." if not value else f"{where} must hold names and values."
-            )
-        for name in value:
-            if known and name not in known:
-                raise ValueError(f"{where} has no part {name!r}: {nearest(name, known)}")
-        return value
-
-    def pair(part: dict, where: str, inherited: dict) -> tuple[str, dict, dict]:
-        base = mapping(part["base"], f"{where}base") if "base" in part else {}
-        grid = mapping(part["grid"], f"{where}grid") if "grid" in part else {}
-        for name, values in grid.items():
-            if not isinstance(values, list) or not values:
-                raise ValueError(
-                    f"{where}grid: {name} must be a list of at least one value, not {values!r}."
-                )
-        return f"{where}grid" if grid else f"{where}base", {**inherited, **base}, grid
-
-    mapping(top, "the campaign", ("base", "grid", "also"))
-    first = pair(top, "", {})
-    also = top.get("also", [])
+def _entries(campaign: Any) -> Iterator[tuple[str, dict]]:
+    """Yield the place of each run in a campaign, and its fields."""
+    _check_part(campaign, "the campaign", ("base", "grid", "also"))
+    also = campaign.get("also", [])
     if not isinstance(also, list):
         raise ValueError("also must be a list of pairs of base and grid.")
-    if "grid" in top or not also:
-        yield first
+    shared, grid = _pair(campaign, "")
+    pairs = [("", shared, grid)] if grid or not also else []
     for number, part in enumerate(also):
         where = f"also[{number}]"
-        yield pair(mapping(part, where, ("base", "grid")), f"{where}.", first[1])
+        _check_part(part, where, ("base", "grid"))
+        base, grid = _pair(part, f"{where}.")
+        pairs.append((f"{where}.", {**shared, **base}, grid))
+    for where, base, grid in pairs:
+        for values in itertools.product(*grid.values()):
+            point = dict(zip(grid, values, strict=True))
+            words = ", ".join(f"{name}: {value}" for name, value in point.items())
+            yield f"{where}{'grid' if grid else 'base'} {{{words}}}", {**base, **point}
+
+
+def _pair(part: dict, where: str) -> tuple[dict, dict]:
+    """Return base and grid of a part of a campaign."""
+    for name in part.keys() & {"base", "grid"}:
+        _check_part(part[name], where + name)
+    grid = part.get("grid", {})
+    for name, values in grid.items():
+        if not isinstance(values, list) or not values:
+            wrong = f"{where}grid: {name} must be a list of at least one value"
+            raise ValueError(f"{wrong}, not {values!r}.")
+    return part.get("base", {}), grid
+
+
+def _check_part(part: Any, where: str, names: tuple[str, ...] = ()) -> None:
+    if not part:
+        raise ValueError(f"{where} is empty.")
+    if not isinstance(part, dict):
+        raise ValueError(f"{where} must hold names and values.")
+    for name in part:
+        if names and name not in names:
+            raise ValueError(f"{where} has no part {name!r}: {nearest(name, names)}")
 
 
 def _meaning(spec: RunSpec) -> RunSpec:
-    """The spec with the criterion's own values spelled out, and one value where any means the same."""
+    """The spec with its criterion's values spelled out, and one value where any means the same."""
     if spec.criterion == "dense":
         unused: dict[str, Any] = dict.fromkeys(("samples_per_class", "group", "probes"), 1)
-        return replace(spec, scope="global", temperature=None, rounds=None, **unused)
+        unused |= {"scope": "global", "temperature": None, "rounds": None}
+        return replace(spec, dataset=RunSpec.dataset, **unused)
     rule = get_criterion(spec.criterion, spec.variant)
-    own = {"temperature": rule.default_temperature(spec.variant), "rounds": rule.rounds}
-    values: dict[str, Any] = {
-        name: value for name, value in own.items() if getattr(spec, name) is None
-    }
+    values: dict[str, Any] = {"dataset": RunSpec.dataset, "rounds": spec.rounds or rule.rounds}
+    if spec.temperature is None:
+        values["temperature"] = rule.default_temperature(spec.variant)
     if not rule.uses_data:
         values |= {"samples_per_class": 1, "temperature": 1.0}
-    exact = {"weight", "gradient", "hessian_gradient", "exact", "flow", "noise", "normal"}
-    if exact.issuperset(rule.needs):
-        values |= {"group": 1, "probes": 1}
-    elif {*exact, "fisher", "group"}.issuperset(rule.needs):
+    if not {"hutchinson", "row_norm"}.intersection(rule.needs):
         values["probes"] = 1
+        if "fisher" not in rule.needs:
+            values["group"] = 1
     return replace(spec, **values)
 
 
 class Estimate:
-    """Seconds of a run, from records of runs of the same model, width and data set on the same kind of device.
+    """Seconds of a run, from the records of runs like it.
 
+    These have its model, width and data set, and were made on a CPU or a GPU as it will be.
     Training is proportional to epochs times images; scoring is as long as that of the same
     criterion. Of each the median of the latest runs counts.
     """
 
     def __init__(self, store: Store, device: torch.device | None):
-        self.store = store
-        self.kind = device and ("CPU" if device.type == "cpu" else "GPU")
+        self.store, self.device = store, device
         self.training: dict[tuple, list[float]] = defaultdict(list)
         self.scoring: dict[tuple, list[float]] = defaultdict(list)
         with warnings.catch_warnings():
@@ -129,48 +140,56 @@ class Estimate:
 
     def add(self, record: Record) -> None:
         """Learn from a record."""
-        made_on = "CPU" if str(record.provenance.get("device")).startswith("CPU") else "GPU"
-        if record.failure or self.kind not in (None, made_on):
+        on_cpu = str(record.provenance.get("device")).startswith("CPU")
+        elsewhere = self.device and on_cpu != (self.device.type == "cpu")
+        if record.failure or elsewhere:
             return
-        spec = record.spec
-        self.training[self._like(spec)].append(
-            record.result["training_seconds"] / self._images(spec)
-        )
-        for key in (self._like(spec), (*self._like(spec), spec.criterion, spec.rounds)):
-            self.scoring[key].append(record.result["scoring_seconds"])
+        spec, result = record.spec, record.result
+        self.training[_like(spec)].append(result["training_seconds"] / _images(spec))
+        for key in (_like(spec), (*_like(spec), spec.criterion, spec.rounds)):
+            self.scoring[key].append(result["scoring_seconds"])
 
     def seconds(self, spec: RunSpec) -> float | None:
-        """Seconds of a run, or of what is left of it after its checkpoint; ``None`` without a basis."""
-        like = self._like(spec)
+        """Seconds of what its checkpoint leaves of a run; ``None`` without a basis."""
+        like = _like(spec)
         if like not in self.training:
             return None
+        training = statistics.median(self.training[like][-9:])
+        done = epochs_done(self.store.checkpoint(spec)) * spec.train_fraction
+        if done:
+            return training * (_images(spec) - done)
         scoring = self.scoring.get((*like, spec.criterion, spec.rounds)) or self.scoring[like]
-        whole = statistics.median(self.training[like][-9:]) * self._images(spec)
-        done = epochs_done(self.store.checkpoint(spec)) * spec.train_fraction / self._images(spec)
-        return whole * (1 - done) + (0 if done else statistics.median(scoring[-9:]))
+        return training * _images(spec) + statistics.median(scoring[-9:])
 
-    @staticmethod
-    def _like(spec: RunSpec) -> tuple:
-        return spec.data, spec.image_size, spec.model, spec.width
 
-    @staticmethod
-    def _images(spec: RunSpec) -> float:
-        return spec.epochs * spec.train_fraction * (2 if spec.when == "trained" else 1)
+def _like(spec: RunSpec) -> tuple:
+    return spec.data, spec.image_size, spec.model, spec.width
+
+
+def _images(spec: RunSpec) -> float:
+    return spec.epochs * spec.train_fraction * (2 if spec.when == "trained" else 1)
 
 
 def differing(specs: Iterable[RunSpec]) -> list[str]:
     """Names of the fields that are not the same in all specs."""
     specs = list(specs)
-    return [
-        each.name
-        for each in fields(RunSpec)
-        if len({getattr(spec, each.name) for spec in specs}) > 1
-    ]
+    return [name for name in FIELDS if len({getattr(spec, name) for spec in specs}) > 1]
 
 
 def named(spec: RunSpec, names: Iterable[str]) -> str:
     """A run in a line: its id and the fields of the given names."""
     return "  ".join([spec.id, *(f"{name}={getattr(spec, name)}" for name in names)])
+
+
+def outcome(record: Record) -> str:
+    """What a run gave, in words, and the seconds of its work."""
+    result, failure = record.result, record.failure
+    if failure:
+        words = f"failed in {failure['where']}: {failure['reason']}"
+    else:
+        words = f"test accuracy {100 * result['test_accuracy']:.2f} %"
+    seconds = result.get("scoring_seconds", 0) + result.get("training_seconds", 0)
+    return f"{words}  {seconds:.1f} s"
 
 
 def lasting(seconds: float) -> str:
@@ -193,7 +212,7 @@ def show_plan(
     Registered data are not read for it.
     """
     names, estimate, states = differing(specs), Estimate(store, device), Counter[str]()
-    known, unknown = 0.0, 0
+    total, without_basis = 0.0, 0
     for spec in specs:
         try:
             record = store.load(spec)
@@ -202,14 +221,17 @@ def show_plan(
             print(error)
             state = "to do"
         states[state] += 1
-        seconds = None
+        line = f"{named(spec, names)}  {state}"
         if state == "to do" or (state == "failed" and retry_failed):
             seconds = estimate.seconds(spec)
-            known, unknown = known + (seconds or 0), unknown + (seconds is None)
-        print(f"{named(spec, names)}  {state}" + (f", about {lasting(seconds)}" if seconds else ""))
-    if known:
-        print(f"What is left takes about {lasting(known)} in one process.")
-    if unknown:
-        print(f"There is no basis to estimate {unknown} of them: nothing like it is recorded here.")
+            total += seconds or 0
+            without_basis += seconds is None
+            line += f", about {lasting(seconds)}" if seconds else ""
+        print(line)
+    if total:
+        print(f"What is left takes about {lasting(total)} in one process.")
+    if without_basis:
+        missing = f"There is no basis to estimate {without_basis} of them"
+        print(f"{missing}: nothing like it is recorded here.")
     counts = ", ".join(f"{count} {state}" for state, count in states.items())
     print(f"{len(specs)} runs: {counts}.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import datetime
 import gc
@@ -26,22 +27,19 @@ def version(package: str) -> str:
 
 
 def device_name(device: str | torch.device) -> str:
-    """Return the name of a GPU, or "CPU" with the processor's own name where the system tells it."""
+    """Return the name of a GPU, or "CPU" with the processor's name where the system tells it."""
     if torch.device(device).type == "cuda":
         return torch.cuda.get_device_name(device)
-    try:
-        lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
-        name = next(
-            line.partition(":")[2].strip() for line in lines if line.startswith("model name")
-        )
-    except (OSError, StopIteration):
-        return "CPU"
-    return f"CPU ({name})"
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text("utf-8").splitlines():
+            if line.startswith("model name"):
+                return f"CPU ({line.partition(':')[2].strip()})"
+    return "CPU"
 
 
 @cache
 def git_revision(folder: Path = LIBRARY) -> tuple[str, bool | None]:
-    """Return the revision of a folder and whether it has local changes; by default, of this library's.
+    """Return the revision of a folder, by default this library's, and whether it was changed.
 
     It is ``("unknown", None)`` for a folder that git does not track, such as an installed copy of
     the library that merely lies within some repository.
@@ -64,7 +62,7 @@ def now() -> str:
 
 
 def run_provenance(device: torch.device, precision: str, started: str, resumed: list[dict]) -> dict:
-    """What made a record: revision, versions, device, times; and the same of the pieces before the last one."""
+    """What made a record: revision, versions, device, times; and what made its earlier pieces."""
     revision, dirty = git_revision()
     return {
         "git": revision,
@@ -82,7 +80,7 @@ def run_provenance(device: torch.device, precision: str, started: str, resumed: 
 
 
 def reset_peak_memory(device: torch.device) -> bool:
-    """Have the peak of memory begin anew, without what is no longer used; False where the system cannot."""
+    """Have the peak of memory begin anew; False where the system cannot."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
         return True
@@ -96,12 +94,9 @@ def reset_peak_memory(device: torch.device) -> bool:
 
 
 def peak_memory(device: torch.device) -> int:
-    """Return the most bytes since the reset: that tensors took on a GPU, and that the process took on a CPU."""
+    """Return the most bytes since the reset: of tensors on a GPU, of the process on a CPU."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    (line,) = (
-        line
-        for line in Path("/proc/self/status").read_text().splitlines()
-        if line.startswith("VmHWM:")
-    )
-    return int(line.split()[1]) * 1024
+    lines = Path("/proc/self/status").read_text().splitlines()
+    peak = next(line for line in lines if line.startswith("VmHWM:"))
+    return int(peak.split()[1]) * 1024

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import json
 import os
 import warnings
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock
 
 from ..data.loading import dataset_names
 from ..files import write_whole
-from .spec import RunSpec
+from .spec import FIELDS, RunSpec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -49,64 +47,29 @@ class Record:
     provenance: dict
 
     def __post_init__(self) -> None:
-        object.__setattr__(
-            self, "spec", self.spec.with_data(self.data.get("fingerprint", self.spec.dataset))
-        )
+        fingerprint = self.data.get("fingerprint", self.spec.dataset)
+        object.__setattr__(self, "spec", self.spec.with_data(fingerprint))
 
     def to_dict(self) -> dict:
         """The record as its JSON file holds it."""
         return {"schema": SCHEMA, "id": self.spec.id, **asdict(self), "spec": self.spec.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict, intact: bool = False) -> Record:
-        """Read a record's JSON content; ValueError if it is of another schema or does not fit its own id.
-
-        A spec that is ``intact``, just as a run wrote it, need not be checked again.
-        """
-        if not isinstance(values, dict) or values.get("schema") != SCHEMA:
-            found = values.get("schema") if isinstance(values, dict) else type(values).__name__
-            raise ValueError(f"schema {found!r}: this version reads schema {SCHEMA}.")
-        kinds = {
-            "spec": dict,
-            "result": dict,
-            "failure": dict | None,
-            "data": dict,
-            "provenance": dict,
-            "id": str,
-        }
-        for name, kind in kinds.items():
-            if name not in values or not isinstance(values[name], kind):
+    def from_dict(cls, values: dict) -> Record:
+        """Read a record's JSON content; ValueError for another schema, or an id that is not its."""
+        schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r}: this version reads schema {SCHEMA}.")
+        kinds: dict[str, Any] = dict.fromkeys(("spec", "result", "data", "provenance"), dict)
+        for name, kind in {**kinds, "failure": dict | None}.items():
+            if not isinstance(values.get(name, ""), kind):
                 raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
-        intact = intact and values["spec"].keys() <= _DEFAULTS.keys()
-        record = cls(
-            _as_written(values["spec"]) if intact else RunSpec.from_record(values["spec"]), **parts
-        )
-        if (
-            not (intact and record.spec.dataset in dataset_names())
-            and (found := record.spec.id) != values["id"]
-        ):
-            object.__setattr__(record, "spec", _by_path(record.spec))
-            if record.spec.id != values["id"]:
-                raise ValueError(
-                    f"its id is {values['id']!r}, but its spec's is {found!r}: it was edited."
-                )
+        record = cls(RunSpec.from_dict(values["spec"]), **parts)
+        if (identity := values.get("id")) != record.spec.id:
+            spec = f"its spec's is {record.spec.id!r}"
+            raise ValueError(f"its id is {identity!r}, but {spec}: it was edited.")
         return record
-
-
-_DEFAULTS = {each.name: each.default for each in fields(RunSpec)}
-
-
-def _as_written(values: dict) -> RunSpec:
-    spec = object.__new__(RunSpec)  # checking the types of 10,000 specs takes seconds
-    lists = {name: tuple(value) for name, value in values.items() if isinstance(value, list)}
-    vars(spec).update({**_DEFAULTS, **values, **lists})
-    return spec
-
-
-def _by_path(spec: RunSpec) -> RunSpec:
-    """The spec with the id that a run on one's own data once had: by the path as it was spelt."""
-    return spec.with_data(spec.dataset)
 
 
 class Store:
@@ -123,7 +86,7 @@ class Store:
         self.root = Path(root)
 
     def path(self, spec: RunSpec) -> Path:
-        """Where the record of a spec is, or would be. One's own data are read for it, see ``RunSpec.data``."""
+        """Where the record of a spec is, or would be; see ``RunSpec.data``."""
         name = f"{spec.model}/{spec.id}.json"
         known = [] if spec.dataset in dataset_names() else sorted(self.root.glob(f"*/{name}"))
         return known[0] if known else self.root / _short(spec.dataset) / name
@@ -133,11 +96,11 @@ class Store:
         return self.root / ".checkpoints" / f"{spec.id}.safetensors"
 
     def lock(self, spec: RunSpec) -> FileLock:
-        """Lock of a run among processes; the system releases it when its process ends, however that is."""
+        """Lock of a run among processes; however one ends, the system then releases it."""
         return FileLock(self.root / ".checkpoints" / f"{spec.id}.lock")
 
     def tidy(self, spec: RunSpec) -> None:
-        """Remove what a process that was killed while it wrote has left of a run; for the holder of its lock."""
+        """Remove half-written files of a run, for the holder of its lock."""
         for path in (self.path(spec), self.checkpoint(spec)):
             for rest in path.parent.glob(f".{path.stem}.*.tmp"):
                 rest.unlink(missing_ok=True)
@@ -153,27 +116,23 @@ class Store:
             raise OSError(f"The results folder {self.root} is not writable: {reason}.") from error
 
     def load(self, spec: RunSpec) -> Record | None:
-        """The record of a spec, or ``None`` if there is none yet. ValueError if it cannot be read."""
+        """The record of a spec, or ``None`` without one; ValueError if it cannot be read."""
         path = self.path(spec)
-        if path.is_file() or spec.dataset in dataset_names():
-            return _read(path) if path.is_file() else None
-        older = self.path(_by_path(spec))
-        known = _read(older) if older.is_file() else None
-        return known if known and known.data.get("fingerprint") == spec.data else None
+        return _read(path) if path.is_file() else None
 
     def find(self, spec: RunSpec, fingerprint: str) -> Record | None:
-        """The record of a spec for the same data; one that is not, or cannot be read, is named in a warning."""
+        """The record of a spec; one of other data, or that cannot be read, is only warned of."""
         spec = spec.with_data(fingerprint)
         try:
-            known = self.load(spec)
+            record = self.load(spec)
         except ValueError as error:
-            warnings.warn(f"{error} It is not used.", RecordWarning, stacklevel=2)
+            _warn(f"{error} It is not used.")
             return None
-        if known is not None and known.data.get("fingerprint") != fingerprint:
-            text = f"{self.path(spec)} was made with other data than those that are here now. It is not used."
-            warnings.warn(text, RecordWarning, stacklevel=2)
-            return None
-        return known
+        if record is None or record.data.get("fingerprint") == fingerprint:
+            return record
+        path = self.path(spec)
+        _warn(f"{path} was made with other data than those that are here now. It is not used.")
+        return None
 
     def save(self, record: Record) -> Path:
         """Write a record whole or not at all.
@@ -187,51 +146,56 @@ class Store:
         content = text.removesuffix("\n}").encode()
         digest = hashlib.sha256(content).hexdigest().encode()
         if path.is_file():
-            try:
-                known = _read(path)
-            except ValueError:
-                _set_aside(path, "unreadable")
-            else:
-                if known.spec.id != record.spec.id:
-                    raise ValueError(
-                        f"{path} holds the record of another spec: it is not overwritten."
-                    )
-                if (fingerprint := known.data.get("fingerprint")) != record.data.get("fingerprint"):
-                    _set_aside(path, f"data-{str(fingerprint)[:12]}")
+            _make_room(path, record)
         write_whole(path, content + DIGEST + digest + b'"\n}\n')
         return path
 
     def records(self) -> list[Record]:
-        """All records, in the order of their paths; one that cannot be read, or again, is named in a warning."""
-        found, paths = [], dict[str, Path]()
+        """All records by path; one that cannot be read, or comes again, is only warned of."""
+        records, paths = [], dict[str, Path]()
         for path in sorted(self.root.glob("*/*/*.json")):
             try:
                 record = _read(path)
-                if record.spec.dataset not in dataset_names():
-                    spec = record.spec.with_data(
-                        record.data.get("fingerprint", record.spec.dataset)
-                    )
-                    if (known := paths.setdefault(spec.id, path)) is not path:
-                        raise ValueError(f"{path} records the same run as {known}.")
-                found.append(record)
             except ValueError as error:
-                warnings.warn(f"{error} It is left out.", RecordWarning, stacklevel=2)
-        return found
+                _warn(f"{error} It is left out.")
+                continue
+            first = paths.setdefault(path.stem, path)
+            if first is path:
+                records.append(record)
+            else:
+                _warn(f"{path} records the same run as {first}. It is left out.")
+        return records
 
     def frame(self) -> pd.DataFrame:
-        """``records_frame`` of all records, which knows where they are: ``frame.attrs["results"]``."""
+        """``records_frame`` of all records; ``frame.attrs["results"]`` is where they are."""
         frame = records_frame(self.records())
         frame.attrs["results"] = str(self.root)
         return frame
 
 
-def _set_aside(path: Path, why: str) -> None:
-    for number in itertools.count(1):
-        aside = path.with_name(f"{path.name}.{why}" + (f"-{number}" if number > 1 else ""))
-        if not aside.exists():
-            path.rename(aside)
-            warnings.warn(f"{path} is set aside as {aside.name}.", RecordWarning, stacklevel=3)
+def _warn(text: str) -> None:
+    warnings.warn(text, RecordWarning, stacklevel=3)
+
+
+def _make_room(path: Path, record: Record) -> None:
+    """Set aside what is in the place of a record and is another, or nothing that can be read."""
+    try:
+        there = _read(path)
+    except ValueError:
+        why = "unreadable"
+    else:
+        if there.spec.id != record.spec.id:
+            raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
+        fingerprint = there.data.get("fingerprint")
+        if fingerprint == record.data.get("fingerprint"):
             return
+        why = f"data-{str(fingerprint)[:12]}"
+    aside, number = path.with_name(f"{path.name}.{why}"), 1
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.{why}-{number}")
+    path.rename(aside)
+    _warn(f"{path} is set aside as {aside.name}.")
 
 
 def records_frame(records: Iterable[Record]) -> pd.DataFrame:
@@ -241,53 +205,30 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     """
     import pandas as pd  # here: it is a tenth of the time that importing the library takes
 
-    rows, records = [], list(records)
+    rows = []
     names: dict[str, str] = {}
     for record in records:
-        spec = record.spec
+        spec, failure = record.spec, record.failure
+        fields = {name: getattr(spec, name) for name in FIELDS}
         numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
-        row = {"id": spec.id, **{name: getattr(spec, name) for name in _DEFAULTS}, **numbers}
-        own = spec.dataset not in dataset_names()
-        data = record.data.get("fingerprint", spec.dataset) if own else spec.dataset
-        row["dataset"] = names.setdefault(data, _short(spec.dataset))
-        row["collapsed"] = len(record.result.get("collapsed", []))
-        row["train_images"], row["fingerprint"] = (
-            record.data.get("train"),
-            record.data.get("fingerprint"),
-        )
-        row["device"] = record.provenance.get("device")
-        row["failure"] = record.failure["reason"] if record.failure else None
-        rows.append(row)
+        others = {
+            "dataset": names.setdefault(spec.data, _short(spec.dataset)),
+            "collapsed": len(record.result.get("collapsed", [])),
+            "train_images": record.data.get("train"),
+            "fingerprint": record.data.get("fingerprint"),
+            "device": record.provenance.get("device"),
+            "failure": failure["reason"] if failure else None,
+        }
+        rows.append({"id": spec.id, **fields, **numbers, **others})
     results = "test_accuracy test_loss collapsed train_images fingerprint device failure"
-    columns = ["id", *asdict(RunSpec()), *results.split()]
-    return pd.DataFrame(
-        rows, columns=list(dict.fromkeys([*columns, *(name for row in rows for name in row)]))
-    )
-
-
-MADE_BY = "git dirty pai_lib torch device threads started finished".split()
-
-
-def full_frame(records: Iterable[Record]) -> pd.DataFrame:
-    """``records_frame``, where a run failed, its test images, and what made the record."""
-    records = list(records)
-    frame = records_frame(records)
-    frame["failure_where"] = [record.failure and record.failure.get("where") for record in records]
-    frame["test_images"] = [record.data.get("test") for record in records]
-    for name in MADE_BY:
-        frame[name] = [record.provenance.get(name) for record in records]
-    return frame
-
-
-def records_csv(records: Iterable[Record]) -> bytes:
-    """``full_frame`` as CSV in UTF-8: numbers to the last digit, nothing for ``None``, a list as ``0.5,0.75``."""
-    frame = full_frame(records).convert_dtypes()  # whole numbers stay whole beside None
-    frame["lr_drops"] = [",".join(f"{drop:g}" for drop in drops) for drops in frame["lr_drops"]]
-    return frame.to_csv(index=False, lineterminator="\n").encode()
+    columns = dict.fromkeys(["id", *FIELDS, *results.split()])
+    for row in rows:
+        columns |= dict.fromkeys(row)
+    return pd.DataFrame(rows, columns=list(columns))
 
 
 def default_results() -> Path:
-    """Where the committed records are: ``results/`` of the source tree, else of the current folder."""
+    """Where the committed records are: ``results/`` of the source tree, else of this folder."""
     tree = Path(__file__).resolve().parents[2] / "results"
     return tree if tree.is_dir() else Path("results")
 
@@ -304,21 +245,7 @@ def _read(path: Path) -> Record:
         digest = isinstance(values, dict) and values.get("digest")  # older records have none
         if digest and digest != hashlib.sha256(text.rpartition(DIGEST)[0]).hexdigest():
             raise ValueError("its digest does not fit its content: it was edited")
-        return Record.from_dict(values, intact=bool(digest))
+        return Record.from_dict(values)
     except ValueError as error:
-        raise ValueError(
-            f"{path} is not a readable record: {str(error).removesuffix('.')}."
-        ) from error
-
-
-def data_note(fingerprint: str | None, results: str | Path | None = None) -> str:
-    """What is known of the data with this fingerprint, in brackets after a space; or nothing.
-
-    Args:
-        fingerprint: of the data.
-        results: folder of the records that are shown, whose ``data.yaml`` is read; else
-            ``default_results()``.
-    """
-    path = Path(default_results() if results is None else results) / "data.yaml"
-    known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
-    return f" ({known[fingerprint]})" if fingerprint in known else ""
+        reason = str(error).removesuffix(".")
+        raise ValueError(f"{path} is not a readable record: {reason}.") from error

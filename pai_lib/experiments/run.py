@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import contextmanager
-from dataclasses import fields
+from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -20,23 +20,17 @@ from ..data.loading import Dataset, load_data
 from ..draws import random_stream
 from ..models import build_model
 from ..names import checked_keywords
+from ..pruning import masks
 from ..pruning.inspection import effective_sparsity
-from ..pruning.masks import (
-    collapsed_layers,
-    invert_scores,
-    layer_density,
-    prune,
-    shuffle_within_layers,
-    sparsity_of,
-)
+from ..pruning.masks import prune
 from ..pruning.ranking import make_mask
-from ..pruning.scoring import score
+from ..pruning.scoring import Remember, score
 from ..training.checkpoint import Checkpoint, epochs_done
 from ..training.device import in_channels_last, resolve_device
 from ..training.loop import TrainingDivergedError, compiled, evaluate, train, warm_up
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
-from .spec import RunSpec
+from .spec import FIELDS, RunSpec, check_name
 
 
 class Shared:
@@ -59,28 +53,24 @@ class Shared:
 
     def __init__(self, networks: int = 2):
         self.networks = networks
-        self.known: dict[Hashable, dict[Hashable, tuple[Any, float]]] = {}
+        self.parts: dict[Hashable, dict[Hashable, tuple[Any, float]]] = {}  # with their seconds
         self.seconds = 0.0  # saved so far
 
-    def of(
-        self, network: Hashable, device: torch.device
-    ) -> Callable[[Hashable, Callable[[], Any]], Any]:
+    def of(self, network: Hashable, device: torch.device) -> Remember:
         """Return ``remember(key, compute)`` of a network, which computes only what is not known."""
-        known = self.known[network] = self.known.pop(network, {})
-        while len(self.known) > self.networks:
-            del self.known[next(iter(self.known))]
+        parts = self.parts[network] = self.parts.pop(network, {})
+        while len(self.parts) > self.networks:
+            del self.parts[next(iter(self.parts))]
 
         def remember(key: Hashable, compute: Callable[[], Any]) -> Any:
-            if key in known:
-                self.seconds += known[key][1]
+            if key in parts:
+                self.seconds += parts[key][1]
             else:
-                start, saved = (
-                    _seconds(device),
-                    self.seconds,
-                )  # what is found on the way is part of the cost
+                start, saved = _seconds(device), self.seconds
                 value = compute()
-                known[key] = value, _seconds(device) - start + self.seconds - saved
-            return known[key][0]
+                spent = _seconds(device) - start
+                parts[key] = value, spent + self.seconds - saved  # with what was found on the way
+            return parts[key][0]
 
         return remember
 
@@ -117,20 +107,19 @@ def run(
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
         OSError: for a store that cannot be written, before work starts.
     """
+    check_name("dataset", spec.dataset)
     device = resolve_device(device)
     whole = load_data(spec.dataset, image_size=spec.image_size) if data is None else data
     if store is None:
         return perform(spec, whole, device, progress=progress, shared=shared)
     spec = spec.with_data(whole.fingerprint)
-    if known := store.find(spec, whole.fingerprint):
-        return known
-    work = _Work(
-        spec, whole, device, progress, shared=shared
-    )  # refuses what cannot be before anything is written
+    if record := store.find(spec, whole.fingerprint):
+        return record
+    work = _Work(spec, whole, device, progress, shared=shared or Shared())  # refuses what cannot be
     store.check_writable()
     with store.lock(spec):
-        if known := store.find(spec, whole.fingerprint):  # another process was faster
-            return known
+        if record := store.find(spec, whole.fingerprint):  # another process was faster
+            return record
         store.tidy(spec)
         record = work.record(store.checkpoint(spec))
         store.save(record)
@@ -151,11 +140,10 @@ def perform(
     """Run a spec, whatever has been recorded.
 
     Order: build the model, warm up its batch norms, score a class-balanced batch, mask, train under
-        the mask, test
-    once after the last epoch. With ``when="trained"`` the network is first trained as that of the
-    dense run with the same fields is; after scoring it is trained again from the first learning
-    rate on, with a new optimizer and new random batches (learning-rate rewinding: Renda et al.,
-    2020). Nothing is chosen on test data.
+    the mask, test once after the last epoch. With ``when="trained"`` the network is first
+    trained as that of the dense run with the same fields is; after scoring it is trained again from
+    the first learning rate on, with a new optimizer and new random batches (learning-rate
+    rewinding: Renda et al., 2020). Nothing is chosen on test data.
 
     Args:
         spec: what to run.
@@ -173,23 +161,21 @@ def perform(
         TrainingStoppedError: when ``stop`` said so; the checkpoint is written.
         ValueError: as ``run``.
     """
-    return _Work(spec, whole, device, progress, stop, shared).record(checkpoint)
+    spec = spec.with_data(whole.fingerprint)
+    return _Work(spec, whole, device, progress, stop, shared or Shared()).record(checkpoint)
 
 
 def check(spec: RunSpec, whole: Dataset) -> None:
     """Raise ValueError, as ``run`` would, for a spec that its data do not allow."""
-    _Work(spec, whole, torch.device("cpu"), progress=False)
+    _Work(spec, whole, torch.device("cpu"))
 
 
-# Fields that do not shape the network that is scored: those of scoring and masks, and those of
-# training.
-_SCORING = set(
-    "criterion variant sparsity scope group probes temperature rounds control when".split()
-)
-_TRAINING = tuple(
-    "epochs lr momentum weight_decay lr_drops lr_drop_factor optimizer schedule lr_warmup label_smoothing "
-    "precision".split()
-)
+# Fields that do not shape the network that is scored.
+_SCORING = "criterion variant sparsity scope group probes temperature rounds control when".split()
+_TRAINING = (
+    "epochs lr momentum weight_decay lr_drops lr_drop_factor optimizer schedule lr_warmup "
+    "label_smoothing precision"
+).split()
 
 
 @lru_cache(maxsize=1)  # a sweep splits and moves its data once
@@ -197,189 +183,188 @@ def _part(whole: Dataset, fraction: float, device: torch.device) -> Dataset:
     return whole.split(fraction)[0].to(device)
 
 
-class _Work:
-    """A run under way: what is known of it so far is also in its checkpoint, from which another can go on."""
+@dataclass
+class _State:
+    """How far a run has come, in JSON types: its checkpoint keeps it for the next process."""
 
-    def __init__(
-        self, spec: RunSpec, whole: Dataset, device: torch.device, progress: bool,
-        stop: Callable[[], bool] | None = None, shared: Shared | None = None,
-    ) -> None:  # fmt: skip
-        self.spec, self.whole, self.device = spec.with_data(whole.fingerprint), whole, device
-        self.progress, self.stop, self.shared = progress, stop, shared or Shared()
-        self.data = _part(whole, spec.train_fraction, device)
-        self.batch = self.data.scoring_batch(
-            1 if spec.criterion == "dense" else spec.samples_per_class, spec.seed
-        )
+    started: str
+    phase: str = "initial"  # then "dense", if it is trained before scoring, and "masked"
+    result: dict = field(default_factory=dict)
+    resumed: list[dict] = field(default_factory=list)  # by whom the earlier pieces were made
+    here: dict = field(default_factory=dict)  # by whom this one is
+
+
+@dataclass
+class _Work:
+    """A run under way."""
+
+    spec: RunSpec
+    whole: Dataset
+    device: torch.device
+    progress: bool = False
+    stop: Callable[[], bool] | None = None
+    shared: Shared = field(default_factory=Shared)
+
+    def __post_init__(self) -> None:
+        spec = self.spec
+        self.data = _part(self.whole, spec.train_fraction, self.device)
+        samples = 1 if spec.criterion == "dense" else spec.samples_per_class
+        self.batch = self.data.scoring_batch(samples, spec.seed)
         self.model = self.build(spec.seed)
         with torch.no_grad(), evaluation_mode(self.model):
             self.model(self.batch.inputs[:1])  # refuses images that do not fit
-        later = _SCORING if spec.when == "trained" else _SCORING | set(_TRAINING)
-        shaping = [getattr(spec, each.name) for each in fields(spec) if each.name not in later]
-        self.remember = self.shared.of(
-            (spec.when, whole.fingerprint, str(device), *shaping), device
-        )
+        later = _SCORING if spec.when == "trained" else _SCORING + _TRAINING
+        shaping = [getattr(spec, name) for name in FIELDS if name not in later]
+        network = (spec.when, self.whole.fingerprint, str(self.device), *shaping)
+        self.remember = self.shared.of(network, self.device)
 
     @torch.enable_grad()
-    def record(self, checkpoint: Path | None) -> Record:
-        """Do what is left of the run."""
-        spec, device = self.spec, self.device
-        self.go_on(checkpoint)
-        result, failure, measured = self.result, None, reset_peak_memory(device)
+    def record(self, path: Path | None) -> Record:
+        """Do what is left of the run after the checkpoint of this path."""
+        self.go_on(path)
+        state, failure = self.state, None
+        measured = reset_peak_memory(self.device)
         try:
             mask = self.mask()
-            with self.timed("training_seconds"):
-                seed = spec.seed if spec.when == "init" else self.drawn("retraining")
-                result["curves"] = self.train(mask, seed)
-            with _located("test"):
-                accuracy, loss = evaluate(self.model, self.data.test_batches())
-            if math.isfinite(loss):
-                result |= {"test_accuracy": accuracy, "test_loss": loss}
-            else:  # the last step of training may have broken it
-                failure = {"reason": f"The test loss is {loss}.", "where": "test"}
+            with self.timed("training"):
+                seed = self.spec.seed if self.spec.when == "init" else self.drawn("retraining")
+                state.result["curves"] = self.train(mask, seed)
+            failure = self.test()
         except TrainingDivergedError as error:
-            dense = "" if self.saved["phase"] == "masked" else "dense training, "
+            dense = "" if state.phase == "masked" else "dense training, "
             failure = {"reason": str(error), "where": dense + error.where}
-        result["peak_memory_bytes"] = peak_memory(device) if measured else None
+        state.result["peak_memory_bytes"] = peak_memory(self.device) if measured else None
         sizes = {"train": len(self.data.train_labels), "test": len(self.data.test_labels)}
-        made = run_provenance(device, spec.precision, self.saved["started"], self.saved["resumed"])
-        return Record(spec, result, failure, {"fingerprint": self.whole.fingerprint, **sizes}, made)
+        data = {"fingerprint": self.whole.fingerprint, **sizes}
+        made = run_provenance(self.device, self.spec.precision, state.started, state.resumed)
+        return Record(self.spec, state.result, failure, data, made)
 
-    def go_on(self, checkpoint: Path | None) -> None:
-        """Take over what the checkpoint holds, if it fits."""
+    def go_on(self, path: Path | None) -> None:
+        """Begin, or take over what the checkpoint holds if it fits."""
         shapes = str({name: list(tensor.shape) for name, tensor in self.model.state_dict().items()})
-        network = hashlib.sha256(shapes.encode()).hexdigest()[
-            :12
-        ]  # an architecture may change with its code
+        network = hashlib.sha256(shapes.encode()).hexdigest()[:12]  # it may change with its code
         key = {"id": self.spec.id, "fingerprint": self.whole.fingerprint, "network": network}
-        self.checkpoint = Checkpoint(checkpoint, key)
-        self.saved = self.checkpoint.values  # JSON
-        self.result = self.saved.setdefault("result", {})
-        self.result["parameters"] = sum(p.numel() for p in self.model.parameters())
+        self.checkpoint = Checkpoint(path, key)
         here = run_provenance(self.device, self.spec.precision, now(), [])
-        resumed = self.saved.setdefault("resumed", [])
-        if (
-            checkpoint is not None and self.checkpoint.training
-        ):  # another process began, and maybe another version
-            resumed.append(
-                {**self.saved["here"], "epoch": epochs_done(checkpoint), "when": here["started"]}
-            )
-        self.saved["here"] = {name: here[name] for name in ("git", "torch", "device", "threads")}
-        self.saved.setdefault("started", here["started"])
+        self.state = state = _State(**{"started": here["started"], **self.checkpoint.values})
+        self.checkpoint.values = vars(state)
+        if path is not None and self.checkpoint.training:  # another process, or another version
+            piece = {"epoch": epochs_done(path), "when": here["started"]}
+            state.resumed.append({**state.here, **piece})
+        state.here = {name: here[name] for name in ("git", "torch", "device", "threads")}
+        state.result["parameters"] = sum(p.numel() for p in self.model.parameters())
 
     def build(self, seed: int) -> nn.Module:
-        size: dict[str, Any] = {"width": self.spec.width, "in_channels": self.batch.inputs.shape[1]}
+        spec, channels = self.spec, self.batch.inputs.shape[1]
+        size: dict[str, Any] = {"width": spec.width, "in_channels": channels}
         with torch.device("cpu"):  # whatever PyTorch's default is
-            model = build_model(self.spec.model, self.data.num_classes, seed=seed, **size)
+            model = build_model(spec.model, self.data.num_classes, seed=seed, **size)
         return model.to(self.device)
 
     def drawn(self, purpose: str) -> int:
         """Seed of another stream than those of the run's own seed."""
-        return int(
-            torch.randint(2**31, (), generator=random_stream(self.spec.seed, purpose), device="cpu")
-        )
+        stream = random_stream(self.spec.seed, purpose)
+        return int(torch.randint(2**31, (), generator=stream, device="cpu"))
 
     @contextmanager
-    def timed(self, name: str) -> Iterator[None]:
-        """Add the seconds of a block, also if it failed, to those of the record."""
-        earlier = (
-            self.checkpoint.training.get("seconds", 0.0) if name == "training_seconds" else 0.0
-        )
+    def timed(self, stage: str) -> Iterator[None]:
+        """Add the seconds of a stage, also if it failed, to those of the record."""
+        training = self.checkpoint.training if stage == "training" else {}
         start, saved = _seconds(self.device), self.shared.seconds
         try:
-            with _located(name.removesuffix("_seconds")):
+            with _located(stage):
                 yield
         finally:
-            spent = earlier + _seconds(self.device) - start + self.shared.seconds - saved
-            self.result[name] = round(self.result.get(name, 0.0) + spent, 3)
+            spent = _seconds(self.device) - start + self.shared.seconds - saved
+            result, name = self.state.result, f"{stage}_seconds"
+            spent += training.get("seconds", 0.0)
+            result[name] = round(result.get(name, 0.0) + spent, 3)
 
     def train(self, mask: ByParameter | None, seed: int) -> dict:
-        options: dict[str, Any] = {
-            name: getattr(self.spec, name) for name in ("batch_size", *_TRAINING)
-        }
-        options["compile"] = compiled()
-        control: dict[str, Any] = {
-            "progress": self.progress,
-            "checkpoint": self.checkpoint,
-            "stop": self.stop,
-        }
-        return train(in_channels_last(self.model), self.data, mask, seed=seed, **options, **control)
+        names = ("batch_size", *_TRAINING)
+        options: dict[str, Any] = {name: getattr(self.spec, name) for name in names}
+        options |= {"seed": seed, "compile": compiled(), "progress": self.progress}
+        options |= {"checkpoint": self.checkpoint, "stop": self.stop}
+        return train(in_channels_last(self.model), self.data, mask, **options)
 
-    def prepare(self) -> None:
-        """Bring the network to where it is scored: warm it up and, where the spec says so, train it."""
+    def mask(self) -> ByParameter | None:
+        """The spec's mask, with its control applied; ``None`` for the dense network."""
+        if self.state.phase == "masked":
+            tensors = self.checkpoint.tensors.items()
+            return {name: kept.to(self.device) for name, kept in tensors} or None
+        if self.state.phase == "initial":
+            self.warm_up()
+        if self.spec.when == "trained":
+            self.train_dense()
+        mask = None
+        if self.spec.criterion != "dense":
+            with self.timed("scoring"):
+                mask = self.scored()
+            self.state.result |= {
+                "density": masks.layer_density(mask),
+                "collapsed": masks.collapsed_layers(mask),
+                "sparsity_reached": masks.sparsity_of(mask),
+                "effective_sparsity": effective_sparsity(self.model, mask, self.batch),
+            }
+        self.state.phase = "masked"
+        self.checkpoint.next_phase(mask or {})
+        return mask
+
+    def warm_up(self) -> None:
         spec, model = self.spec, self.model
 
         def warmed_up() -> tuple[int, ByParameter]:
             updates = warm_up(model, self.data, spec.warmup, spec.batch_size, spec.seed)
             return updates, {name: buffer.clone() for name, buffer in model.named_buffers()}
 
+        with self.timed("scoring"):
+            updates, statistics = self.remember(("warm-up",), warmed_up)
+            self.state.result["warmup_updates"] = updates
+            model.load_state_dict(statistics, strict=False)
+
+    def train_dense(self) -> None:
         def trained() -> tuple[dict, ByParameter]:
-            curves = self.train(None, spec.seed)
-            return curves, {name: tensor.clone() for name, tensor in model.state_dict().items()}
+            curves, tensors = self.train(None, self.spec.seed), self.model.state_dict()
+            return curves, {name: tensor.clone() for name, tensor in tensors.items()}
 
-        if "phase" not in self.saved:
-            with self.timed("scoring_seconds"):
-                self.result["warmup_updates"], statistics = self.remember(("warm-up",), warmed_up)
-                model.load_state_dict(statistics, strict=False)
-        if spec.when == "trained":
-            self.saved["phase"] = "dense"
-            with self.timed("training_seconds"):
-                found = (
-                    trained() if self.checkpoint.training else self.remember(("training",), trained)
-                )
-            self.result["dense_curves"], state = found
-            in_channels_last(model).load_state_dict(state)
-
-    def mask(self) -> ByParameter | None:
-        """The spec's mask, with its control applied; ``None`` for the dense network."""
-        if self.saved.get("phase") == "masked":
-            return {
-                name: kept.to(self.device) for name, kept in self.checkpoint.tensors.items()
-            } or None
-        self.prepare()
-        mask = None
-        if self.spec.criterion != "dense":
-            with self.timed("scoring_seconds"):
-                try:
-                    mask = self.scored()
-                except ValueError:
-                    self.check_loss()
-                    raise
-            self.result |= {
-                "density": layer_density(mask),
-                "collapsed": collapsed_layers(mask),
-                "sparsity_reached": sparsity_of(mask),
-                "effective_sparsity": effective_sparsity(self.model, mask, self.batch),
-            }
-        self.saved["phase"] = "masked"
-        self.checkpoint.next_phase(mask or {})
-        return mask
-
-    def check_loss(self) -> None:
-        """Raise TrainingDivergedError if the last step of training has broken the network that is scored."""
-        if not math.isfinite(loss := evaluate(self.model, [self.batch])[1]):
+        self.state.phase = "dense"
+        with self.timed("training"):
+            begun = bool(self.checkpoint.training)
+            curves, weights = trained() if begun else self.remember(("training",), trained)
+        self.state.result["dense_curves"] = curves
+        in_channels_last(self.model).load_state_dict(weights)
+        loss = evaluate(self.model, [self.batch])[1]
+        if not math.isfinite(loss):  # the last step has broken it
             error = TrainingDivergedError(f"The loss after training is {loss}.")
             error.where = f"epoch {self.spec.epochs}"
             raise error
 
     def scored(self) -> ByParameter:
         spec, model = self.spec, self.model
-        options: dict[str, Any] = {
-            n: getattr(spec, n) for n in ("group", "probes", "temperature", "variant")
-        }
+        names = ("group", "probes", "temperature", "variant")
+        options: dict[str, Any] = {name: getattr(spec, name) for name in names}
         options |= {"generator": random_stream(spec.seed, "scores"), "remember": self.remember}
         options["progress"] = self.progress
         if spec.control == "invert":
             scores = score(model, self.batch, spec.criterion, **options)
-            return make_mask(invert_scores(scores), spec.sparsity, spec.scope)
-        rule: dict[str, Any] = {"scope": spec.scope, "rounds": spec.rounds}
-        mask = prune(model, self.batch, spec.criterion, spec.sparsity, **rule, **options)
+            return make_mask(masks.invert_scores(scores), spec.sparsity, spec.scope)
+        options |= {"scope": spec.scope, "rounds": spec.rounds}
+        mask = prune(model, self.batch, spec.criterion, spec.sparsity, **options)
         if spec.control == "shuffle":
-            return shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
+            return masks.shuffle_within_layers(mask, random_stream(spec.seed, "shuffle"))
         if spec.control == "reinit":  # new weights under the old mask; norms keep their statistics
-            model.load_state_dict(
-                dict(self.build(self.drawn("reinit")).named_parameters()), strict=False
-            )
+            fresh = dict(self.build(self.drawn("reinit")).named_parameters())
+            model.load_state_dict(fresh, strict=False)
         return mask
+
+    def test(self) -> dict | None:
+        """Add accuracy and loss to the result, or return the failure."""
+        with _located("test"):
+            accuracy, loss = evaluate(self.model, self.data.test_batches())
+        if not math.isfinite(loss):
+            return {"reason": f"The test loss is {loss}.", "where": "test"}
+        self.state.result |= {"test_accuracy": accuracy, "test_loss": loss}
+        return None
 
 
 @contextmanager

@@ -2,118 +2,164 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import math
+import operator
+import re
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
+from functools import cache
 from typing import Any
 
 from ..data.loading import dataset_names, find_own, load_data
 from ..models import model_names
 from ..names import nearest
 from ..pruning.criteria import CRITERIA, get_criterion
-from ..pruning.ranking import SCOPES, check_sparsity
+from ..pruning.ranking import SCOPES
 from ..training.loop import OPTIMIZERS, PRECISIONS, SCHEDULES
 
 CONTROLS = ("none", "shuffle", "reinit", "invert")
 WHEN = ("init", "trained")
 
+_LIMITS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"  # bounds are one or two of these, with words
+_REQUIREMENTS = {  # of bounds that are better said otherwise
+    "at least 0": "it must not be negative",
+    "above 0": "it must be positive",
+    "above 0 and below 1": "each is a fraction of the run, between 0 and 1",
+}
 
-def choices(name: str) -> tuple[str, ...]:
-    """Return the names that are known for a field of `RunSpec`; none for a field that is not a name."""
-    known = {
-        "dataset": dataset_names(),
-        "model": model_names(),
-        "criterion": CRITERIA,
-        "scope": SCOPES,
-    }
-    known |= {"control": CONTROLS, "precision": PRECISIONS, "when": WHEN}
-    return tuple({**known, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}.get(name, ()))
+
+@cache
+def _limits(bounds: str) -> list[tuple[Callable[[float, float], bool], float]]:
+    return [(_LIMITS[word], float(limit)) for word, limit in re.findall(LIMIT, bounds)]
 
 
-def _option(default: Any, about: str) -> Any:
-    """Field with a default and the help that the command line shows."""
-    return field(default=default, metadata={"help": about})
+def within(number: float, bounds: str) -> bool:
+    """Whether a number is within bounds in words.
+
+    >>> within(0.5, "above 0 and at most 1"), within(0, "above 0 and at most 1")
+    (True, False)
+    """
+    return all(holds(number, limit) for holds, limit in _limits(bounds))
+
+
+# The fields of a specification: what they hold, the help of the command line, and which values.
+
+
+def _name(default: str, about: str, names: Iterable[str] | Callable[[], Iterable[str]] = ()) -> Any:
+    return field(default=default, metadata={"kind": str, "help": about, "names": names})
+
+
+def _whole(default: int | None, about: str, bounds: str = "at least 1") -> Any:
+    return field(default=default, metadata={"kind": int, "help": about, "bounds": bounds})
+
+
+def _number(default: Any, about: str, bounds: str) -> Any:
+    return field(default=default, metadata={"kind": float, "help": about, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class RunSpec:
-    """Everything that shapes one run: prune a network, at initialization or trained, train it, test it.
+    """Everything that shapes one run: prune a network, new or trained, train it, test it.
 
     The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from
     them, so that a field added later (with the old behaviour as its default) renames no record.
     Data of one's own are hashed by their fingerprint: however their path is spelt it is one run,
     and with other images it is another.
 
+    Raises:
+        ValueError: for a value of another type, out of bounds or unknown, and for values that do
+            not go together. Whether data of one's own are there is asked when they are needed.
+
     >>> RunSpec(dataset="digits", model="resnet8", sparsity=0.9).id
     '0c6754f1fed4'
     """
 
-    _known_data = ""  # what `with_data` was told: no field
+    _fingerprint = ""  # what `with_data` was told: no field
 
-    dataset: str = _option(
-        "cifar10", "a registered data set, or your own: a folder of class folders or an .npz file"
+    dataset: str = _name(
+        "cifar10",
+        "a registered data set, or your own: a folder of class folders or an .npz file",
+        dataset_names,
     )
-    model: str = _option("resnet18", "architecture")
-    width: int | None = _option(None, "channels of the first stage; none is the architecture's own")
-    criterion: str = _option("hts", "pruning criterion, or dense with sparsity 0")
-    variant: str = _option("cited", "the cited method, or the released code's where it differs")
-    sparsity: float = _option(0.98, "fraction of the prunable weights removed")
-    scope: str = _option(
-        "global", "one ranking over all weights (global), one a layer (layer), or erk"
+    model: str = _name("resnet18", "architecture", model_names)
+    width: int | None = _whole(None, "channels of the first stage; none is the architecture's own")
+    criterion: str = _name("hts", "pruning criterion, or dense with sparsity 0", CRITERIA)
+    variant: str = _name("cited", "the cited method, or the released code's where it differs")
+    sparsity: float = _number(
+        0.98,
+        "fraction of the prunable weights removed",
+        "at least 0 and below 1, the fraction removed",
     )
-    samples_per_class: int = _option(10, "scoring samples a class")
-    group: int = _option(1, "samples averaged before a gradient is squared or probed")
-    probes: int = _option(10, "Hutchinson's random vectors a group")
-    temperature: float | None = _option(None, "divides the logits; none is the criterion's own")
-    rounds: int | None = _option(None, "rounds of scoring and masking; none is the criterion's own")
-    warmup: int = _option(98, "batch-norm updates before scoring")
-    control: str = _option(
-        "none", "sanity check applied to the mask: none, shuffle, reinit or invert"
+    scope: str = _name(
+        "global", "one ranking over all weights (global), one a layer (layer), or erk", SCOPES
     )
-    epochs: int = _option(160, "passes over the training images")
-    batch_size: int = _option(512, "images a step")
-    lr: float = _option(0.03, "first learning rate")
-    momentum: float = _option(0.9, "momentum of SGD, first coefficient of AdamW")
-    weight_decay: float = _option(5e-4, "weight decay: coupled in SGD, decoupled in AdamW")
-    lr_drops: tuple[float, ...] = _option(
-        (0.5, 0.75), "fractions of the run at which steps drop the learning rate"
+    samples_per_class: int = _whole(10, "scoring samples a class")
+    group: int = _whole(1, "samples averaged before a gradient is squared or probed")
+    probes: int = _whole(10, "Hutchinson's random vectors a group")
+    temperature: float | None = _number(
+        None, "divides the logits; none is the criterion's own", "above 0"
     )
-    lr_drop_factor: float = _option(0.2, "factor of each drop")
-    precision: str = _option("float32", "float32, or bf16 for autocast in training")
-    seed: int = _option(0, "of initialization, samples, probes, order and augmentation")
-    train_fraction: float = _option(1.0, "stratified part of the training images that is used")
-    when: str = _option(
-        "init", "prune at initialization (init) or after training, then train again (trained)"
+    rounds: int | None = _whole(None, "rounds of scoring and masking; none is the criterion's own")
+    warmup: int = _whole(98, "batch-norm updates before scoring", "at least 0")
+    control: str = _name(
+        "none", "sanity check applied to the mask: none, shuffle, reinit or invert", CONTROLS
     )
-    optimizer: str = _option("sgd", "sgd, or adamw with the momentum as its first coefficient")
-    schedule: str = _option("steps", "learning rate: steps at lr_drops, or cosine to zero")
-    lr_warmup: int = _option(0, "epochs of linear increase to the first learning rate")
-    label_smoothing: float = _option(
-        0.0, "part of each training label that is spread over all classes"
+    epochs: int = _whole(160, "passes over the training images")
+    batch_size: int = _whole(512, "images a step")
+    lr: float = _number(0.03, "first learning rate", "above 0")
+    momentum: float = _number(0.9, "momentum of SGD, first coefficient of AdamW", "at least 0")
+    weight_decay: float = _number(
+        5e-4, "weight decay: coupled in SGD, decoupled in AdamW", "at least 0"
     )
-    image_size: int | None = _option(
+    lr_drops: tuple[float, ...] = _number(
+        (0.5, 0.75),
+        "fractions of the run at which steps drop the learning rate",
+        "above 0 and below 1",
+    )
+    lr_drop_factor: float = _number(0.2, "factor of each drop", "above 0")
+    precision: str = _name("float32", "float32, or bf16 for autocast in training", PRECISIONS)
+    seed: int = _whole(
+        0, "of initialization, samples, probes, order and augmentation", "at least 0"
+    )
+    train_fraction: float = _number(
+        1.0, "stratified part of the training images that is used", "above 0 and at most 1"
+    )
+    when: str = _name(
+        "init", "prune at initialization (init) or after training, then train again (trained)", WHEN
+    )
+    optimizer: str = _name(
+        "sgd", "sgd, or adamw with the momentum as its first coefficient", OPTIMIZERS
+    )
+    schedule: str = _name("steps", "learning rate: steps at lr_drops, or cosine to zero", SCHEDULES)
+    lr_warmup: int = _whole(0, "epochs of linear increase to the first learning rate", "at least 0")
+    label_smoothing: float = _number(
+        0.0,
+        "part of each training label that is spread over all classes",
+        "at least 0 and below 1",
+    )
+    image_size: int | None = _whole(
         None, "resize to squares of so many pixels; none is the data set's own"
     )
 
     def __post_init__(self) -> None:
-        _check_types(self)
-        names = "dataset model scope control precision when optimizer schedule".split()
-        own = self.dataset not in dataset_names() and find_own(self.dataset)
-        for name in names[1:] if own else names:
-            if (value := getattr(self, name)) not in choices(name):
-                raise ValueError(f"Unknown {name} {value!r}: {nearest(value, choices(name))}")
-        check_sparsity(self.sparsity)
-        if (self.criterion == "dense") != (self.sparsity == 0):
+        for name in FIELDS:
+            object.__setattr__(self, name, field_value(name, getattr(self, name)))
+        dense = self.criterion == "dense"
+        if dense != (self.sparsity == 0):
             raise ValueError(
                 f"criterion={self.criterion!r} with sparsity={self.sparsity}: the dense network is "
                 'criterion="dense" with sparsity=0, one way to say it.'
             )
-        if self.criterion != "dense":
-            if self.criterion not in CRITERIA:
-                raise ValueError(
-                    f"Unknown criterion {self.criterion!r}: {nearest(self.criterion, CRITERIA)}"
-                )
+        if not dense:
             get_criterion(self.criterion, self.variant)
         elif (self.variant, self.control, self.when) != ("cited", "none", "init"):
             raise ValueError(
@@ -121,74 +167,43 @@ class RunSpec:
                 f"when={self.when!r}: without a mask there is nothing to vary, control or postpone."
             )
         if self.control == "invert" and self.rounds not in (None, 1):
-            raise ValueError(
-                f"rounds={self.rounds} with control='invert': inverted scores are ranked once."
-            )
-        for (
-            name
-        ) in "width samples_per_class group probes rounds epochs batch_size image_size".split():
-            if getattr(self, name) is not None and getattr(self, name) < 1:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be at least 1.")
-        for name in ("warmup", "seed", "momentum", "weight_decay", "lr_warmup"):
-            if getattr(self, name) < 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must not be negative.")
-        for name in ("temperature", "lr", "lr_drop_factor"):
-            if getattr(self, name) is not None and not getattr(self, name) > 0:
-                raise ValueError(f"{name}={getattr(self, name)}: it must be positive.")
-        if not 0 < self.train_fraction <= 1:
-            raise ValueError(
-                f"train_fraction={self.train_fraction}: it must be above 0 and at most 1."
-            )
-        if not all(0 < drop < 1 for drop in self.lr_drops):
-            raise ValueError(
-                f"lr_drops={self.lr_drops}: each is a fraction of the run, between 0 and 1."
-            )
+            how = f"rounds={self.rounds} with control='invert'"
+            raise ValueError(f"{how}: inverted scores are ranked once.")
         if self.schedule == "cosine" and (self.lr_drops, self.lr_drop_factor) != ((0.5, 0.75), 0.2):
+            drops = f"lr_drops={self.lr_drops} and lr_drop_factor={self.lr_drop_factor}"
             raise ValueError(
-                f"lr_drops={self.lr_drops} and lr_drop_factor={self.lr_drop_factor} with schedule='cosine': "
-                "a cosine does not drop; leave them out."
+                f"{drops} with schedule='cosine': a cosine does not drop; leave them out."
             )
         if self.optimizer == "adamw" and not self.momentum < 1:
-            raise ValueError(
-                f"momentum={self.momentum} with optimizer='adamw': it must be below 1."
-            )
+            how = f"momentum={self.momentum} with optimizer='adamw'"
+            raise ValueError(f"{how}: it must be below 1.")
         if not self.lr_warmup < self.epochs:
-            raise ValueError(
-                f"lr_warmup={self.lr_warmup} with epochs={self.epochs}: it must be shorter."
-            )
-        if not 0 <= self.label_smoothing < 1:
-            raise ValueError(
-                f"label_smoothing={self.label_smoothing}: it must be at least 0 and below 1."
-            )
+            how = f"lr_warmup={self.lr_warmup} with epochs={self.epochs}"
+            raise ValueError(f"{how}: it must be shorter.")
 
     @property
     def data(self) -> str:
         """What tells the data from others: a registered name, or the fingerprint of one's own.
 
-        These are read for it, unless ``with_data`` was told it; of data that are not there it is
-        the name.
+        These are read for it, unless ``with_data`` was told it.
         """
         if self.dataset in dataset_names():
             return self.dataset
-        if self._known_data or find_own(self.dataset) is None:
-            return self._known_data or self.dataset
-        return load_data(self.dataset, image_size=self.image_size).fingerprint
+        return self._fingerprint or load_data(self.dataset, image_size=self.image_size).fingerprint
 
     def with_data(self, fingerprint: str) -> RunSpec:
         """The same spec, which need not read one's own data again to know their fingerprint."""
-        spec = object.__new__(RunSpec)
-        vars(spec).update(vars(self), _known_data=fingerprint)
+        spec = copy.copy(self)
+        object.__setattr__(spec, "_fingerprint", fingerprint)
         return spec
 
     @property
     def id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 over the fields that differ from their defaults."""
-        differing = {
-            f.name: getattr(self, f.name)
-            for f in fields(self)
-            if getattr(self, f.name) != f.default
-        }
-        differing |= {"dataset": self.data} if "dataset" in differing else {}
+        """Twelve hexadecimal digits of the SHA-256 over the fields that are not the default."""
+        values = {name: getattr(self, name) for name in FIELDS}
+        differing = {name: v for name, v in values.items() if v != FIELDS[name].default}
+        if "dataset" in differing:
+            differing["dataset"] = self.data
         return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
 
     def to_dict(self) -> dict:
@@ -198,49 +213,66 @@ class RunSpec:
     @classmethod
     def from_dict(cls, values: dict) -> RunSpec:
         """Build from a mapping; an unknown field is an error that names the nearest one."""
-        known = [f.name for f in fields(cls)]
         for name in values:
-            if name not in known:
-                raise ValueError(f"RunSpec has no field {name!r}: {nearest(name, known)}")
+            if name not in FIELDS:
+                raise ValueError(f"RunSpec has no field {name!r}: {nearest(name, FIELDS)}")
         return cls(**values)
 
-    @classmethod
-    def from_record(cls, values: dict) -> RunSpec:
-        """Build from a record's fields: as ``from_dict``, but the folder of data may be on another machine."""
-        if not isinstance(name := values.get("dataset"), str):
-            raise ValueError(
-                f"dataset={name!r}: it must be of type str, not {type(name).__name__}."
-            )
-        spec = cls.from_dict({**values, "dataset": cls.dataset})
-        object.__setattr__(spec, "dataset", name)
-        return spec
+
+FIELDS = {option.name: option for option in fields(RunSpec)}
 
 
-def _check_types(spec: RunSpec) -> None:
-    wanted: dict[str, Any] = {
-        "str": str,
-        "int": int,
-        "float": (int, float),
-        "tuple[float, ...]": (tuple, list),
-    }
-    for each in fields(spec):
-        kind, _, optional = each.type.partition(" | ")
-        value = getattr(spec, each.name)
-        if optional and value is None:
-            continue
-        numbers = value if isinstance(value, tuple | list) else [value]
-        sound = not any(isinstance(n, bool) for n in numbers) and isinstance(value, wanted[kind])
-        if kind.startswith("tuple"):
-            sound = sound and all(isinstance(n, int | float) for n in numbers)
-        if not sound:
-            article = "a list of numbers" if kind.startswith("tuple") else f"of type {kind}"
-            raise ValueError(
-                f"{each.name}={value!r}: it must be {article}, not {type(value).__name__}."
-            )
-        if any(isinstance(n, int) and abs(n) >= 2**63 for n in numbers):
-            raise ValueError(f"{each.name}={value!r}: it must be below 2**63.")
-        if "float" in kind:  # 1 and 1.0 are the same run, and so are 0.0 and -0.0
-            if not all(map(math.isfinite, numbers)):
-                raise ValueError(f"{each.name}={value!r}: it must be finite.")
-            numbers = tuple(float(n) + 0.0 for n in numbers)
-            object.__setattr__(spec, each.name, numbers if kind.startswith("tuple") else numbers[0])
+def is_list(name: str) -> bool:
+    """Whether a field holds a list of numbers."""
+    return isinstance(FIELDS[name].default, tuple)
+
+
+def choices(name: str) -> tuple[str, ...]:
+    """Return the names that are known for a field; none for a field that is not a name."""
+    names = FIELDS[name].metadata.get("names", ()) if name in FIELDS else ()
+    return tuple(names() if callable(names) else names)
+
+
+def requirement(name: str) -> str:
+    """Say what a field's number must be, or nothing: the end of a sentence."""
+    bounds = FIELDS[name].metadata.get("bounds", "")
+    return _REQUIREMENTS.get(bounds, f"it must be {bounds}" if bounds else "")
+
+
+def check_name(name: str, value: str) -> None:
+    """Raise ValueError for an unknown name; data of one's own have to be there."""
+    known = choices(name)
+    if known and value not in known and not (name == "dataset" and find_own(value)):
+        raise ValueError(f"Unknown {name} {value!r}: {nearest(value, known)}")
+
+
+def field_value(name: str, value: Any) -> Any:
+    """Return a value as its field holds it.
+
+    Raises:
+        ValueError: for another type, out of bounds, or an unknown name. Which data sets and
+            criteria there are is asked elsewhere: ``dense`` is none, and own data may be gone.
+    """
+    option = FIELDS[name]
+    if type(value) is type(option.default) and value == option.default:
+        return option.default
+    kind, several = option.metadata["kind"], is_list(name)
+    items = tuple(value) if isinstance(value, tuple | list) else (value,)
+    wanted = (int, float) if kind is float else kind
+    sound = all(isinstance(item, wanted) and not isinstance(item, bool) for item in items)
+    if several != isinstance(value, tuple | list) or not sound:
+        kinds = "a list of numbers" if several else f"of type {kind.__name__}"
+        raise ValueError(f"{name}={value!r}: it must be {kinds}, not {type(value).__name__}.")
+    if kind is str:
+        if name not in ("dataset", "criterion"):
+            check_name(name, value)
+        return value
+    if any(isinstance(item, int) and abs(item) >= 2**63 for item in items):
+        raise ValueError(f"{name}={value!r}: it must be below 2**63.")
+    if not all(map(math.isfinite, items)):
+        raise ValueError(f"{name}={value!r}: it must be finite.")
+    numbers = tuple(kind(item) + 0 for item in items)  # 1 is 1.0, and -0.0 is 0.0
+    value = numbers if several else numbers[0]
+    if not all(within(number, option.metadata["bounds"]) for number in numbers):
+        raise ValueError(f"{name}={value}: {requirement(name)}.")
+    return value

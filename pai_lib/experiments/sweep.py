@@ -13,10 +13,10 @@ import os
 import signal
 import threading
 import time
-from collections import Counter, deque
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future
-from functools import lru_cache, partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -26,12 +26,12 @@ from filelock import Timeout
 from ..data.loading import Dataset, load_data
 from ..training.device import keep_freed_memory, resolve_device
 from ..training.loop import TrainingStoppedError
-from .campaign import Estimate, differing, lasting, named
+from .campaign import Estimate, differing, lasting, named, outcome
 from .cluster import connected
 from .provenance import now, run_provenance
 from .records import Record, Store
 from .run import Shared, check, perform
-from .spec import RunSpec
+from .spec import RunSpec, check_name
 
 say = partial(print, flush=True)
 
@@ -78,177 +78,160 @@ def sweep(
     for name, value in (("budget", budget), ("workers", workers)):
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value}: it must be above 0.")
+    end = time.monotonic() + (float("inf") if budget is None else budget)
+    at = resolve_device(device) if workers is None and scheduler is None else None
     store.check_writable()
-    _data.cache_clear()
+    data = _loaded(specs)
+    work = _Sweep(specs, data, store, retry_failed, quiet)
     asked = threading.Event()
-    here = workers is None and scheduler is None
-    with contextlib.ExitStack() as stack:
-        with _signals(asked):  # a cluster that is interrupted while it starts would be left behind
-            cluster = None if here else connected(_on_worker, device, asked, workers, scheduler)
-            engine = stack.enter_context(cluster) if cluster else _Here(device, asked)
-        work = _Sweep(specs, store, engine, budget, retry_failed, quiet)
-        with _signals(asked):
-            work.go(asked)
+    engine: Any = connected(_on_worker, device, asked, workers, scheduler)
+    if at is not None:
+        engine = contextlib.nullcontext(_Here(at, asked, data))
+    with _signals(asked), engine as work.engine:
+        work.go(Estimate(store, at), end)
     return work.counts + Counter(interrupted=asked.is_set())
+
+
+def _loaded(specs: list[RunSpec]) -> dict[RunSpec, Dataset]:
+    """Return the data of each spec, which then knows their fingerprint; they are read once."""
+
+    @cache
+    def load(name: str, image_size: int | None) -> Dataset:
+        check_name("dataset", name)
+        return load_data(name, image_size=image_size)
+
+    return {spec: load(spec.dataset, spec.image_size) for spec in specs}
 
 
 class _Sweep:
     """What is left, what is under way, and what has been counted."""
 
-    def __init__(
-        self,
-        specs: list[RunSpec],
-        store: Store,
-        engine: Any,
-        budget: float | None,
-        retry: bool,
-        quiet: bool,
-    ) -> None:
-        self.store, self.engine, self.quiet = store, engine, quiet
-        self.end = time.monotonic() + (float("inf") if budget is None else budget)
-        self.prints = {
-            (s.dataset, s.image_size): _data(s.dataset, s.image_size).fingerprint for s in specs
-        }
-        specs = [s.with_data(self.prints[s.dataset, s.image_size]) for s in specs]
-        self.estimate = Estimate(store, engine.device)
+    engine: Any  # where runs are done
+
+    def __init__(self, specs: list[RunSpec], data: dict, store: Store, retry: bool, quiet: bool):
+        self.data, self.store, self.quiet = data, store, quiet
         self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
-        self.left: deque[RunSpec] = deque()
+        self.left: list[RunSpec] = []
         self.failed: dict[RunSpec, Record] = {}  # to be repeated
-        self.running: dict[
-            Future, tuple[RunSpec, contextlib.ExitStack]
-        ] = {}  # which holds the lock
+        self.running: dict[Future, tuple[RunSpec, contextlib.ExitStack]] = {}  # with their locks
         self.closed = False  # nothing more is started
-        self.busy = 0  # so many in a row of those left are locked by other processes
         for spec in specs:
-            known = self.find(spec)
-            if known is None or (known.failure and retry):
+            spec = spec.with_data(data[spec].fingerprint)
+            record = self.find(spec)
+            if record is None or (record.failure and retry):
                 self.left.append(spec)
-                self.failed |= {spec: known} if known else {}
-            else:
-                self.count(known, "reused")
-                if not known.failure:  # a worker may have outlived the sweep that it worked for
-                    store.checkpoint(spec).unlink(missing_ok=True)
+                self.failed |= {spec: record} if record else {}
+                continue
+            self.count(record, "reused")
+            if not record.failure:  # a worker may have outlived the sweep that it worked for
+                store.checkpoint(spec).unlink(missing_ok=True)
         self.check()
 
     def check(self) -> None:
         """Refuse a run that its data do not allow, before the first one begins."""
         kinds = {}
         for spec in self.left:
-            scored = spec.criterion == "dense" or spec.samples_per_class
-            kinds[
-                spec.dataset, spec.image_size, spec.train_fraction, spec.model, spec.width, scored
-            ] = spec
+            samples = spec.criterion == "dense" or spec.samples_per_class
+            images = spec.dataset, spec.image_size, spec.train_fraction, samples
+            kinds[images, spec.model, spec.width] = spec
         for spec in kinds.values():
             try:
-                check(spec, _data(spec.dataset, spec.image_size))
+                check(spec, self.data[spec])
             except ValueError as error:
                 raise ValueError(f"{named(spec, self.names)}: {error}") from error
 
     def find(self, spec: RunSpec) -> Record | None:
-        return self.store.find(spec, self.prints[spec.dataset, spec.image_size])
+        return self.store.find(spec, self.data[spec].fingerprint)
 
     def count(self, record: Record, otherwise: str) -> None:
         self.counts["failed" if record.failure else otherwise] += 1
 
-    def go(self, asked: threading.Event) -> None:
+    def go(self, estimate: Estimate, end: float) -> None:
+        self.estimate, self.end = estimate, end
         try:
             while self.running or (self.left and not self.closed):
-                self.closed = self.closed or asked.is_set()
-                while (
-                    not self.closed
-                    and self.busy < len(self.left)
-                    and len(self.running) < self.engine.slots()
-                ):
-                    if not self.start():
-                        break
-                self.busy = 0
+                self.fill()
                 for future in self.engine.wait(list(self.running)):
                     self.finish(future)
         finally:
-            for _, held in self.running.values():
-                held.close()
+            for _, lock in self.running.values():
+                lock.close()
             self.counts["left"] = self.total - self.counts.total()
-            told = ", ".join(
-                f"{self.counts[name]} {name}" for name in ("done", "reused", "failed", "left")
-            )
-            say(f"{self.total} runs: {told}.")
+            names = ("done", "reused", "failed", "left")
+            counts = ", ".join(f"{self.counts[name]} {name}" for name in names)
+            say(f"{self.total} runs: {counts}.")
 
-    def start(self) -> bool:
-        """Start the first run that is left, if no other process does it; False if it has to wait."""
-        spec = self.left[0]
-        seconds = self.estimate.seconds(spec)
-        if time.monotonic() + (seconds or 0) >= self.end:
-            self.closed = True
-            return False
-        if seconds is None and self.running and self.end < float("inf"):
-            return False  # the first of its kind tells how long the others take
-        lock = self.store.lock(spec)
-        with contextlib.ExitStack() as held:
-            held.callback(lock.release)  # whatever happens while the run is done here
+    def fill(self) -> None:
+        """Start what is left, in its order, while there are places and time."""
+        for spec in list(self.left):
+            self.closed = self.closed or self.engine.asked.is_set()
+            if self.closed or len(self.running) >= self.engine.slots():
+                return
+            seconds = self.estimate.seconds(spec)
+            if time.monotonic() + (seconds or 0) >= self.end:
+                self.closed = True
+            elif seconds is None and self.running and self.end < float("inf"):
+                return  # the first of its kind tells how long the others take
+            else:
+                self.start(spec)
+
+    def start(self, spec: RunSpec) -> None:
+        """Start a run, unless another process is at it or has done it since."""
+        with contextlib.ExitStack() as lock:
             try:
-                lock.acquire(blocking=False)
+                lock.enter_context(self.store.lock(spec).acquire(blocking=False))
             except Timeout:
-                self.left.rotate(-1)
-                self.busy += 1
-                return True
-            self.left.popleft()
-            known = self.find(spec)
-            if known is None or known == self.failed.get(spec):
-                self.store.tidy(spec)
-                future = self.engine.submit(
-                    spec, self.store.checkpoint(spec), self.end - time.monotonic()
-                )
-                self.running[future] = spec, held.pop_all()
-            else:  # another process has done it since
-                self.count(known, "reused")
-        return True
+                return
+            self.left.remove(spec)
+            record = self.find(spec)
+            if record is not None and record != self.failed.get(spec):
+                self.count(record, "reused")
+                return
+            self.store.tidy(spec)
+            checkpoint, seconds = self.store.checkpoint(spec), self.end - time.monotonic()
+            future = self.engine.submit(spec, checkpoint, seconds)
+            self.running[future] = spec, lock.pop_all()
 
     def finish(self, future: Future) -> None:
-        """Keep what a run gave."""
-        spec, held = self.running[future]
-        fingerprint = self.prints[spec.dataset, spec.image_size]
-        record = self.engine.result(future, spec, fingerprint)
+        spec, lock = self.running.pop(future)
+        with lock:
+            record = self.engine.result(future, spec, self.data[spec].fingerprint)
+            if record is not None:
+                self.keep(record)
         if record is None:  # it was stopped
-            self.left.appendleft(spec)
+            self.left.insert(0, spec)
             self.closed = True
-        else:
-            if record.data["fingerprint"] != fingerprint:
-                raise ValueError(
-                    f"A worker's data set {spec.dataset!r} is not the one that is here."
-                )
-            if before := self.failed.get(spec):  # what failed stays visible
-                failure = {**(before.failure or {}), "finished": before.provenance.get("finished")}
-                record.provenance["retried"] = [*before.provenance.get("retried", []), failure]
-            self.store.save(record)
-            self.store.checkpoint(spec).unlink(missing_ok=True)
-            self.store.tidy(spec)  # a worker may have been killed while it wrote
-            self.estimate.add(record)
-            self.count(record, "done")
-        del self.running[future]
-        held.close()
-        if record is not None and not self.quiet:
+        elif not self.quiet:
             self.tell(record)
 
+    def keep(self, record: Record) -> None:
+        spec = record.spec
+        if record.data["fingerprint"] != self.data[spec].fingerprint:
+            raise ValueError(f"A worker's data set {spec.dataset!r} is not the one that is here.")
+        if before := self.failed.get(spec):  # what failed stays visible
+            failure = {**(before.failure or {}), "finished": before.provenance.get("finished")}
+            record.provenance["retried"] = [*before.provenance.get("retried", []), failure]
+        self.store.save(record)
+        self.store.checkpoint(spec).unlink(missing_ok=True)
+        self.store.tidy(spec)  # a worker may have been killed while it wrote
+        self.estimate.add(record)
+        self.count(record, "done")
+
     def tell(self, record: Record) -> None:
+        number = f"[{self.counts.total()}/{self.total}]"
+        line = f"{number} {named(record.spec, self.names)}  {outcome(record)}"
         seconds = [self.estimate.seconds(spec) for spec in self.left]
-        known = [each for each in seconds if each is not None]
-        left = len(known) == len(seconds) and sum(known) / max(1, self.engine.slots())
-        found = (
-            f"failed in {record.failure['where']}: {record.failure['reason']}"
-            if record.failure
-            else f"test accuracy {100 * record.result['test_accuracy']:.2f} %"
-        )
-        spent = sum(record.result.get(name, 0) for name in ("scoring_seconds", "training_seconds"))
-        line = f"[{self.counts.total()}/{self.total}] {named(record.spec, self.names)}  {found}  {spent:.1f} s"
-        say(line + (f", about {lasting(left)} left" if left else ""))
+        if seconds and None not in seconds:
+            left = sum(each or 0 for each in seconds) / max(1, self.engine.slots())
+            line += f", about {lasting(left)} left"
+        say(line)
 
 
-# ---------------------------------------------------------------------------------------------------------
 # One run, and where it is done
 
 
 class _Stop:
-    """Whether to stop before the next epoch: on request, or if one as long as the last would end too late."""
+    """Whether to stop before the next epoch: on request, or if one more would end too late."""
 
     def __init__(self, asked: Callable[[], bool], seconds: float):
         self.asked, self.end, self.last = asked, time.monotonic() + seconds, float("inf")
@@ -259,33 +242,28 @@ class _Stop:
         return self.asked() or now + lap > self.end
 
 
-@lru_cache(maxsize=4)  # data are read once a process; a sweep in the same process begins afresh
-def _data(name: str, image_size: int | None) -> Dataset:
-    return load_data(name, image_size=image_size)
-
-
 def _attempt(
     spec: RunSpec,
+    whole: Dataset,
     device: torch.device,
     checkpoint: Path | None,
     stop: Callable[[], bool],
     shared: Shared,
 ) -> Record | None:
-    """Run a spec; ``None`` if it was stopped. Exhausted memory is its failure; else what goes wrong is raised."""
-    whole, started = _data(spec.dataset, spec.image_size), now()
+    """Run a spec; ``None`` if it was stopped, and a failure if memory is exhausted."""
+    started = now()
     try:
         return perform(spec, whole, device, checkpoint=checkpoint, stop=stop, shared=shared)
     except TrainingStoppedError:
         return None
     except Exception as error:
         if not _exhausted(error):
-            error.add_note(
-                f"This was raised by the run {spec.id}, of which nothing is recorded: {spec}"
-            )
+            run = f"the run {spec.id}, of which nothing is recorded"
+            error.add_note(f"This was raised by {run}: {spec}")
             raise
         reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
         failure = {"reason": reason, "where": getattr(error, "where", "preparation")}
-    shared.known.clear()
+    shared.parts.clear()
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
@@ -293,32 +271,32 @@ def _attempt(
     return Record(spec, {}, failure, {"fingerprint": whole.fingerprint}, made)
 
 
+_EXHAUSTED = (  # what PyTorch's CPU allocator and the system tell in words alone
+    "not enough memory",
+    "can't allocate memory",
+    "Cannot allocate memory",
+    "CUDA error: out of memory",
+)
+
+
 def _exhausted(error: Exception) -> bool:
-    """Whether memory is exhausted, which PyTorch's CPU allocator and the system tell in words alone."""
-    words = (
-        "not enough memory",
-        "can't allocate memory",
-        "Cannot allocate memory",
-        "CUDA error: out of memory",
-    )
-    said = isinstance(error, RuntimeError | OSError) and any(each in str(error) for each in words)
-    return said or isinstance(error, MemoryError | torch.OutOfMemoryError)
+    told = isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in _EXHAUSTED)
+    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 class _Here:
     """One run after the other, in this process."""
 
-    def __init__(self, device: str | None, asked: threading.Event):
-        self.device, self.asked, self.shared = resolve_device(device), asked, Shared()
+    def __init__(self, device: torch.device, asked: threading.Event, data: dict):
+        self.device, self.asked, self.data, self.shared = device, asked, data, Shared()
 
     def slots(self) -> int:
         return 1
 
     def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Future:
-        done: Future = Future()
-        done.set_result(
-            _attempt(spec, self.device, checkpoint, _Stop(self.asked.is_set, seconds), self.shared)
-        )
+        stop, done = _Stop(self.asked.is_set, seconds), Future[Record | None]()
+        whole = self.data[spec]
+        done.set_result(_attempt(spec, whole, self.device, checkpoint, stop, self.shared))
         return done
 
     def wait(self, futures: list[Future]) -> list[Future]:
@@ -341,8 +319,12 @@ def _on_worker(
     keep_freed_memory()
     seen = checkpoint.with_suffix(".lock").exists()  # else the results folder is on another machine
     with _BUSY:  # a run has the process to itself, however many threads the worker has
-        stop = _Stop(Event(event).is_set, seconds)
-        return _attempt(spec, resolve_device(device), checkpoint if seen else None, stop, _SHARED)
+        stop, whole = (
+            _Stop(Event(event).is_set, seconds),
+            load_data(spec.dataset, image_size=spec.image_size),
+        )
+        path = checkpoint if seen else None
+        return _attempt(spec, whole, resolve_device(device), path, stop, _SHARED)
 
 
 @contextlib.contextmanager
@@ -353,9 +335,8 @@ def _signals(asked: threading.Event) -> Iterator[None]:
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()
-        os.write(
-            2, b"pai: stops after the current epoch; a second Ctrl-C stops at once\n"
-        )  # print may be at work
+        sentence = b"pai: stops after the current epoch; a second Ctrl-C stops at once\n"
+        os.write(2, sentence)  # print may be at work
 
     if threading.current_thread() is not threading.main_thread():
         yield

@@ -123,6 +123,12 @@ def test_a_notebook_checks_its_bounds_itself():
         check_parameters({"In": history, "hidden": 1, "seeds": []})
 
 
+def test_a_comment_may_stand_within_a_statement_of_several_lines():
+    history = ["", "hidden: int = (\n    3  # units [at least 1]\n)"]
+    with pytest.raises(ValueError, match=r"^parameters: hidden=0: it must be at least 1\.$"):
+        check_parameters({"In": history, "hidden": 0})
+
+
 def test_the_list_shows_a_bound_once(root, capsys, monkeypatch):
     write_notebook(root / "notebooks" / "tiny.ipynb", "seed: int = 1  # of all [at least 1]\nprobes: int = 1  # m")
     chapter = "chapters: {first: {notebook: tiny}}"

@@ -13,7 +13,8 @@ from conftest import files
 from synthetic_records import FAILURE, PLAIN, record_of, write_records
 
 from pai_lib import cli
-from pai_lib.experiments.records import Store, full_frame, records_csv
+from pai_lib.analysis.frames import full_frame, records_csv
+from pai_lib.experiments.records import Store
 
 figures = pytest.importorskip("pai_lib.analysis.figures")
 pytest.importorskip("sphinx")

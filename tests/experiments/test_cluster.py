@@ -8,6 +8,7 @@ from concurrent.futures import CancelledError, Future
 import pytest
 from conftest import SPECS, TINY, assert_complete, files
 
+from pai_lib.data.loading import load_data
 from pai_lib.experiments import cluster
 from pai_lib.experiments import sweep as engine
 from pai_lib.experiments.records import Store
@@ -155,4 +156,4 @@ def test_a_killed_worker_is_recorded_with_its_own_machine(store, monkeypatch, ad
     assert record.provenance["device"] == device
     assert record.provenance["precision"] == "float32"
     assert record.provenance.get("torch") == (None if device.startswith("unknown") else "its own")
-    assert record.data == {"fingerprint": engine._data("digits", None).fingerprint}
+    assert record.data == {"fingerprint": load_data("digits").fingerprint}

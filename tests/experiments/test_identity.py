@@ -15,13 +15,14 @@ from conftest import TINY, files, quick, untimed
 from PIL import Image
 
 from pai_lib import cli
+from pai_lib.analysis.frames import full_frame, records_csv
 from pai_lib.data import loading as data
 from pai_lib.data.loading import load_data
 from pai_lib.experiments import campaign as campaigns
 from pai_lib.experiments import run as runs
 from pai_lib.experiments import sweep as engine
 from pai_lib.experiments.campaign import read_campaign, show_plan
-from pai_lib.experiments.records import Record, RecordWarning, Store, full_frame, records_csv
+from pai_lib.experiments.records import Record, RecordWarning, Store
 from pai_lib.experiments.spec import RunSpec
 from pai_lib.experiments.sweep import sweep
 
@@ -236,7 +237,7 @@ def test_a_spec_that_was_told_reads_nothing(home, monkeypatch):
     assert (told, hash(told), told.id, told.to_dict()) == (spec, hash(spec), spec.id, spec.to_dict())
     monkeypatch.setattr(data, "_load", lambda *args: pytest.fail("data were read"))
     assert pickle.loads(pickle.dumps(told)).id == told.id
-    assert "_known_data" not in RunSpec.__dataclass_fields__
+    assert "_fingerprint" not in RunSpec.__dataclass_fields__
     assert TINY.with_data("f" * 64).id == TINY.id  # of a registered set the name counts
 
 
@@ -252,7 +253,9 @@ def test_a_record_outlives_its_data(home, store):
     assert again.spec.dataset == "mine.npz"
     assert json.loads(name.read_text())["spec"]["dataset"] == "mine.npz"
     with pytest.raises(ValueError, match=r"Unknown dataset 'mine\.npz'"):
-        replace(OWN, dataset="mine.npz")
+        quick(replace(OWN, dataset="mine.npz"), store)
+    with pytest.raises(ValueError, match=r"Unknown dataset 'mine\.npz'"):
+        sweep([replace(OWN, dataset="mine.npz")], store, device="cpu")
 
 
 def test_a_record_of_another_seed_is_another(home, store):
@@ -266,29 +269,6 @@ def by_path(spec):
     """The id that a run on one's own data had when it was known by the path as it was spelt."""
     differing = {name: value for name, value in spec.to_dict().items() if value != RunSpec().to_dict()[name]}
     return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
-
-
-@pytest.mark.parametrize("digest", [True, False])
-def test_a_record_from_when_paths_counted_is_used_under_its_own_name(home, store, monkeypatch, digest):
-    spec = replace(OWN, dataset="./mine.npz")
-    record = quick(spec, store)
-    path = store.path(spec)
-    text = (
-        path.read_text("utf-8")
-        .replace(f'"id": "{spec.id}"', f'"id": "{by_path(spec)}"')
-        .partition(',\n "digest"')[0]
-    )
-    if digest:
-        text += f',\n "digest": "{hashlib.sha256(text.encode()).hexdigest()}"'
-    path.unlink()
-    path.with_name(f"{by_path(spec)}.json").write_text(text + "\n}\n", "utf-8")
-    forbid(monkeypatch)
-    assert quick(spec, store) == record
-    assert list(store.frame()["id"]) == [by_path(spec)] != [spec.id]
-    assert store.path(store.records()[0].spec).is_file()
-    assert sweep([spec], store, device="cpu")["reused"] == 1
-    write_arrays(home / "mine.npz", seed=1)
-    assert store.load(spec) is None
 
 
 def test_registered_names_are_known_by_their_name(store):

@@ -37,7 +37,10 @@ HUNDRED = {
 LENIENT = dict.fromkeys((f"DASK_DISTRIBUTED__COMM__TIMEOUTS__{name}" for name in ("CONNECT", "TCP")), "300s")
 DRIVER = """
 import os, sys, time
-from pai_lib import checkpoints, cli, provenance, records, runs, sweep
+from pai_lib import cli
+from pai_lib.experiments import provenance, records, sweep
+from pai_lib.experiments import run as runs
+from pai_lib.training import checkpoint as checkpoints
 
 # once a process: Dask loads what it preloads a second time
 own = vars(sweep).setdefault("own", (os.fsync, records.Store.save, sweep.perform, runs.evaluate))

@@ -4,6 +4,7 @@ import pytest
 import torch
 from project import REPO
 
+from pai_lib.book import pages
 from pai_lib.experiments import provenance
 
 
@@ -19,15 +20,15 @@ def test_a_record_says_whether_the_code_had_local_changes(dirty, monkeypatch):
 
 @pytest.mark.parametrize("dirty", [True, False, None])
 def test_a_page_says_whether_the_code_had_local_changes(dirty, monkeypatch):
-    monkeypatch.setattr(provenance, "git_revision", lambda *folder: ("0123456789ab", dirty))
-    page = provenance.page_section(REPO, REPO / "notebooks" / "evidence.ipynb", {}, "pai book", "Profile smoke")
+    monkeypatch.setattr(pages, "git_revision", lambda *folder: ("0123456789ab", dirty))
+    page = pages.page_section(REPO, REPO / "notebooks" / "evidence.ipynb", {}, "pai book", "Profile smoke")
     assert f"- Revision: 0123456789ab{' with local changes' if dirty else ''}\n" in page
 
 
 def test_a_page_shows_each_parameter_with_its_value_and_its_default():
     notebook = REPO / "notebooks" / "audit.ipynb"
-    page = provenance.page_section(REPO, notebook, {"sparsity": 0.5}, "pai book", "Profile smoke")
+    page = pages.page_section(REPO, notebook, {"sparsity": 0.5}, "pai book", "Profile smoke")
     assert "| `sparsity` | `0.5` | `0.95` |" in page
     assert "| `epochs` | `3` | `3` |" in page
     assert "papermill notebooks/audit.ipynb out.ipynb -y '{sparsity: 0.5}'" in page
-    assert " -y " not in provenance.page_section(REPO, notebook, {}, "pai book", "Profile smoke")
+    assert " -y " not in pages.page_section(REPO, notebook, {}, "pai book", "Profile smoke")

@@ -175,8 +175,8 @@ def test_peak_memory_is_that_of_the_run(tmp_path):
         import torch
         from conftest import SPEC
         from dataclasses import replace
-        from pai_lib.data import load_data
-        from pai_lib.runs import perform
+        from pai_lib.data.loading import load_data
+        from pai_lib.experiments.run import perform
 
         def peak(**fields):
             spec = replace(SPEC, **{"width": 2, "train_fraction": 0.1, **fields})
@@ -488,7 +488,7 @@ def test_few_networks_are_kept():
     shared = runs.Shared(networks=2)
     for seed in (0, 1, 2, 1):
         runs.perform(replace(SPEC, seed=seed), load_data("digits"), torch.device("cpu"), shared=shared)
-    assert len(shared.known) == 2
+    assert len(shared.parts) == 2
 
 
 # --- errors before any work
@@ -516,6 +516,15 @@ def test_unknown_devices(store, no_work, device):
 def test_more_scoring_samples_than_there_are(store, no_work):
     with pytest.raises(ValueError, match="samples_per_class=1000 must be 1 to 28"):
         quick(replace(SPEC, samples_per_class=1000), store)
+    assert not store.root.exists()
+
+
+@pytest.mark.parametrize("name", ["cifer10", "", "/nowhere/at/all"])
+def test_data_that_are_not_there(store, no_work, monkeypatch, name):
+    monkeypatch.setattr(runs, "load_data", lambda *args, **options: pytest.fail("it was read"))
+    for place in (None, store):
+        with pytest.raises(ValueError, match=f"^Unknown dataset '{name}': .*nown: digits, "):
+            quick(replace(SPEC, dataset=name), place)
     assert not store.root.exists()
 
 

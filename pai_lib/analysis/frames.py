@@ -1,0 +1,50 @@
+"""Records as the tables that pages and files show, and notes on their data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import yaml
+
+from ..experiments.records import Record, default_results, records_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MADE_BY = "git dirty pai_lib torch device threads started finished".split()
+
+
+def full_frame(records: Iterable[Record]) -> pd.DataFrame:
+    """``records_frame``, where a run failed, its test images, and what made the record."""
+    records = list(records)
+    frame = records_frame(records)
+    frame["failure_where"] = [record.failure and record.failure.get("where") for record in records]
+    frame["test_images"] = [record.data.get("test") for record in records]
+    for name in MADE_BY:
+        frame[name] = [record.provenance.get(name) for record in records]
+    return frame
+
+
+def records_csv(records: Iterable[Record]) -> bytes:
+    """``full_frame`` as CSV in UTF-8.
+
+    Numbers are whole to the last digit, ``None`` is empty, and a list is ``0.5,0.75``.
+    """
+    frame = full_frame(records).convert_dtypes()  # whole numbers stay whole beside None
+    frame["lr_drops"] = [",".join(f"{drop:g}" for drop in drops) for drops in frame["lr_drops"]]
+    return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def data_note(fingerprint: str | None, results: str | Path | None = None) -> str:
+    """What is known of the data with this fingerprint, in brackets after a space; or nothing.
+
+    Args:
+        fingerprint: of the data.
+        results: folder of the records that are shown, whose ``data.yaml`` is read; else
+            ``default_results()``.
+    """
+    path = Path(default_results() if results is None else results) / "data.yaml"
+    known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    return f" ({known[fingerprint]})" if fingerprint in known else ""
