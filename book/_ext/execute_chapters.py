@@ -20,7 +20,7 @@ def execute(app: Sphinx, config: Config) -> None:
     """Execute what is missing or stale, then forget what Sphinx remembers of older chapters."""
     try:
         from pai_lib.book import building as book
-        from pai_lib.book import chapters
+        from pai_lib.book import chapters, keys
     except ImportError as error:
         raise ExtensionError(
             f"{error}: install the project first, pip install -e '.[book]'"
@@ -30,7 +30,7 @@ def execute(app: Sphinx, config: Config) -> None:
     if book.CHAPTERS_READY not in os.environ:
         try:
             book.check_contents(root, toc)
-            book.execute_all(root, chapters.stale_jobs(root, chapters.load_chapters(root)))
+            book.execute_all(root, keys.stale_jobs(root, chapters.load_chapters(root)))
         except (book.ChapterError, ValueError, OSError) as error:
             raise ExtensionError(str(error)) from error
     if config["html_theme_options"].get(
@@ -39,7 +39,7 @@ def execute(app: Sphinx, config: Config) -> None:
         config["html_theme_options"] |= {"use_repository_button": True, "use_issues_button": True}
     config["external_toc_path"] = book.contents(root, toc, Path(app.outdir).parent).as_posix()
     stamp = Path(app.doctreedir) / STAMP
-    if not stamp.is_file() or stamp.read_text() != chapters.chapters_digest(root):
+    if not stamp.is_file() or stamp.read_text() != keys.chapters_digest(root):
         shutil.rmtree(app.doctreedir, ignore_errors=True)
         Path(app.doctreedir).mkdir(parents=True)
         shutil.rmtree(
@@ -52,10 +52,10 @@ def execute(app: Sphinx, config: Config) -> None:
 
 def remember(app: Sphinx, exception: Exception | None) -> None:
     """Note which chapters the pages were built from."""
-    from pai_lib.book import chapters
+    from pai_lib.book import keys
 
     if exception is None:
-        (Path(app.doctreedir) / STAMP).write_text(chapters.chapters_digest(Path(app.srcdir)))
+        (Path(app.doctreedir) / STAMP).write_text(keys.chapters_digest(Path(app.srcdir)))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
