@@ -7,6 +7,7 @@ library that it can import. Only what has another key now runs again.
 from __future__ import annotations
 
 import ast
+import contextlib
 import sys
 import warnings
 from collections.abc import Iterable, Mapping
@@ -36,53 +37,64 @@ class _Mute(ast.NodeTransformer):
 
 
 @cache
+def _tree(source: str) -> ast.AST:
+    """Return a source's syntax without docstrings; a cell with magics is read as IPython does."""
+    from IPython.core.inputtransformer2 import TransformerManager
+
+    with contextlib.suppress(SyntaxError):
+        return _Mute().visit(ast.parse(source))
+    with contextlib.suppress(SyntaxError):
+        return _Mute().visit(ast.parse(TransformerManager().transform_cell(source)))
+    return ast.Module([], [])  # its execution will say what is wrong
+
+
+@cache
 def program(source: str) -> str:
-    r"""Return what a source does as a text: without comments and docstrings.
+    r"""Return a digest of what a source does: without comments and docstrings.
 
     >>> program("x = 1  # one") == program('"A number."\nx = 1')
     True
     """
-    return ast.dump(_Mute().visit(ast.parse(source)))
+    return digest(ast.dump(_tree(source)))
 
 
 @cache
-def _imports(source: str, package: str) -> frozenset[str]:
-    """Return the names that a source imports, wherever it does, as ``pai_lib.data.batch.Batch``."""
-    names: list[str] = []
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # of a cell, whose execution will say so
-        return frozenset()
-    for node in ast.walk(tree):
+def _imports(source: str, package: str) -> set[str]:
+    """Return what a source imports of the library, wherever it does, as ``pai_lib.draws.draw``."""
+    names: set[str] = set()
+    for node in ast.walk(_tree(source)):
         if isinstance(node, ast.Import):
-            names += [alias.name for alias in node.names]
+            names.update(alias.name for alias in node.names)
         elif isinstance(node, ast.ImportFrom):
             module = resolve_name("." * node.level + (node.module or ""), package)
-            names += [f"{module}.{alias.name}" for alias in node.names]
-    return frozenset(names)
+            names.update(f"{module}.{alias.name}" for alias in node.names)
+    return {name for name in names if name.split(".")[0] == LIBRARY.name}
 
 
-def imported_files(sources: Iterable[str]) -> set[Path]:
-    """Return the library's files that sources import, and those that these import, and so on."""
-    files: set[Path] = set()
+def imported_files(sources: Iterable[str]) -> dict[Path, str]:
+    """Return the library's files that sources import, and those that these import, and so on.
+
+    Each comes with its text.
+    """
+    files: dict[Path, str] = {}
     waiting = [(source, "notebooks") for source in sources]
     while waiting:
         for name in _imports(*waiting.pop()):
-            for path in _files_of(name) - files:
-                files.add(path)
-                folder = path.relative_to(LIBRARY.parent).parent
-                waiting.append((path.read_text("utf-8"), ".".join(folder.parts)))
+            for path in _files_of(name):
+                if path not in files:
+                    files[path] = path.read_text("utf-8")
+                    folder = path.relative_to(LIBRARY.parent).parent
+                    waiting.append((files[path], ".".join(folder.parts)))
     return files
 
 
-def _files_of(name: str) -> set[Path]:
+@cache
+def _files_of(name: str) -> list[Path]:
     """Return the library's files that importing a name executes: of ``pai_lib.a.b`` up to three."""
-    parts = name.split(".")
-    if parts[0] != LIBRARY.name:
-        return set()
-    places = [LIBRARY.joinpath(*parts[1:end]) for end in range(1, len(parts) + 1)]
+    parts = name.split(".")[1:]
+    places = [LIBRARY.joinpath(*parts[:end]) for end in range(len(parts) + 1)]
     files = [file for place in places for file in (place.with_suffix(".py"), place / "__init__.py")]
-    return {file for file in files if file.is_file()}
+    return [file for file in files if file.is_file()]
 
 
 # --- keys
@@ -90,15 +102,11 @@ def _files_of(name: str) -> set[Path]:
 
 def code_digest(chapter: Chapter) -> str:
     """Return a digest of what is executed: cells, what they import of the library, and torch."""
-    from IPython.core.inputtransformer2 import TransformerManager
-
     cells = load_notebook(chapter.notebook)["cells"]
     sources = [(c["cell_type"], "".join(c["source"]), c["metadata"].get("tags")) for c in cells]
-    code = [
-        TransformerManager().transform_cell(text) for kind, text, _ in sources if kind == "code"
-    ]
-    files = sorted(imported_files([*code, PAGE_MAKERS]))
-    texts = {str(path.relative_to(LIBRARY)): path.read_text("utf-8") for path in files}
+    code = [text for kind, text, _ in sources if kind == "code"]
+    files = imported_files([*code, PAGE_MAKERS])
+    texts = {str(path.relative_to(LIBRARY)): text for path, text in files.items()}
     if not any("getsource" in text for text in code):  # comments count where the page shows them
         texts = {name: program(text) for name, text in texts.items()}
     return digest(sources, texts, sys.version_info[:2], version("torch"))

@@ -115,17 +115,12 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
     from nbformat.v4 import new_markdown_cell
 
     if job.title is not None:
-        set_heading(notebook, job.title)
+        first = notebook.cells[0]
+        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
     fold_parameters(notebook)
     keep_labels_apart(notebook, job)
     caption_figures(notebook, job.page)
     notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
-
-
-def set_heading(notebook: Any, title: str) -> None:
-    """Give the page another heading than the notebook has."""
-    first = notebook.cells[0]
-    first.source = re.sub(r"\A# .*", lambda _: f"# {title}", first.source)
 
 
 def fold_parameters(notebook: Any) -> None:

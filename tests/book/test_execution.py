@@ -40,7 +40,7 @@ def test_the_time_left_is_that_of_the_runs_so_far(tmp_path, monkeypatch):
 @pytest.fixture
 def progress(tmp_path):
     cells = [SimpleNamespace(source=f"\n{number} + 1\nlast line") for number in range(9)]
-    return execution.Progress("first", SimpleNamespace(cells=cells), tmp_path / "count")
+    return execution.Progress("first", SimpleNamespace(cells=cells), tmp_path / "count", kernel=None)
 
 
 def test_what_is_told(progress):
@@ -89,7 +89,7 @@ def test_failures_are_told_at_the_end_and_other_errors_at_once():
         raise ZeroDivisionError
 
     done = []
-    with pytest.raises(execution.ChapterError, match="^one; one$"):
+    with pytest.raises(execution.ChapterError, match=r"^one; one$"):
         execution.execute_together([failing, failing, done.append], workers=1)
     assert len(done) == 1
     with pytest.raises(ZeroDivisionError):

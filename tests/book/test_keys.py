@@ -39,7 +39,9 @@ def library(tmp_path, monkeypatch):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text(text)
     monkeypatch.setattr(keys, "LIBRARY", folder)
-    return folder
+    keys._files_of.cache_clear()
+    yield folder
+    keys._files_of.cache_clear()
 
 
 @pytest.fixture
