@@ -53,11 +53,12 @@ def _write(path: Path, notebook: Any) -> None:
 
 
 def execute_all(root: Path, jobs: list[Job]) -> None:
-    """Execute chapters, two at a time; ChapterError at the end if any failed.
+    """Execute chapters, two at a time where there are two cores; ChapterError if any failed.
 
     At the paper's size they take turns: each then wants the whole GPU.
     """
-    workers = 1 if any(job.profile == "paper" for job in jobs) else 2
+    in_turn = any(job.profile == "paper" for job in jobs)
+    workers = 1 if in_turn else min(2, os.cpu_count() or 1)
     execute_together([partial(execute, root, job) for job in jobs], workers)
 
 

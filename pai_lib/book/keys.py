@@ -39,10 +39,10 @@ class _Mute(ast.NodeTransformer):
 @cache
 def _tree(source: str) -> ast.AST:
     """Return a source's syntax without docstrings; a cell with magics is read as IPython does."""
-    from IPython.core.inputtransformer2 import TransformerManager
-
     with contextlib.suppress(SyntaxError):
         return _Mute().visit(ast.parse(source))
+    from IPython.core.inputtransformer2 import TransformerManager
+
     with contextlib.suppress(SyntaxError):
         return _Mute().visit(ast.parse(TransformerManager().transform_cell(source)))
     return ast.Module([], [])  # its execution will say what is wrong

@@ -27,9 +27,11 @@ def list_parameter(parameter: Parameter, value: object) -> str:
     """Return the lines about one parameter: type, value, meaning, and the values it may have."""
     start = f"  {parameter.name}: {parameter.annotation} = {text_of(value)}"
     field = field_of(parameter.name)
-    rule = "" if bounds_of(parameter.help) else allowed(parameter.name)
+    rule = allowed(parameter.name)
     if field and len(choices(field)) > INLINE:
         rule = f"a {field}, see below"
+    if bounds_of(parameter.help):  # it says them itself
+        rule = ""
     about = f"{parameter.help} [{rule}]" if rule else parameter.help
     if not about:
         return _wrapped(start.strip(), 6, "  ")
@@ -56,17 +58,14 @@ def list_chapters(root: Path, names: Iterable[str] = ()) -> None:
 def _list_notebook(notebook: Path, chapters: list[Chapter]) -> None:
     """Print a notebook's chapters and its parameters; of a single chapter with its values."""
     print(f"notebooks/{notebook.name}: {heading(notebook)}")
-    values: dict = {}
+    values = chapters[0].values("smoke", {}) if len(chapters) == 1 else {}
     for chapter in chapters:
-        values = chapter.values("smoke", {})
-        differing = " ".join(f"{name}={text_of(value)}" for name, value in values.items())
-        about = f" with {differing}" if differing and len(chapters) > 1 else ""
+        differing = {} if len(chapters) == 1 else chapter.values("smoke", {})
+        assignments = [f"{name}={text_of(value)}" for name, value in differing.items()]
+        about = f" with {' '.join(assignments)}" if assignments else ""
         print(_wrapped(f"chapter {chapter.name}{about}", 6, "  "))
     for name, parameter in notebook_parameters(notebook).items():
-        default = parameter.default
-        print(
-            list_parameter(parameter, values.get(name, default) if len(chapters) == 1 else default)
-        )
+        print(list_parameter(parameter, values.get(name, parameter.default)))
     print()
 
 
