@@ -96,13 +96,12 @@ class Job:
         return sorted(path for path in paths if path.is_file())
 
 
-def find_root(start: Path | None = None) -> Path:
-    """Return the folder at or above `start` (by default the current one) that holds the book."""
-    start = Path(start or Path.cwd()).resolve()
-    for folder in (start, *start.parents):
+def find_root() -> Path:
+    """Return the folder at or above the current one that holds the book."""
+    for folder in (Path.cwd(), *Path.cwd().parents):
         if (folder / "notebooks" / "chapters.yaml").is_file():
             return folder
-    absent = f"no notebooks/chapters.yaml in {start} or above"
+    absent = f"no notebooks/chapters.yaml in {Path.cwd()} or above"
     raise FileNotFoundError(f"{absent}: run this inside the repository")
 
 
@@ -146,11 +145,11 @@ def _chapter(root: Path, name: str, entry: Mapping[str, Any]) -> Chapter:
     return Chapter(name, notebook, **options)
 
 
-def pick(things: Mapping[str, Any], names: Iterable[str], what: str) -> list[Any]:
+def pick(things: Mapping[str, Any], names: Iterable[str], noun: str) -> list[Any]:
     """Return the named things in their own order; without names, all of them."""
     names = set(names) or set(things)
     for name in sorted(names - set(things)):
-        raise ValueError(f"no {what} is named {name!r}; {nearest(name, things)}")
+        raise ValueError(f"no {noun} is named {name!r}; {nearest(name, things)}")
     return [thing for name, thing in things.items() if name in names]
 
 

@@ -75,7 +75,7 @@ def provenance(root: Path, job: Job, seconds: float) -> str:
     on_gpu = job.parameters.get("device") != "cpu" and torch.cuda.is_available()
     revision, changed = git_revision(root)
     source = job.chapter.notebook.relative_to(root).as_posix()
-    given = f" -y {shlex.quote(text_of(job.values))}" if job.values else ""
+    option = f" -y {shlex.quote(text_of(job.values))}" if job.values else ""
     return f"""## How this page was made
 
 :::{{dropdown}} Profile {job.profile}, {seconds:.1f} s: parameters, versions, how to run it again
@@ -92,7 +92,7 @@ To run it again, or with other values, give `-p name=value`:
 ```bash
 {book_command(job)}
 # or the notebook alone, without the book:
-papermill {source} out.ipynb{given}
+papermill {source} out.ipynb{option}
 ```
 :::"""
 
@@ -145,8 +145,8 @@ def keep_labels_apart(notebook: Any, job: Job) -> None:
     labels = {figure.name for figure in figures if "name" in figure}
     texts = list(myst_texts(notebook))
     if job.run is not None:
-        found = [match for holder, key in texts for match in LABEL.finditer(holder[key])]
-        labels |= {match["label"] for match in found if match["definition"]}
+        matches = [match for holder, key in texts for match in LABEL.finditer(holder[key])]
+        labels |= {match["label"] for match in matches if match["definition"]}
 
     def with_prefix(match: re.Match) -> str:
         before = match[0].removesuffix(match["label"])

@@ -116,7 +116,11 @@ def test_only_stale_chapters_run_and_a_failure_keeps_the_page(root, capsys):
     assert str(root) not in text
     assert not {"papermill", "execution"} & set(made(root)["metadata"])
     assert sorted(path.name for path in (root / "book").iterdir() if path.is_file()) == [
-        "end.md", "first.ipynb", "intro.md", "references.bib"]  # fmt: skip
+        "end.md",
+        "first.ipynb",
+        "intro.md",
+        "references.bib",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -86,8 +86,9 @@ def test_one_interrupt_ends_within_seconds(root, code):
     write_notebook(root / "notebooks" / "tiny.ipynb", last=wait)
     write_chapters(root, "chapters: {first: {notebook: tiny}, second: {notebook: tiny}, third: {notebook: tiny}}")
     command = [sys.executable, "-m", "pai_lib.cli", "book", "--no-build"]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root,
-                               start_new_session=True)  # fmt: skip
+    process = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=root, start_new_session=True
+    )
     try:
         for _ in range(1200):
             if (root / "pid").is_file() and (root / "pid").read_text():

@@ -259,7 +259,9 @@ def test_pages_of_runs(root):
     assert run("tiny", "-p", "seeds=[1, 2]", "-p", "name=a`b") == 0
     paths = sorted((root / "book" / "runs").glob("*.ipynb"))
     assert [path.stem.partition("-a-b")[0] for path in paths] == [
-        "first--seed-5--sparsity-0.001", "tiny--seeds-1+2--name"]  # fmt: skip
+        "first--seed-5--sparsity-0.001",
+        "tiny--seeds-1+2--name",
+    ]
     code, log = jupyter_book(root)
     assert code == 0, log  # a label that is there twice would be a warning, and so would a page that is missing
     assert "executed runs" not in log
