@@ -93,5 +93,5 @@ def test_failures_are_told_at_the_end_and_other_errors_at_once():
         execution.execute_together([failing, failing, done.append], workers=1)
     assert len(done) == 1
     with pytest.raises(ZeroDivisionError):
-        execution.execute_together([wrong, lambda watch: time.sleep(2), done.append], workers=1)
+        execution.execute_together([wrong, lambda watch: time.sleep(4), done.append], workers=1)
     assert len(done) == 1
