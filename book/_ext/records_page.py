@@ -1,8 +1,8 @@
-"""Sphinx extension: the data of the page "The records", made from ``results/`` whenever the book is built.
+"""Sphinx extension: the data of the page "The records", made from ``results/`` at every build.
 
-Before the pages are read it writes to ``_static/records-data/`` of the built book: ``data.js`` (what the page's
-scripts draw; a script, since a page opened from disk may not fetch JSON), ``records.csv``, and a copy of each
-record. The scripts and their style are loaded on that page alone.
+Before the pages are read it writes to ``_static/records-data/`` of the built book: ``data.js``
+(what the page's scripts draw; a script, since a page opened from disk may not fetch JSON),
+``records.csv``, and a copy of each record. No other page loads the scripts and their style.
 """
 
 import json
@@ -19,16 +19,34 @@ FOLDER = "records-data"  # in the built book's _static
 
 # Columns of the page's table, in order: name in `full_frame`, heading.
 COLUMNS = {
-    "id": "record", "criterion": "criterion", "sparsity": "sparsity", "seed": "seed",
-    "test_accuracy": "accuracy (%)", "dataset": "data set", "model": "model", "warmup": "warm-up",
+    "id": "record",
+    "criterion": "criterion",
+    "sparsity": "sparsity",
+    "seed": "seed",
+    "test_accuracy": "accuracy (%)",
+    "dataset": "data set",
+    "model": "model",
+    "warmup": "warm-up",
     "collapsed": "collapsed layers",
-    "control": "control", "variant": "variant", "when": "pruned at", "scope": "scope",
-    "temperature": "temperature", "rounds": "rounds", "width": "width", "epochs": "epochs",
-    "train_images": "training images", "lr": "learning rate", "git": "revision", "device": "device",
+    "control": "control",
+    "variant": "variant",
+    "when": "pruned at",
+    "scope": "scope",
+    "temperature": "temperature",
+    "rounds": "rounds",
+    "width": "width",
+    "epochs": "epochs",
+    "train_images": "training images",
+    "lr": "learning rate",
+    "git": "revision",
+    "device": "device",
     "failure": "failure",
-}  # fmt: skip
+}
 # Of a protocol's fields, those that its words always name.
-SAID = "dataset model width train_images epochs batch_size lr precision samples_per_class group".split()
+SAID = (
+    "dataset model width train_images epochs batch_size lr precision samples_per_class group"
+).split()
+SCRIPTS = (f"{FOLDER}/data.js", "records/drawing.js", "records/figure.js", "records/table.js")
 
 
 def page_data(root: Path) -> tuple[dict, list]:
@@ -45,61 +63,65 @@ def page_data(root: Path) -> tuple[dict, list]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecordWarning)
         records = Store(root).records()
-    unreadable = [str(warning.message).replace(f"{root}/", "") for warning in caught]
     frame = full_frame(records)
     table = frame[list(COLUMNS)].convert_dtypes().astype(object)
-    styles = figures.criterion_styles()
+    criteria = []
+    for key, style in figures.criterion_styles().items():
+        look = {"color": style["color"], "marker": outline(style["marker"])}
+        criteria.append({"key": key, "label": criterion_label(key), **look})
     data = {
         "columns": [{"key": key, "label": label} for key, label in COLUMNS.items()],
         "rows": table.where(table.notna(), None).values.tolist(),
-        "criteria": [
-            {
-                "key": key,
-                "label": criterion_label(key),
-                "color": s["color"],
-                "marker": outline(s["marker"]),
-            }
-            for key, s in styles.items()
-        ],
+        "criteria": criteria,
         "groups": groups(frame, root),
-        "unreadable": unreadable,
+        "unreadable": [str(warning.message).replace(f"{root}/", "") for warning in caught],
     }
     return data, records
 
 
 def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
-    """Return one entry a protocol and warm-up, with the numbers that ``figures.summarize`` gives for it."""
+    """Return one entry a protocol and warm-up; real images come first."""
     from pai_lib.analysis import figures
     from pai_lib.analysis.verdicts import PROTOCOL
 
-    found = [rows for _, rows in figures.protocols(frame)]
-    found.sort(
-        key=lambda rows: rows["dataset"].iloc[0].startswith("digits")
-    )  # real images come first
-    kinds = {tuple(rows.iloc[0][PROTOCOL].map(str)): rows.iloc[0] for rows in found}
+    protocols = [rows for _, rows in figures.protocols(frame)]
+    protocols.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))
+    keys = [tuple(rows.iloc[0][PROTOCOL].map(str)) for rows in protocols]
+    kinds = {key: rows.iloc[0] for key, rows in zip(keys, protocols, strict=True)}
     names = dict(zip(kinds, in_words(list(kinds.values()), root), strict=True))
     entries = []
-    for rows in found:
-        how = rows.iloc[0]
-        seeds = (
-            rows.dropna(subset="test_accuracy")
-            .groupby(["criterion", "sparsity"])["seed"]
-            .apply(sorted)
-        )
-        summary = figures.summarize(rows)[["criterion", "sparsity", "mean", "sd", "n"]]
-        points = [
-            {
-                "criterion": cell.criterion, "sparsity": float(cell.sparsity), "mean": float(cell.mean),
-                "sd": None if pd.isna(cell.sd) else float(cell.sd), "n": int(cell.n),
-                "seeds": [int(seed) for seed in seeds[cell.criterion, cell.sparsity]],
-            }
-            for cell in summary.itertuples(index=False)
-        ]  # fmt: skip
-        entries.append({
-            "dataset": how["dataset"], "model": how["model"], "warmup": int(how["warmup"]),
-            "protocol": names[tuple(how[PROTOCOL].map(str))], "points": points,
-            "failed": int(rows["test_accuracy"].isna().sum()), "rows": [int(row) for row in rows.index],
-        })  # fmt: skip
+    for key, rows in zip(keys, protocols, strict=True):
+        first = rows.iloc[0]
+        entry = {
+            "dataset": first["dataset"],
+            "model": first["model"],
+            "warmup": int(first["warmup"]),
+            "protocol": names[key],
+            "points": points(rows),
+            "failed": int(rows["test_accuracy"].isna().sum()),
+            "rows": [int(row) for row in rows.index],
+        }
+        entries.append(entry)
+    return entries
+
+
+def points(rows: pd.DataFrame) -> list[dict]:
+    """Return one entry a criterion and sparsity, with the numbers of ``figures.summarize``."""
+    from pai_lib.analysis import figures
+
+    finished = rows.dropna(subset="test_accuracy")
+    seeds = finished.groupby(["criterion", "sparsity"])["seed"].apply(sorted)
+    entries = []
+    for cell in figures.summarize(rows).itertuples(index=False):
+        entry = {
+            "criterion": cell.criterion,
+            "sparsity": float(cell.sparsity),
+            "mean": float(cell.mean),
+            "sd": None if pd.isna(cell.sd) else float(cell.sd),
+            "n": int(cell.n),
+            "seeds": [int(seed) for seed in seeds[cell.criterion, cell.sparsity]],
+        }
+        entries.append(entry)
     return entries
 
 
@@ -109,28 +131,28 @@ def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
     from pai_lib.analysis.verdicts import PROTOCOL
 
     words = []
-    for how in kinds:
+    for kind in kinds:
         alike = [
             other
             for other in kinds
-            if (other["dataset"], other["model"]) == (how["dataset"], how["model"])
+            if other["dataset"] == kind["dataset"] and other["model"] == kind["model"]
         ]
-        varied = [
-            name
-            for name in PROTOCOL
-            if name not in SAID and len({str(other[name]) for other in alike}) > 1
+        differing = [name for name in PROTOCOL if len({str(other[name]) for other in alike}) > 1]
+        count = kind["train_images"]
+        images = "" if pd.isna(count) else f"{count:,.0f} training images"
+        images += data_note(kind["fingerprint"], root)
+        parts = [
+            "its own width" if pd.isna(kind["width"]) else f"width {kind['width']:.0f}",
+            images,
+            f"{kind['epochs']} epochs at batch {kind['batch_size']}",
+            f"learning rate {kind['lr']:g}",
+            f"{kind['precision']}; scores from {kind['samples_per_class']} images a class"
+            f" at group size {kind['group']}",
         ]
-        text = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
-        images = (
-            "" if pd.isna(how["train_images"]) else f"{how['train_images']:,.0f} training images"
-        )
-        images += data_note(how["fingerprint"], root) + ", " * bool(images)
-        text += (
-            f", {images}{how['epochs']} epochs at batch {how['batch_size']}, learning rate {how['lr']:g}, "
-            f"{how['precision']}; scores from {how['samples_per_class']} images a class at "
-            f"group size {how['group']}"
-        )
-        words.append(text + "".join(f", {name.replace('_', ' ')} {how[name]}" for name in varied))
+        parts += [
+            f"{name.replace('_', ' ')} {kind[name]}" for name in differing if name not in SAID
+        ]
+        words.append(", ".join(filter(None, parts)))
     return words
 
 
@@ -161,19 +183,15 @@ def write_data(app: Sphinx) -> None:
     script = f"window.RECORDS = {json.dumps(data, separators=(',', ':'), allow_nan=False)};\n"
     (folder / "data.js").write_text(script, "utf-8")
     (folder / "records.csv").write_bytes(records_csv(records))
-    addresses = records_frame(records)[["dataset", "model", "id"]].itertuples(
-        index=False
-    )  # as the table links to
-    for record, (dataset, model, name) in zip(records, addresses, strict=True):
-        copy = folder / dataset / model / f"{name}.json"
+    addresses = records_frame(records)[["dataset", "model", "id"]]  # as the table links to
+    for record, address in zip(records, addresses.itertuples(index=False), strict=True):
+        copy = folder / address.dataset / address.model / f"{address.id}.json"
         copy.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(store.path(record.spec), copy)
 
 
-def outdated(
-    app: Sphinx, env: BuildEnvironment, added: set, changed: set, removed: set
-) -> list[str]:
-    """Name the page as out of date, always: the address of its data ends with a checksum of them."""
+def outdated(app: Sphinx, env: BuildEnvironment, *_: set) -> list[str]:
+    """Name the page as out of date: the address of its data ends with a checksum of them."""
     return [PAGE] if PAGE in env.found_docs else []
 
 
@@ -181,12 +199,7 @@ def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
     """Load the scripts on this page only, after the page and in this order."""
     if pagename == PAGE:
         app.add_css_file("records/records.css")
-        for name in (
-            f"{FOLDER}/data.js",
-            "records/drawing.js",
-            "records/figure.js",
-            "records/table.js",
-        ):
+        for name in SCRIPTS:
             app.add_js_file(name, loading_method="defer")
 
 

@@ -1,16 +1,19 @@
-"""Executing one notebook with papermill, in a kernel that is this interpreter, and telling how far it is."""
+"""Executing notebooks: papermill injects values, nbclient runs cells, a watch tells how far it is.
+
+The kernel is this interpreter, whatever kernels the user or the system installed. Jupyter packages
+are imported where they are used: ``import pai_lib`` works without them.
+"""
 
 from __future__ import annotations
 
-import ast
 import contextlib
 import json
-import logging
 import os
-import tempfile
-import threading
+import sys
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -20,208 +23,187 @@ from ..experiments.campaign import lasting
 from ..experiments.provenance import LIBRARY
 from ..progress import PROGRESS_FILE
 
+INTERVAL = 10.0  # seconds at least between two lines about one notebook
+KERNEL = {"name": "python3", "display_name": "Python 3", "language": "python"}
+
 
 class ChapterError(RuntimeError):
     """A chapter that did not execute, or a book that did not build."""
 
 
-@contextlib.contextmanager
-def own_kernel() -> Iterator[None]:
-    """Make the kernel ``python3`` this interpreter, whatever kernels the user or the system installed.
+@dataclass
+class Progress:
+    """How far one notebook is: its cell and, where that does runs, the run and the time left."""
 
-    It imports the library that runs this, and finds data where this does, though it runs in another
-    folder.
+    label: str
+    notebook: Any
+    file: Path  # its kernel counts there
+    kernel: Any
+    cell: int = 0
+    told: str = ""  # the last line about it, and when that was
+    told_at: float = field(default_factory=time.monotonic)
 
-    It computes on one thread unless OMP_NUM_THREADS says otherwise: small networks gain nothing
-        from threads,
-    and on a machine whose cores are busy threads that wait for each other are tens of times slower.
-    """
-    from ipykernel.kernelspec import get_kernel_dict  # it names sys.executable
+    def begin_cell(self, cell: Any, cell_index: int) -> None:
+        """Count a cell; nbclient calls this."""
+        self.cell = cell_index + 1
 
-    environment = {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}
-    if (LIBRARY.parent / "pyproject.toml").is_file():  # a checkout, not the folder of all packages
-        environment["PYTHONPATH"] = os.pathsep.join(
-            filter(None, [str(LIBRARY.parent), os.environ.get("PYTHONPATH")])
-        )
-    if os.environ.get("PAI_DATA"):
-        environment["PAI_DATA"] = str(Path(os.environ["PAI_DATA"]).expanduser().resolve())
-    before = os.environ.get("JUPYTER_PATH")
-    with tempfile.TemporaryDirectory() as folder:
-        spec = Path(folder) / "kernels" / "python3" / "kernel.json"
-        spec.parent.mkdir(parents=True)
-        spec.write_text(
-            json.dumps({**get_kernel_dict(["--log-level=CRITICAL"]), "env": environment})
-        )
-        os.environ["JUPYTER_PATH"] = os.pathsep.join([folder, *filter(None, [before])])
-        try:
-            yield
-        finally:
-            del os.environ["JUPYTER_PATH"]
-            if before is not None:
-                os.environ["JUPYTER_PATH"] = before
+    def text(self) -> str:
+        """Return how far the notebook is."""
+        text = f"{self.label} · cell {self.cell} of {len(self.notebook.cells)}"
+        with contextlib.suppress(OSError, ValueError, KeyError):  # while nothing is counted
+            count = json.loads(self.file.read_text("utf-8"))
+            text += f" · {count['unit']} {count['number']} of {count['of']}"
+            if count["left"] is not None:
+                text += f", about {lasting(count['left'])} left"
+        return text
+
+    def place(self) -> str:
+        """Return the cell that is executed, and how it begins."""
+        if not self.cell:
+            return "its kernel's start"
+        lines = self.notebook.cells[self.cell - 1].source.strip().splitlines()
+        return f"cell {self.cell} ({lines[0]!r})"
 
 
 class Watch:
-    """Tells of each notebook under way its cell and, where that does runs, the run and the time left.
+    """Tells of all notebooks under way: in a bar, or in lines where no terminal shows one."""
 
-    It is a bar over all notebooks, or lines where no terminal shows a bar, at least `interval`
-    seconds apart.
-    """
-
-    def __init__(self, total: int, interval: float = 10.0):
-        self.bar = tqdm(total=total, unit="chapter", disable=None if total else True)
-        self.interval = interval
-        self.cells: dict[str, Any] = {}
-        self.files: dict[str, Any] = {}
-        self.said: dict[str, tuple[str, float]] = {}  # of each notebook the last line, and when
-        self.clients: list[Any] = []  # of the kernels under way
+    def __init__(self, total: int):
+        self.bar = tqdm(total=total, unit="notebook", disable=None)
+        self.under_way: list[Progress] = []
         self.stopped = False
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._look, daemon=True)
-
-    def __enter__(self) -> Watch:
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._ended.set()
-        self._thread.join()
-        self.bar.close()
 
     @contextlib.contextmanager
-    def of(self, label: str, file: Path) -> Iterator[Callable[[int, int], None]]:
-        """Watch one notebook, whose kernel writes `file`; yields what to call with its cell and their number."""
-        self.said[label], self.files[label] = ("", time.monotonic()), file
+    def over(self, progress: Progress) -> Iterator[None]:
+        """Watch one notebook while it is executed; ChapterError if all have been stopped."""
+        self.under_way.append(progress)
         try:
-            yield lambda cell, of: self.cells.update({label: (cell, of)})
-        finally:
-            for known in (self.files, self.cells, self.said):
-                known.pop(label, None)
-            file.unlink(missing_ok=True)
-
-    @contextlib.contextmanager
-    def running(self, client: Any) -> Iterator[None]:
-        """Know the client of a kernel while it runs, for `stop`."""
-        self.clients.append(client)
-        try:
+            if self.stopped:
+                raise ChapterError(f"{progress.label}: interrupted")
             yield
         finally:
-            self.clients.remove(client)
+            self.under_way.remove(progress)
+            progress.file.unlink(missing_ok=True)
+
+    def tell(self) -> None:
+        """Say how far the notebooks are, where that has changed."""
+        begun = [progress for progress in self.under_way if progress.cell]
+        if not self.bar.disable:
+            self.bar.set_postfix_str(" | ".join(progress.text() for progress in begun))
+            return
+        for progress in begun:
+            text, now = progress.text(), time.monotonic()
+            if text != progress.told and now - progress.told_at >= INTERVAL:
+                progress.told, progress.told_at = text, now
+                print(text, flush=True)
 
     def stop(self) -> None:
         """End all kernels, those that are about to start too; return when they have ended."""
         self.stopped = True
-        while self.clients:
-            for client in list(self.clients):
-                if process := getattr(getattr(client.km, "provisioner", None), "process", None):
-                    process.kill()
+        while self.under_way:
+            for progress in list(self.under_way):
+                if progress.kernel.has_kernel:
+                    progress.kernel.provisioner.process.kill()
             time.sleep(0.1)
 
-    def text(self, label: str) -> str:
-        """Return how far a notebook is."""
-        text = label + " · cell {} of {}".format(*self.cells.get(label, (0, 0)))
-        with contextlib.suppress(
-            OSError, ValueError, KeyError
-        ):  # there is no file while nothing is counted
-            run = json.loads(self.files[label].read_text("utf-8"))
-            text += f" · {run['unit']} {run['number']} of {run['of']}"
-            text += f", about {lasting(run['left'])} left" if run["left"] is not None else ""
-        return text
 
-    def _look(self) -> None:
-        while not self._ended.wait(min(1.0, self.interval)):
-            texts = {label: self.text(label) for label in list(self.cells)}
-            if not self.bar.disable:
-                self.bar.set_postfix_str(" | ".join(texts.values()))
-                continue
-            for label, text in texts.items():
-                before, when = self.said.get(label, (text, 0.0))
-                if text != before and time.monotonic() - when >= self.interval:
-                    self.said[label] = text, time.monotonic()
-                    print(text, flush=True)
+def execute_together(tasks: Sequence[Callable[[Watch], None]], workers: int) -> None:
+    """Do tasks that execute notebooks, so many at a time; ChapterError at the end if any failed."""
+    failures = []
+    with ThreadPoolExecutor(workers) as pool:
+        watch = Watch(len(tasks))
+        pending: set[Future] = {pool.submit(task, watch) for task in tasks}
+        try:
+            while pending:
+                done, pending = wait(pending, 1.0, FIRST_COMPLETED)
+                watch.tell()
+                watch.bar.update(len(done))
+                for future in done:
+                    try:
+                        future.result()
+                    except ChapterError as error:
+                        failures.append(str(error))
+        except KeyboardInterrupt:
+            text = "ending the notebooks under way; their pages stay as they were"
+            print(f"pai: interrupted: {text}", file=sys.stderr, flush=True)
+            watch.stop()
+            raise
+        finally:
+            pool.shutdown(wait=False, cancel_futures=True)
+            watch.bar.close()
+    if failures:
+        raise ChapterError("; ".join(failures))
 
 
-# Told by a kernel, which imports nothing for it.
-_WHERE = "__import__('importlib.util').util.find_spec('pai_lib').origin"
+def kernel_environment() -> dict[str, str]:
+    """Return the environment of a kernel, which runs in the notebook's folder.
 
-
-def _engine() -> str:
-    """Teach papermill to say which cell it begins, and to check its kernel; return the engine's name."""
-    from papermill.clientwrap import PapermillNotebookClient
-    from papermill.engines import Engine, papermill_engines
-
-    class Client(PapermillNotebookClient):
-        def papermill_execute_cells(self) -> None:
-            asked = self.kc.execute("", silent=True, user_expressions={"where": _WHERE})
-            answer = self.wait_for_reply(asked)["content"]["user_expressions"]["where"]
-            found = (
-                ast.literal_eval(answer["data"]["text/plain"])
-                if answer["status"] == "ok"
-                else "nowhere"
-            )
-            if Path(found).resolve().parent != LIBRARY:
-                raise ChapterError(
-                    f"the kernel would import pai_lib from {found}, not from {LIBRARY}"
-                )
-            super().papermill_execute_cells()
-
-    class Telling(Engine):
-        @classmethod
-        def execute_managed_notebook(  # type: ignore[no-untyped-def]
-            cls, nb_man, kernel_name, watch, tell, environment, **_
-        ) -> None:
-            begin = nb_man.cell_start
-
-            def cell_start(cell: Any, cell_index: int, **options: Any) -> None:
-                if watch.stopped:
-                    raise ChapterError("interrupted")
-                tell(cell_index + 1, len(nb_man.nb.cells))
-                begin(cell, cell_index, **options)
-
-            nb_man.cell_start = cell_start
-            client = Client(nb_man, kernel_name=kernel_name, timeout=None, startup_timeout=120)
-            with watch.running(client):
-                client.execute(env={**os.environ, **environment})
-
-    papermill_engines.register("pai", Telling)
-    return "pai"
+    It imports the library that runs this, and finds data where this does. It computes on one thread
+    unless OMP_NUM_THREADS says otherwise: small networks gain nothing from threads, and where the
+    cores are busy threads that wait for each other are tens of times slower.
+    """
+    environment = {"OMP_NUM_THREADS": "1", **os.environ}
+    if (LIBRARY.parent / "pyproject.toml").is_file():  # a checkout, not the folder of all packages
+        paths = [str(LIBRARY.parent), os.environ.get("PYTHONPATH")]
+        environment["PYTHONPATH"] = os.pathsep.join(filter(None, paths))
+    if os.environ.get("PAI_DATA"):
+        environment["PAI_DATA"] = str(Path(os.environ["PAI_DATA"]).expanduser().resolve())
+    return environment
 
 
 def run_notebook(
     root: Path, source: Path, values: Mapping[str, Any], label: str, watch: Watch
 ) -> tuple[Any, float]:
-    """Execute a notebook within ``own_kernel``; return it and its seconds. A failed one is in _build/failed."""
-    import papermill
+    """Execute a notebook with values of its parameters; return it and its seconds.
 
+    Raises:
+        ChapterError: naming the cell that failed; the notebook is then in ``_build/failed``.
+    """
+    import nbformat
+    from jupyter_client import AsyncKernelManager
+    from jupyter_client.kernelspec import KernelSpecManager
+    from nbclient import NotebookClient
+
+    notebook = injected(nbformat.read(source, 4), values)
     attempt = root / "_build" / "failed" / f"{label}.ipynb"
     attempt.parent.mkdir(parents=True, exist_ok=True)
-    logging.getLogger("papermill").setLevel(
-        logging.ERROR
-    )  # it takes `x: str | None` for unknown: we checked
-    options = {
-        "kernel_name": "python3",
-        "language": "python",
-        "cwd": str(source.parent),
-        "progress_bar": False,
-    }
-    file = attempt.with_suffix(".progress")
+    this_interpreter = KernelSpecManager(kernel_dirs=[])
+    kernel = AsyncKernelManager(kernel_name=KERNEL["name"], kernel_spec_manager=this_interpreter)
+    progress = Progress(label, notebook, attempt.with_suffix(".progress"), kernel)
+    client = NotebookClient(
+        notebook,
+        km=kernel,
+        timeout=None,
+        startup_timeout=120,
+        record_timing=False,
+        coalesce_streams=True,
+        extra_arguments=["--log-level=CRITICAL"],
+        resources={"metadata": {"path": str(source.parent)}},
+        on_cell_start=progress.begin_cell,
+    )
     start = time.perf_counter()
-    try:
-        with watch.of(label, file) as tell:
-            options |= {"engine_name": _engine(), "watch": watch, "tell": tell}
-            options |= {"environment": {PROGRESS_FILE: str(file)}}
-            nb = papermill.execute_notebook(source, attempt, dict(values), **options)
-    except papermill.PapermillExecutionError as error:
-        line = next((text for text in error.source.splitlines() if text.strip()), "")
-        what = f"cell {error.cell_index + 1} ({line!r}): {error.ename}: {error.evalue}"
-        raise ChapterError(f"{label} failed in {what} (see {attempt.relative_to(root)})") from None
-    except ChapterError as error:
-        raise ChapterError(f"{label}: {error}") from None
-    except Exception as error:  # for example a kernel that was killed
-        raise ChapterError(f"{label} failed: {type(error).__name__}: {error}") from error
-    attempt.unlink()
-    for part in (nb, *nb.cells):
-        part.metadata.pop("papermill", None)
-        part.metadata.pop("execution", None)
-    nb.metadata.kernelspec = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    return nb, time.perf_counter() - start
+    with watch.over(progress):
+        try:
+            environment = kernel_environment() | {PROGRESS_FILE: str(progress.file)}
+            client.execute(env=environment, cleanup_kc=True)
+        except Exception as error:  # of a cell; or a kernel was killed, say
+            nbformat.write(notebook, attempt)
+            name = getattr(error, "ename", type(error).__name__)
+            reason = f"{name}: {getattr(error, 'evalue', error)}"
+            where = f"{progress.place()}: {reason} (see {attempt.relative_to(root)})"
+            raise ChapterError(f"{label} failed in {where}") from None
+    return notebook, time.perf_counter() - start
+
+
+def injected(notebook: Any, values: Mapping[str, Any]) -> Any:
+    """Return a notebook with papermill's cell of values behind its own parameters."""
+    from papermill.parameterize import parameterize_notebook
+
+    notebook.metadata.kernelspec = dict(KERNEL)
+    if values:
+        for cell in notebook.cells:  # papermill needs these
+            cell.metadata.setdefault("tags", [])
+        notebook.metadata.papermill = {}
+        notebook = parameterize_notebook(notebook, dict(values))
+        del notebook.metadata["papermill"]
+    return notebook

@@ -1,4 +1,4 @@
-"""What ``pai book --list`` prints: notebooks, their chapters and parameters, and your runs; 100 columns wide."""
+"""What ``pai book --list`` prints: notebooks, their chapters and parameters, and your runs."""
 
 from __future__ import annotations
 
@@ -7,17 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from ..experiments.spec import choices
-from .chapters import (
-    RUNS,
-    heading,
-    is_fresh,
-    load_chapters,
-    pick,
-    run_files,
-    run_job,
-    with_notebooks,
-)
+from .chapters import RUNS, Chapter, heading, load_chapters, pick, with_notebooks
 from .choices import allowed, bounds_of, field_of
+from .keys import is_fresh, run_files, run_job
 from .parameters import Parameter, notebook_parameters, text_of
 
 WIDTH, COLUMN = 100, 38
@@ -25,61 +17,69 @@ INLINE = 5  # so many names stand beside a parameter; more of them below all
 
 
 def _wrapped(text: str, indent: int, first: str = "") -> str:
-    return textwrap.fill(
-        text, WIDTH, initial_indent=first or " " * indent, subsequent_indent=" " * indent,
-        break_long_words=False, break_on_hyphens=False,
-    )  # fmt: skip
+    """Return a text as lines of the list, the first of which may begin otherwise."""
+    wrapper = textwrap.TextWrapper(WIDTH, break_long_words=False, break_on_hyphens=False)
+    wrapper.initial_indent, wrapper.subsequent_indent = first or " " * indent, " " * indent
+    return wrapper.fill(text)
 
 
 def list_parameter(parameter: Parameter, value: object) -> str:
-    """Return the lines about one parameter: type, value, meaning, and the values that are allowed."""
+    """Return the lines about one parameter: type, value, meaning, and the values it may have."""
     start = f"  {parameter.name}: {parameter.annotation} = {text_of(value)}"
-    names, rule = choices(field_of(parameter.name) or ""), allowed(parameter.name)
-    rule = f"a {field_of(parameter.name)}, see below" if len(names) > INLINE else rule
-    rule = "" if bounds_of(parameter.help) else rule
-    about = parameter.help + (f" [{rule}]" if rule else "")
+    field = field_of(parameter.name)
+    rule = allowed(parameter.name)
+    if field and len(choices(field)) > INLINE:
+        rule = f"a {field}, see below"
+    if bounds_of(parameter.help):  # it says them itself
+        rule = ""
+    about = f"{parameter.help} [{rule}]" if rule else parameter.help
+    if not about:
+        return _wrapped(start.strip(), 6, "  ")
     if len(start) < COLUMN:
-        return _wrapped(about, COLUMN, start.ljust(COLUMN)) if about else start
-    return _wrapped(start.strip(), 6, "  ") + ("\n" + _wrapped(about, COLUMN) if about else "")
+        return _wrapped(about, COLUMN, start.ljust(COLUMN))
+    return _wrapped(start.strip(), 6, "  ") + "\n" + _wrapped(about, COLUMN)
 
 
 def list_chapters(root: Path, names: Iterable[str] = ()) -> None:
-    """Print what there is to execute, with which parameters, and what has been executed as your runs."""
+    """Print what there is to execute, with which parameters, and your runs of it."""
     chapters, names = load_chapters(root), list(names)
-    known = with_notebooks(root, chapters)
-    chosen = pick(known, names, "chapter") if names else list(chapters.values())
-    shown: set[str] = set()
+    sources = with_notebooks(root, chapters)
+    chosen = pick(sources, names, "chapter") if names else list(chapters.values())
+    fields: set[str] = set()
     for notebook in dict.fromkeys(chapter.notebook for chapter in chosen):
-        print(f"notebooks/{notebook.name}: {heading(notebook)}")
-        made = [chapter for chapter in chosen if chapter.notebook == notebook]
-        for chapter in made:
-            own = chapter.values("smoke", {}) if len(made) > 1 else {}
-            values = " ".join(f"{name}={text_of(value)}" for name, value in own.items())
-            print(_wrapped(f"chapter {chapter.name}{f' with {values}' if values else ''}", 6, "  "))
-        given = made[0].values("smoke", {}) if len(made) == 1 else {}
-        for name, parameter in notebook_parameters(notebook).items():
-            print(list_parameter(parameter, given.get(name, parameter.default)))
-            if field := field_of(name):
-                shown.add(field)
-        print()
-    for field in sorted(field for field in shown if len(choices(field)) > INLINE):
-        print(_wrapped(f"{field}: {allowed(field)}", 2, " ").lstrip())
-    _list_runs(root, known, {chapter.name for chapter in chosen} if names else set(known))
+        _list_notebook(notebook, [chapter for chapter in chosen if chapter.notebook == notebook])
+        fields.update(filter(None, map(field_of, notebook_parameters(notebook))))
+    for field in sorted(fields):
+        if len(choices(field)) > INLINE:
+            print(_wrapped(f"{field}: {allowed(field)}", 2, " ").lstrip())
+    _list_runs(root, sources, chosen if names else sources.values())
 
 
-def _list_runs(root: Path, known: dict, names: set[str]) -> None:
+def _list_notebook(notebook: Path, chapters: list[Chapter]) -> None:
+    """Print a notebook's chapters and its parameters; of a single chapter with its values."""
+    print(f"notebooks/{notebook.name}: {heading(notebook)}")
+    values = chapters[0].values("smoke", {}) if len(chapters) == 1 else {}
+    for chapter in chapters:
+        differing = {} if len(chapters) == 1 else chapter.values("smoke", {})
+        assignments = [f"{name}={text_of(value)}" for name, value in differing.items()]
+        about = f" with {' '.join(assignments)}" if assignments else ""
+        print(_wrapped(f"chapter {chapter.name}{about}", 6, "  "))
+    for name, parameter in notebook_parameters(notebook).items():
+        print(list_parameter(parameter, values.get(name, parameter.default)))
+    print()
+
+
+def _list_runs(root: Path, sources: dict[str, Chapter], chosen: Iterable[Chapter]) -> None:
+    """Print your runs of these chapters."""
     lines = []
     for path in run_files(root):
         try:
-            job = run_job(root, known, path.stem)
+            job = run_job(root, sources, path.stem)
             state = "" if is_fresh(root, job) else " (out of date)"
+            if job.chapter in chosen:
+                lines.append(f"{path.stem}{state}: {job.title}".replace("`", ""))
         except ValueError as error:
-            lines.append(_wrapped(str(error), 4, "  "))
-            continue
-        if job.chapter.name in names:
-            lines.append(
-                _wrapped(f"{path.stem}{state}: {(job.title or '').replace('`', '')}", 4, "  ")
-            )
+            lines.append(str(error))
     if lines:
-        print("\nYour runs, pages of the book until you delete their files in " + f"book/{RUNS}/:")
-        print("\n".join(lines))
+        print(f"\nYour runs, pages of the book until you delete their files in book/{RUNS}/:")
+        print("\n".join(_wrapped(line, 4, "  ") for line in lines))

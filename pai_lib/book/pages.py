@@ -1,11 +1,11 @@
-"""The section of a page that says how it was made, and links to its notebook."""
+"""From an executed notebook to a page: heading, captions, labels, links, and how it was made."""
 
 from __future__ import annotations
 
 import platform
 import re
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -13,91 +13,187 @@ from urllib.parse import quote
 import torch
 import yaml
 
-from ..experiments.provenance import (
-    device_name,
-    git_revision,
-    version,
-)
+from ..experiments.provenance import device_name, git_revision, version
+from .chapters import Job, run_name
+from .execution import ChapterError
 from .parameters import notebook_parameters, text_of
+
+PACKAGES = ("pai-lib", "torch", "seaborn", "papermill", "jupyter-book")
+# In MyST a label, where it is defined or referred to; and the beginning of a link to a page.
+LABEL = re.compile(
+    r"(?:(?P<definition>\$\$ \(|:(?:name|label): |^\((?=[\w-]+\)=$))"
+    r"|\{(?:numref|eq|ref)\}`(?:[^`<>]*<)?|\]\(#)"
+    r"(?P<label>[\w-]+)(?=>?`|\)|$)",
+    re.MULTILINE,
+)
+PAGE_LINK = re.compile(r"(\{doc\}`(?:[^`<>]*<)?)(?=\w)")
+
+
+# --- links
 
 
 def repository(root: Path) -> tuple[str, str]:
-    """Address and branch of the repository, from ``_config.yml``; the address is empty where it has none."""
+    """Address and branch of the repository, from ``_config.yml``; no address is an empty text."""
     path = root / "_config.yml"
     settings = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
-    found = settings.get("repository") or {}
-    return (found.get("url") or "").rstrip("/").removesuffix(".git"), found.get("branch") or "main"
+    entry = settings.get("repository") or {}
+    return (entry.get("url") or "").rstrip("/").removesuffix(".git"), entry.get("branch") or "main"
 
 
 def how_to_get(root: Path) -> str:
     """Return the sentence of a notebook that does not find this library."""
     url, _ = repository(root)
-    if not url:
-        how = "clone the repository, run  pip install -e '.[book]'  in its folder, restart the kernel."
-    else:
-        how = f"run  !git clone --depth 1 {url} pai && pip install './pai[book]'  and  %cd pai  above."
-    return f"pai_lib is missing: {how}"
+    get = "clone the repository, run  pip install -e '.[book]'  in its folder, restart the kernel."
+    if url:
+        clone = f"!git clone --depth 1 {url} pai && pip install './pai[book]'"
+        get = f"run  {clone}  and  %cd pai  above."
+    return f"pai_lib is missing: {get}"
 
 
 def notebook_links(root: Path, source: str) -> str:
-    """Return links to a notebook: to download it and, where the repository is on GitHub, to run it elsewhere."""
+    """Return links to a notebook: to download it and, if it is on GitHub, to run it elsewhere."""
     url, branch = repository(root)
     links = f"{{download}}`{source} </{source}>`"
     if project := re.fullmatch(r"https://github\.com/([^/]+/[^/]+)", url):
         colab = f"https://colab.research.google.com/github/{project[1]}/blob/{branch}/{source}"
-        binder = f"https://mybinder.org/v2/gh/{project[1]}/{quote(branch, safe='')}?urlpath=lab/tree/{source}"
-        links += f"; run it on [Colab]({colab}) or [Binder]({binder})"
+        place = f"{project[1]}/{quote(branch, safe='')}?urlpath=lab/tree/{source}"
+        links += f"; run it on [Colab]({colab}) or [Binder](https://mybinder.org/v2/gh/{place})"
     return links
 
 
-def page_section(
-    root: Path,
-    notebook: Path,
-    values: Mapping[str, Any],
-    command: str,
-    title: str,
-) -> str:
-    """Return the section of a page that says how it was made and how to make it again.
+# --- how it was made
 
-    Args:
-        root: folder of the project.
-        notebook: the source, below `root`.
-        values: of the parameters that were given; the others had the notebook's defaults.
-        command: that makes the page again.
-        title: of the box that holds it all.
-    """
-    declared = notebook_parameters(notebook)
-    effective = {name: values.get(name, p.default) for name, p in declared.items()}
-    cells = [
-        (f"`{name}`", f"`{text_of(effective[name])}`", f"`{text_of(p.default)}`", p.help)
-        for name, p in declared.items()
-    ]
-    rows = "\n".join("| " + " | ".join(c.replace("|", r"\|") for c in row) + " |" for row in cells)
-    packages = ("pai-lib", "torch", "seaborn", "papermill", "jupyter-book")
-    versions = ", ".join(f"{package} {version(package)}" for package in packages)
-    cpu = effective.get("device") == "cpu" or not torch.cuda.is_available()
+
+def provenance(root: Path, job: Job, seconds: float) -> str:
+    """Return the section that says how a page was made and how to make it again."""
+    declared = notebook_parameters(job.chapter.notebook)
+    rows = ""
+    for name, parameter in declared.items():
+        values = [name, text_of(job.parameters[name]), text_of(parameter.default)]
+        cells = [*(f"`{value}`" for value in values), parameter.help]
+        rows += "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
+    on_gpu = job.parameters.get("device") != "cpu" and torch.cuda.is_available()
     revision, changed = git_revision(root)
-    source = notebook.relative_to(root).as_posix()
-    plain = f"papermill {source} out.ipynb" + (
-        f" -y {shlex.quote(text_of(values))}" if values else ""
-    )
+    source = job.chapter.notebook.relative_to(root).as_posix()
+    option = f" -y {shlex.quote(text_of(job.values))}" if job.values else ""
     return f"""## How this page was made
 
-:::{{dropdown}} {title}: parameters, versions, how to run it again
+:::{{dropdown}} Profile {job.profile}, {seconds:.1f} s: parameters, versions, how to run it again
 | parameter | value here | default | meaning |
 |---|---|---|---|
 {rows}
-
-- Device: {device_name("cpu" if cpu else "cuda")}
-- Versions: Python {platform.python_version()}, {versions}
+- Device: {device_name("cuda" if on_gpu else "cpu")}
+- Versions: Python {platform.python_version()}, {", ".join(f"{p} {version(p)}" for p in PACKAGES)}
 - Revision: {revision}{" with local changes" if changed else ""}
 - Notebook: {notebook_links(root, source)}
 
 To run it again, or with other values, give `-p name=value`:
 
 ```bash
-{command}
+{book_command(job)}
 # or the notebook alone, without the book:
-{plain}
+papermill {source} out.ipynb{option}
 ```
 :::"""
+
+
+def book_command(job: Job) -> str:
+    """Return the command that makes a page again."""
+    words = ["pai", "book", "--profile", job.profile, "--chapter", job.chapter.name]
+    for name, value in job.overrides.items():
+        words += ["-p", f"{name}={text_of(value)}"]
+    if job.run not in (None, run_name(job.chapter, job.profile, job.overrides)):
+        words += ["--name", str(job.run)]
+    return shlex.join(words)
+
+
+# --- from a notebook to a page
+
+
+def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
+    """Turn an executed notebook into a page of the book."""
+    from nbformat.v4 import new_markdown_cell
+
+    if job.title is not None:
+        first = notebook.cells[0]
+        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
+    fold_parameters(notebook)
+    keep_labels_apart(notebook, job)
+    caption_figures(notebook, job.page)
+    notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
+
+
+def fold_parameters(notebook: Any) -> None:
+    """Fold the cell of parameters; hide that of the values given, which the last section shows."""
+    for cell in notebook.cells:
+        tags = cell.metadata.get("tags", [])
+        if "parameters" in tags:
+            tags.append("hide-input")
+            cell.metadata.mystnb = {"code_prompt_show": "Show the parameters and their defaults"}
+        if "injected-parameters" in tags:
+            tags.append("remove-cell")
+
+
+def keep_labels_apart(notebook: Any, job: Job) -> None:
+    """Let labels begin with the page's name: they are global, and pages may share a notebook.
+
+    Of a chapter these are the names of figures. Of a run, a page beside its chapter, they are all
+    labels; and its links to pages begin at the project's root.
+    """
+    prefix = job.page.replace("/", "-")
+    figures = [figure for cell in notebook.cells for figure in figures_of(cell)]
+    labels = {figure.name for figure in figures if "name" in figure}
+    texts = list(myst_texts(notebook))
+    if job.run is not None:
+        matches = [match for holder, key in texts for match in LABEL.finditer(holder[key])]
+        labels |= {match["label"] for match in matches if match["definition"]}
+
+    def with_prefix(match: re.Match) -> str:
+        before = match[0].removesuffix(match["label"])
+        return f"{before}{prefix}-{match['label']}" if match["label"] in labels else match[0]
+
+    for holder, key in texts:
+        holder[key] = LABEL.sub(with_prefix, holder[key])
+        if job.run is not None:
+            holder[key] = PAGE_LINK.sub(r"\1/book/", holder[key])
+    for figure in figures:
+        if "name" in figure:
+            figure.name = f"{prefix}-{figure.name}"
+
+
+def caption_figures(notebook: Any, page: str) -> None:
+    """Move a figure's alternative text, caption and name to its cell, where MyST-NB looks for them.
+
+    Raises:
+        ChapterError: where the cell shows more, which would get the same caption.
+    """
+    for number, cell in enumerate(notebook.cells, 1):
+        figures = figures_of(cell)
+        kinds = [[*out.get("data", {})] for out in cell.get("outputs", [])]
+        shown = [names for names in kinds if any("papermill.record" not in name for name in names)]
+        if figures and len(shown) > 1:
+            where = f"{page}, cell {number}"
+            raise ChapterError(f"{where}: a figure with alt text must be alone in its cell")
+        for info in figures:
+            figure = {key: info[key] for key in ("caption", "name") if key in info}
+            cell.metadata.setdefault("mystnb", {}).update(image={"alt": info.alt}, figure=figure)
+
+
+def figures_of(cell: Any) -> list[Any]:
+    """Return what a cell's outputs say about figures that have an alternative text."""
+    outputs = cell.get("outputs", [])
+    return [info for out in outputs for info in out.get("metadata", {}).values() if "alt" in info]
+
+
+def myst_texts(notebook: Any) -> Iterator[tuple[Any, str]]:
+    """Give each text in MyST by what holds it and its key there: prose, output or caption."""
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown":
+            yield cell, "source"
+        for out in cell.get("outputs", []):
+            for kind in out.get("data", {}):
+                if kind.endswith("text/markdown"):
+                    yield out.data, kind
+        for figure in figures_of(cell):
+            if "caption" in figure:
+                yield figure, "caption"

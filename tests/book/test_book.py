@@ -11,7 +11,7 @@ from project import FIGURE, jupyter_book, made, write_chapters, write_notebook
 
 from pai_lib import cli
 from pai_lib.book import building as book
-from pai_lib.book import chapters
+from pai_lib.book import chapters, keys
 
 # --- chapters.yaml and the command line ----------------------------------------------------------------
 
@@ -72,25 +72,25 @@ def test_outside_a_project(tmp_path, monkeypatch, capsys):
 def test_the_key_covers_what_a_chapter_depends_on(root):
     def key(profile="smoke", overrides=()):
         chapter = chapters.load_chapters(root)["first"]
-        return chapters.chapter_key(root, chapters.Job(chapter, profile, dict(overrides)))
+        return keys.chapter_key(root, chapters.Job(chapter, profile, dict(overrides)))
 
-    keys = [key(), key("paper"), key(overrides={"seed": 2})]
+    different = [key(), key("paper"), key(overrides={"seed": 2})]
     (root / "results" / "digits").mkdir(parents=True)
     (root / "results" / "digits" / "1.json").write_text("{}")
-    keys.append(key())
+    different.append(key())
     write_notebook(root / "notebooks" / "tiny.ipynb", last="1 + 1")
-    keys.append(key())
-    assert len(set(keys)) == len(keys)
+    different.append(key())
+    assert len(set(different)) == len(different)
     assert key(overrides={"seed": 1}) == key()  # what chapters.yaml says anyway
 
 
 def test_a_chapter_that_shows_no_records_does_not_depend_on_them(root):
     write_chapters(root, "chapters: {first: {notebook: tiny, records: []}}")
     job = chapters.Job(chapters.load_chapters(root)["first"], "smoke", {})
-    before = chapters.chapter_key(root, job)
+    before = keys.chapter_key(root, job)
     (root / "results").mkdir()
     (root / "results" / "1.json").write_text("{}")
-    assert chapters.chapter_key(root, job) == before
+    assert keys.chapter_key(root, job) == before
 
 
 # --- execution -----------------------------------------------------------------------------------------
@@ -116,7 +116,11 @@ def test_only_stale_chapters_run_and_a_failure_keeps_the_page(root, capsys):
     assert str(root) not in text
     assert not {"papermill", "execution"} & set(made(root)["metadata"])
     assert sorted(path.name for path in (root / "book").iterdir() if path.is_file()) == [
-        "end.md", "first.ipynb", "intro.md", "references.bib"]  # fmt: skip
+        "end.md",
+        "first.ipynb",
+        "intro.md",
+        "references.bib",
+    ]
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import yaml
 from project import REPO, jupyter_book, made, nbformat
 
 from pai_lib.book import building as book
-from pai_lib.book import chapters
+from pai_lib.book import chapters, keys
 from pai_lib.book.pages import how_to_get, notebook_links, repository
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
@@ -86,9 +86,9 @@ def test_an_address_reaches_notebooks_and_pages(root):
     nb.cells[2].source = check
     nbformat.write(nb, path)
     job = chapters.Job(chapters.load_chapters(root)["first"], "smoke", {})
-    before = chapters.chapter_key(root, job)
+    before = keys.chapter_key(root, job)
     give_address(root)
-    assert chapters.chapter_key(root, job) != before
+    assert keys.chapter_key(root, job) != before
     book.update_notebooks(root)
     assert nbformat.read(path, 4).cells[2].source == check.replace(
         "pai_lib is missing: somehow.", how_to_get(root)

@@ -10,7 +10,7 @@ from project import jupyter_book, made, nbformat, write_chapters, write_notebook
 
 from pai_lib import cli
 from pai_lib.book import building as book
-from pai_lib.book import chapters
+from pai_lib.book import chapters, keys
 
 PROSE = """\
 See {numref}`fig-pixel`, {numref}`picture %s <fig-pixel>`, [it](#fig-pixel), {eq}`law`, {ref}`here <place>`,
@@ -71,7 +71,8 @@ def test_a_run_is_named_after_its_values(root, overrides, name):
     chapter = chapters.load_chapters(root)["first"]
     found = chapters.run_name(chapter, "smoke", overrides)
     assert re.fullmatch(name.replace("+", r"\+"), found)
-    assert chapters.check_run_name(found) == found
+    (job,) = chapters.asked_jobs(root, "smoke", ["first"], [], found)
+    assert job.run == found  # it may be given as a name
     assert chapters.run_name(chapter, "paper", overrides).startswith("first--paper--")
 
 
@@ -150,7 +151,7 @@ def test_runs_are_made_again_as_they_were_when_they_are_stale(quickly, root, mon
     book.build_book(root, html=False)
 
     def stale():
-        return [job.page for job in chapters.stale_jobs(root, chapters.load_chapters(root))]
+        return [job.page for job in keys.stale_jobs(root, chapters.load_chapters(root))]
 
     page = "runs/first--seed-5--name-digits"
     assert stale() == []
@@ -160,7 +161,7 @@ def test_runs_are_made_again_as_they_were_when_they_are_stale(quickly, root, mon
     assert stale() == [page]  # nor does the chapter, whose name is null
     (root / "results" / "digits" / "1.json").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(chapters, "version", lambda package: "another")
+        patch.setattr(keys, "version", lambda package: "another")
         assert stale() == ["first", page]
     write_notebook(root / "notebooks" / "tiny.ipynb", last="1 + 1")
     assert stale() == ["first", page]
@@ -198,7 +199,7 @@ def test_a_notebook_of_other_origin_is_no_page(root):
     (root / "book" / "runs").mkdir()
     write_notebook(root / "book" / "runs" / "mine.ipynb")
     with pytest.warns(UserWarning, match=r"book/runs/mine.ipynb is no page of the book"):
-        assert chapters.run_files(root) == []
+        assert keys.run_files(root) == []
 
 
 def test_data_of_ones_own_are_named_by_their_whole_path(root, monkeypatch):
@@ -258,7 +259,9 @@ def test_pages_of_runs(root):
     assert run("tiny", "-p", "seeds=[1, 2]", "-p", "name=a`b") == 0
     paths = sorted((root / "book" / "runs").glob("*.ipynb"))
     assert [path.stem.partition("-a-b")[0] for path in paths] == [
-        "first--seed-5--sparsity-0.001", "tiny--seeds-1+2--name"]  # fmt: skip
+        "first--seed-5--sparsity-0.001",
+        "tiny--seeds-1+2--name",
+    ]
     code, log = jupyter_book(root)
     assert code == 0, log  # a label that is there twice would be a warning, and so would a page that is missing
     assert "executed runs" not in log

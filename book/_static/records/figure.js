@@ -1,8 +1,7 @@
 /* What the page "The records" shows as a figure: the choices, the points' words, the downloads. */
 "use strict";
-(() => {
+if (window.RECORDS) {
   const data = window.RECORDS;
-  if (!data) return;
   const { order, styles, svg, percent, inWords, warmupInWords, sample, draw } = window.RECORDS.drawing;
   const byId = (name) => document.getElementById(`records-${name}`);
   const criterionColumn = data.columns.findIndex(({ key }) => key === "criterion");
@@ -20,37 +19,42 @@
 
   function values(level) {
     const outer = levels.slice(0, levels.indexOf(level));
-    const fitting = data.groups.filter((each) => outer.every((name) => each[name] === choice[name]));
-    return [...new Set(fitting.map((each) => each[level]))];
+    const fitting = data.groups.filter((runs) => outer.every((name) => runs[name] === choice[name]));
+    return [...new Set(fitting.map((runs) => runs[level]))];
   }
 
   function choose(level, value) {
     if (level) choice[level] = value;
     for (const name of levels) {
-      const known = values(name);
-      if (!known.includes(choice[name])) choice[name] = known[0];
+      const offered = values(name);
+      if (!offered.includes(choice[name])) choice[name] = offered[0];
       if (name === "warmup") {
-        offerWarmups(known);
+        offerWarmups(offered);
       } else {
-        const options = known.map((each) => new Option(each, each, false, each === choice[name]));
+        const options = offered.map((value) => new Option(value, value, false, value === choice[name]));
         byId(name).replaceChildren(...options);
       }
     }
-    group = data.groups.find((each) => levels.every((name) => each[name] === choice[name]));
+    group = data.groups.find((runs) => levels.every((name) => runs[name] === choice[name]));
     offerCriteria();
     redraw();
   }
 
-  function offerWarmups(known) {
+  /** A radio button or a check box with its words. */
+  function input(properties, change, ...words) {
+    const element = document.createElement("input");
+    Object.assign(element, properties);
+    element.addEventListener("change", () => change(element.checked));
+    const label = document.createElement("label");
+    label.append(element, ...words);
+    return label;
+  }
+
+  function offerWarmups(offered) {
     const focused = byId("warmup").contains(document.activeElement);
-    const labels = known.map((updates) => {
-      const radio = document.createElement("input");
-      Object.assign(radio, { type: "radio", name: "records-warmup", value: updates });
-      radio.checked = updates === choice.warmup;
-      radio.addEventListener("change", () => choose("warmup", updates));
-      const label = document.createElement("label");
-      label.append(radio, warmupInWords(updates));
-      return label;
+    const labels = offered.map((updates) => {
+      const radio = { type: "radio", name: "records-warmup", value: updates, checked: updates === choice.warmup };
+      return input(radio, () => choose("warmup", updates), warmupInWords(updates));
     });
     byId("warmup").replaceChildren(...labels);
     if (focused) byId("warmup").querySelector(":checked").focus();
@@ -60,27 +64,20 @@
 
   function offerCriteria() {
     const labels = present().map((key) => {
-      const box = document.createElement("input");
-      Object.assign(box, { type: "checkbox", value: key, checked: !hidden.has(key) });
-      box.addEventListener("change", () => {
-        if (box.checked) hidden.delete(key);
-        else hidden.add(key);
-        redraw();
-      });
-      const label = document.createElement("label");
+      const box = { type: "checkbox", value: key, checked: !hidden.has(key) };
       const swatch = svg("svg", { width: 30, height: 20, "aria-hidden": "true" }, ...sample(key, 15, 10));
-      label.append(box, swatch, styles.get(key).label);
-      return label;
+      return input(box, (ticked) => tick([key], ticked), swatch, styles.get(key).label);
     });
     byId("criteria").replaceChildren(...labels);
   }
 
-  function tickAll(ticked) {
-    for (const key of present()) {
+  /** Show or hide criteria. */
+  function tick(keys, ticked) {
+    for (const key of keys) {
       if (ticked) hidden.delete(key);
       else hidden.add(key);
     }
-    for (const box of byId("criteria").querySelectorAll("input")) box.checked = ticked;
+    for (const box of byId("criteria").querySelectorAll("input")) box.checked = !hidden.has(box.value);
     redraw();
   }
 
@@ -132,13 +129,14 @@
   function move(event) {
     const here = event.target.closest("[data-point]");
     const points = shownPoints();
-    const point = here && points.find((each) => keyOf(each) === here.dataset.point);
+    const point = here && points.find((other) => keyOf(other) === here.dataset.point);
     const rank = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: 1, ArrowDown: -1 }[event.key];
     if (!point || !rank) return;
     event.preventDefault();
     const along = event.key === "ArrowLeft" || event.key === "ArrowRight";
-    const across = (each) => [each, point].some(({ criterion }) => criterion === "dense") || each.sparsity === point.sparsity;
-    const curve = points.filter((each) => (along ? each.criterion === point.criterion : across(each)));
+    const across = (other) =>
+      [other, point].some(({ criterion }) => criterion === "dense") || other.sparsity === point.sparsity;
+    const curve = points.filter((other) => (along ? other.criterion === point.criterion : across(other)));
     curve.sort((a, b) => (along ? a.sparsity - b.sparsity : a.mean - b.mean));
     const next = curve[curve.indexOf(point) + rank];
     if (next) byId("plot").querySelector(`[data-point="${keyOf(next)}"]`).focus();
@@ -212,32 +210,38 @@
     return [head, ...rows].map((row) => `${row.map(quoted).join()}\n`).join("");
   }
 
+  function svgFile() {
+    const figure = draw(shownPoints(), 760, (point, parts) => svg("g", {}, ...parts), inOneLine());
+    return new XMLSerializer().serializeToString(figure);
+  }
+
   /* --- start */
 
-  if (!data.groups.length) {
+  function listen() {
+    for (const level of ["dataset", "model", "protocol"]) {
+      byId(level).addEventListener("change", (event) => choose(level, event.target.value));
+    }
+    byId("all").addEventListener("click", () => tick(present(), true));
+    byId("none").addEventListener("click", () => tick(present(), false));
+    byId("plot").addEventListener("keydown", move);
+    byId("plot").addEventListener("pointermove", hover);
+    byId("plot").addEventListener("click", (event) => nearest(event)?.focus());
+    byId("svg").addEventListener("click", () => download(fileName("svg"), "image/svg+xml", svgFile()));
+    byId("shown").addEventListener("click", () => download(fileName("csv"), "text/csv", shownAsCsv()));
+    let width = 0;
+    new ResizeObserver(() => {
+      if (byId("plot").clientWidth === width) return;
+      width = byId("plot").clientWidth;
+      redraw();
+    }).observe(byId("plot"));
+  }
+
+  if (data.groups.length) {
+    listen();
+    Object.assign(choice, data.groups[0]); // the one with the most runs
+    choose();
+  } else {
     byId("nothing").hidden = false;
     byId("choices").hidden = true;
-    return;
   }
-  for (const level of ["dataset", "model", "protocol"]) {
-    byId(level).addEventListener("change", (event) => choose(level, event.target.value));
-  }
-  byId("all").addEventListener("click", () => tickAll(true));
-  byId("none").addEventListener("click", () => tickAll(false));
-  byId("plot").addEventListener("keydown", move);
-  byId("plot").addEventListener("pointermove", hover);
-  byId("plot").addEventListener("click", (event) => nearest(event)?.focus());
-  byId("svg").addEventListener("click", () => {
-    const figure = draw(shownPoints(), 760, (point, parts) => svg("g", {}, ...parts), inOneLine());
-    download(fileName("svg"), "image/svg+xml", new XMLSerializer().serializeToString(figure));
-  });
-  byId("shown").addEventListener("click", () => download(fileName("csv"), "text/csv", shownAsCsv()));
-  let width = 0;
-  new ResizeObserver(() => {
-    if (byId("plot").clientWidth === width) return;
-    width = byId("plot").clientWidth;
-    redraw();
-  }).observe(byId("plot"));
-  Object.assign(choice, data.groups[0]); // the one with the most runs
-  choose();
-})();
+}

@@ -1,8 +1,7 @@
 /* The table of the page "The records": all runs, searched, sorted, fifty a page. */
 "use strict";
-(() => {
+if (window.RECORDS) {
   const data = window.RECORDS;
-  if (!data) return;
   const PAGE = 50;
   const byId = (name) => document.getElementById(`records-${name}`);
   const column = Object.fromEntries(data.columns.map(({ key }, i) => [key, i]));
@@ -25,24 +24,34 @@
   const places = new Map(data.criteria.map(({ key }, place) => [key, place]));
 
   function asUsual(a, b) {
+    const rank = ({ row }, key) => (key === "criterion" ? places.get(row[column[key]]) : row[column[key]]);
     for (const key of usual) {
-      const [left, right] = [a, b].map(({ row }) => row[column[key]]);
-      if (left !== right) return key === "criterion" ? places.get(left) - places.get(right) : left < right ? -1 : 1;
+      const [left, right] = [rank(a, key), rank(b, key)];
+      if (left !== right) return left < right ? -1 : 1;
     }
     return 0;
   }
 
-  const rows = data.rows.map((row, index) => {
-    const said = data.columns.map(({ key }) => [key, content(row, key).toLowerCase()]);
-    const exact = said.flatMap(([key, text]) => [`${key}=${text}`, `${key}=${row[column[key]]}`.toLowerCase()]);
-    return { index, row, text: `${said.map(([, text]) => text).join(" ")} ${row[column.criterion]}`, exact: new Set(exact) };
-  }).sort(asUsual);
+  /** A run with what a search looks in: the words of its cells, and column=value of each. */
+  function searchable(row, index) {
+    const words = [];
+    const exact = new Set();
+    for (const { key } of data.columns) {
+      const text = content(row, key).toLowerCase();
+      words.push(text);
+      exact.add(`${key}=${text}`).add(`${key}=${row[column[key]]}`.toLowerCase());
+    }
+    words.push(row[column.criterion]);
+    return { index, row, text: words.join(" "), exact };
+  }
 
-  function found() {
+  const rows = data.rows.map(searchable).sort(asUsual);
+
+  function fittingRows() {
     const words = byId("search").value.toLowerCase().split(/\s+/).filter(Boolean);
-    const only = byId("follow").checked ? data.shown ?? new Set() : null;
-    const fits = ({ index, text, exact }) =>
-      (!only || only.has(index)) && words.every((word) => (/\w=./.test(word) ? exact.has(word) : text.includes(word)));
+    const drawn = byId("follow").checked ? data.shown ?? new Set() : null;
+    const has = ({ text, exact }, word) => (/\w=./.test(word) ? exact.has(word) : text.includes(word));
+    const fits = (run) => (!drawn || drawn.has(run.index)) && words.every((word) => has(run, word));
     const fitting = rows.filter(fits);
     if (sorted.by !== null) fitting.sort(compare);
     return fitting;
@@ -75,7 +84,7 @@
   }
 
   function render() {
-    const fitting = found();
+    const fitting = fittingRows();
     first = Math.min(first, Math.max(0, PAGE * Math.floor((fitting.length - 1) / PAGE)));
     const page = fitting.slice(first, first + PAGE);
     byId("runs").tBodies[0].replaceChildren(
@@ -133,4 +142,4 @@
   }
   byId("table").hidden = false;
   render();
-})();
+}
