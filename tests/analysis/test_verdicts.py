@@ -9,6 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from pai_lib.analysis.protocols import one_protocol
+from pai_lib.analysis.statistics import holm, paired, told_apart
 from pai_lib.analysis.verdicts import (
     CONTRASTS,
     EQUIVALENCE,
@@ -17,10 +19,6 @@ from pai_lib.analysis.verdicts import (
     MARGIN,
     SEEDS,
     judge,
-    one_protocol,
-    paired,
-    stepped_down,
-    told_apart,
 )
 from pai_lib.experiments.records import records_frame
 from pai_lib.experiments.spec import RunSpec
@@ -121,7 +119,7 @@ def test_two_protocols_are_not_mixed():
 
 @given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=6))
 def test_the_correction_is_monotone_and_never_lowers(p):
-    adjusted = stepped_down(p)
+    adjusted = holm(p)
     assert adjusted.keys() == p.keys()
     assert all(p[key] <= adjusted[key] <= 1 for key in p)
     ranked = sorted(p, key=p.get)
