@@ -227,7 +227,7 @@ def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> No
 
 
 def accuracies_by_seed(
-    accuracies: Mapping[str, pd.Series], criteria: Iterable[str]
+    accuracies: Mapping[str, pd.Series], criteria: Sequence[str]
 ) -> tuple[Figure, str]:
     """One row a way to prune: a dot for the accuracy of each seed, in percent, and a bar at their mean.
 
@@ -242,7 +242,7 @@ def accuracies_by_seed(
 
 
 def paired_differences(
-    differences: Mapping[str, pd.Series], what: str, criteria: Iterable[str] | None = None
+    differences: Mapping[str, pd.Series], what: str, criteria: Sequence[str] | None = None
 ) -> tuple[Figure, str]:
     """One row a comparison: a dot for the difference of each seed, a bar for their mean and its 95 % t interval.
 
@@ -258,9 +258,10 @@ def paired_differences(
     rows = {f"{label} (n = {pairs[label].n})": values for label, values in differences.items()}
     figure, axes = _rows_of_dots(rows, criteria)
     axes.axvline(0, color=INK, lw=1)
-    for row, pair in enumerate(pairs.values()):
+    styles = criterion_styles()
+    for row, (key, pair) in enumerate(zip(criteria, pairs.values(), strict=True)):
         half = pair.half if pair.n > 1 else 0
-        axes.errorbar(pair.mean, row, xerr=half, capsize=4, color=axes.lines[row].get_color())
+        axes.errorbar(pair.mean, row, xerr=half, capsize=4, color=styles[key]["color"])
     beyond = _squeeze(axes, pd.concat(list(differences.values())).abs())
     axes.set_xlabel(f"{what}\n(percentage points{beyond})")
     said = "; ".join(f"{label} {pair}, n = {pair.n}" for label, pair in pairs.items())
@@ -268,11 +269,11 @@ def paired_differences(
     return figure, f"{start}{said}."
 
 
-def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Iterable[str]) -> tuple[Figure, Axes]:
+def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tuple[Figure, Axes]:
     """One labelled row a series, from above: a dot for each value and a bar at their mean."""
     figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)))
     styles = criterion_styles()
-    for row, (values, key) in enumerate(zip(rows.values(), criteria, strict=True)):
+    for row, ((_, values), key) in enumerate(zip(rows.items(), criteria, strict=True)):
         known, color = values.dropna(), styles[key]["color"]
         axes.plot(known, [row] * len(known), ls="none", ms=5, alpha=0.5, **styles[key])
         axes.plot(known.mean(), row, marker="|", ms=14, mew=2, color=color)

@@ -84,15 +84,18 @@ def machines(rows: pd.DataFrame) -> str:
 
 
 def twins(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """Runs that differ from others in one setting alone, with the seeds that all its values have."""
-    others = [name for name in [*SETTINGS, "train_images"] if name != setting]
-    values = _joined(frame, [setting])
-    of_seed = values.groupby(_joined(frame, others)).transform("nunique")
-    others.remove("seed")
-    of_all = values.groupby(_joined(frame, others)).transform("nunique")
+    """Runs that differ from others in one setting alone, by the seeds that all its values have."""
+    values = frame[setting].map(str)
+    of_seed = values.groupby(same_but(frame, setting)).transform("nunique")
+    of_all = values.groupby(same_but(frame, setting, "seed")).transform("nunique")
     return frame[(of_seed == of_all) & (of_all > 1)]
 
 
+def same_but(frame: pd.DataFrame, *names: str) -> pd.Series:
+    """One text a run, the same for runs that differ in nothing but these settings."""
+    return _joined(frame, [name for name in [*SETTINGS, "train_images"] if name not in names])
+
+
 def _joined(frame: pd.DataFrame, names: list[str]) -> pd.Series:
-    """One text a row; the values themselves include lists and nothing, by which pandas cannot group."""
+    """One text a run: pandas cannot group by lists, which some settings are."""
     return frame[names].map(str).agg(" ".join, axis=1)
