@@ -294,6 +294,44 @@ def _squeeze(axes: Axes, sizes: pd.Series) -> str:
     return f", logarithmic beyond ±{near}"
 
 
+def small_multiples(
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    looks: Mapping[str, Mapping[str, Any]],
+    wrap: int = 2,
+) -> tuple[Figure, dict[str, Axes]]:
+    """One panel a value: lines of means with their ranges, in looks that all panels share.
+
+    Args:
+        frame: one row a measurement.
+        columns: of the frame: x, y, which line, and which panel.
+        looks: line to colour, marker and dashes.
+        wrap: panels beside each other.
+
+    Returns:
+        The figure, and the axes of each panel.
+    """
+    x, y, line, panel = columns
+    roles = {"x": x, "y": y, "hue": line, "style": line, "col": panel}
+    spread = {"errorbar": ("pi", 100), "err_style": "bars"}
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own
+        grid = sns.relplot(
+            frame,
+            **roles,
+            **spread,
+            kind="line",
+            col_wrap=wrap,
+            height=5.6 / wrap,
+            palette={name: look["color"] for name, look in looks.items()},
+            markers={name: look["marker"] for name, look in looks.items()},
+            dashes={name: look.get("dashes", "") for name, look in looks.items()},
+            facet_kws={"sharex": False},
+        )
+    grid.set_titles("{col_name}")
+    sns.move_legend(grid, "upper center", ncols=3, title=None, bbox_to_anchor=(0.5, 0))
+    return grid.figure, grid.axes_dict
+
+
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
     """Mean, standard deviation and number of seeds of the test accuracy, by criterion and sparsity."""
     known = frame.dropna(subset="test_accuracy")
@@ -342,7 +380,7 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     sns.heatmap(
         values,
         norm=LogNorm(floor, 1),
-        cmap="cividis",
+        cmap=plt.get_cmap("cividis").with_extremes(bad="#F2C6C0"),
         ax=axes,
         annot=values.map(lambda density: "" if density else "0"),
         fmt="",
@@ -352,7 +390,6 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
         xticklabels=layers,
         yticklabels=True,
     )
-    axes.collections[0].cmap.set_bad("#F2C6C0")
     axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", fontsize="small")
     counts = (values == 0).sum(axis="columns")
     emptied = ", ".join(f"{label} {count}" for label, count in counts.items() if count) or "none"

@@ -98,4 +98,5 @@ def same_but(frame: pd.DataFrame, *names: str) -> pd.Series:
 
 def _joined(frame: pd.DataFrame, names: list[str]) -> pd.Series:
     """One text a run: pandas cannot group by lists, which some settings are."""
-    return frame[names].map(str).agg(" ".join, axis=1)
+    values = [str(row) for row in frame[names].itertuples(index=False, name=None)]
+    return pd.Series(values, frame.index, dtype=object)
