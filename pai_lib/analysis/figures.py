@@ -314,19 +314,14 @@ def small_multiples(
     x, y, line, panel = columns
     roles = {"x": x, "y": y, "hue": line, "style": line, "col": panel}
     spread = {"errorbar": ("pi", 100), "err_style": "bars"}
+    layout = {"col_wrap": wrap, "height": 5.6 / wrap, "facet_kws": {"sharex": False}}
+    styles = {
+        "palette": {name: look["color"] for name, look in looks.items()},
+        "markers": {name: look["marker"] for name, look in looks.items()},
+        "dashes": {name: look.get("dashes", "") for name, look in looks.items()},
+    }
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own
-        grid = sns.relplot(
-            frame,
-            **roles,
-            **spread,
-            kind="line",
-            col_wrap=wrap,
-            height=5.6 / wrap,
-            palette={name: look["color"] for name, look in looks.items()},
-            markers={name: look["marker"] for name, look in looks.items()},
-            dashes={name: look.get("dashes", "") for name, look in looks.items()},
-            facet_kws={"sharex": False},
-        )
+        grid = sns.relplot(frame, **roles, **spread, **styles, kind="line", **layout)
     grid.set_titles("{col_name}")
     sns.move_legend(grid, "upper center", ncols=3, title=None, bbox_to_anchor=(0.5, 0))
     return grid.figure, grid.axes_dict
@@ -374,52 +369,43 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     """
     densities = {criterion_label(key): layer_density(mask) for key, mask in masks.items()}
     values = pd.DataFrame(densities).T
-    layers = [name.removesuffix(".weight") for name in values.columns]
-    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(masks)))
+    values.columns = values.columns.str.removesuffix(".weight")
     floor = 10 ** np.floor(np.log10(values[values > 0].min().min()))
-    sns.heatmap(
-        values,
-        norm=LogNorm(floor, 1),
-        cmap=plt.get_cmap("cividis").with_extremes(bad="#F2C6C0"),
-        ax=axes,
-        annot=values.map(lambda density: "" if density else "0"),
-        fmt="",
-        annot_kws={"color": INK, "fontsize": "small"},
-        linewidths=0.5,
-        cbar_kws={"label": "fraction kept"},
-        xticklabels=layers,
-        yticklabels=True,
-    )
+    text = values.map(lambda density: "" if density else "0")
+    size = (7.2, 0.9 + 0.28 * len(masks))
+    figure, axes = _heat_map(values, text, "fraction kept", size, norm=LogNorm(floor, 1))
     axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", fontsize="small")
     counts = (values == 0).sum(axis="columns")
     emptied = ", ".join(f"{label} {count}" for label, count in counts.items() if count) or "none"
-    alt = f"Heat map: fraction of weights kept in {len(layers)} layers by {len(masks)} criteria. "
+    layers, criteria = values.shape[::-1]
+    alt = f"Heat map: fraction of weights kept in {layers} layers by {criteria} criteria. "
     return figure, f"{alt}Layers left empty: {emptied}."
 
 
 def mask_overlap(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
-    """Matrix of Jaccard overlaps (kept by both over kept by either) between the masks of all criteria."""
+    """Matrix of Jaccard overlaps (kept by both over kept by either) between the masks of criteria."""
     labels = [criterion_label(key) for key in masks]
     overlaps = [[jaccard(a, b) for b in masks.values()] for a in masks.values()]
     values = pd.DataFrame(overlaps, labels, labels)
-    figure, axes = plt.subplots(figsize=(7.2, 5.6))
-    sns.heatmap(
-        values,
-        annot=values.map(lambda v: f"{v:.2f}".removeprefix("0")),
-        fmt="",
-        cmap="cividis",
-        vmin=0,
-        vmax=1,
-        annot_kws={"fontsize": 7},
-        cbar_kws={"label": "Jaccard overlap"},
-        ax=axes,
-        square=True,
-    )
+    text = values.map(lambda overlap: f"{overlap:.2f}".removeprefix("0"))
+    figure, axes = _heat_map(values, text, "Jaccard overlap", (7.2, 5.6), vmin=0, vmax=1)
+    axes.set_aspect("equal")
     below = np.tril_indices(len(labels), -1)
     pairs = [(values.iat[i, j], labels[i], labels[j]) for i, j in zip(*below, strict=True)]
     top = ", ".join(f"{a} and {b} {v:.2f}" for v, a, b in sorted(pairs, reverse=True)[:3])
     alt = f"Matrix of overlaps between the masks of {len(labels)} criteria. The most alike: {top}."
     return figure, alt
+
+
+def _heat_map(
+    values: pd.DataFrame, text: pd.DataFrame, what: str, size: tuple[float, float], **scale: Any
+) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=size)
+    colours = plt.get_cmap("cividis").with_extremes(bad="#F2C6C0")  # zero, on a logarithmic scale
+    small = {"fmt": "", "annot_kws": {"fontsize": 7}, "linewidths": 0.5}
+    named = {"cbar_kws": {"label": what}, "xticklabels": True, "yticklabels": True}
+    sns.heatmap(values, annot=text, cmap=colours, ax=axes, **small, **named, **scale)
+    return figure, axes
 
 
 def predicted_against_true(
@@ -432,14 +418,9 @@ def predicted_against_true(
     """
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
-    figure, grid = plt.subplots(
-        len(rows),
-        len(columns),
-        figsize=(6.0, 2.4 * len(rows)),
-        squeeze=False,
-        sharex="row",
-        sharey="row",
-    )
+    shared = {"squeeze": False, "sharex": "row", "sharey": "row"}
+    size = (6.0, 2.4 * len(rows))
+    figure, grid = plt.subplots(len(rows), len(columns), figsize=size, **shared)
     said = []
     look = {"s": 5, "alpha": 0.5, "lw": 0, "color": _FAMILIES["exact"], "rasterized": True}
     for title, expansion, predicted, true in panels:

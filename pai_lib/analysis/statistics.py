@@ -136,7 +136,8 @@ def mean_sd(values: pd.Series, digits: int = 1) -> str:
     if not n:
         return "–"
     spread = f"\u00a0±\u00a0{values.std():.{digits}f}" if n > 1 else ""
-    return f"{values.mean():.{digits}f}{spread} (n = {n})"
+    mean = f"{values.mean():.{digits}f}".replace("-", "−")
+    return f"{mean}{spread} (n = {n})"
 
 
 def span(values: pd.Series) -> str:
