@@ -1,4 +1,4 @@
-"""DataFrames and masks to figures: one palette, one marker a criterion everywhere, alt text for each.
+"""DataFrames and masks to figures: one look a criterion everywhere, alt text for each.
 
 Needs the book's packages (matplotlib, seaborn). Each figure comes with its alt text, for ``show``.
 """
@@ -51,7 +51,7 @@ FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as S
 def use_style() -> None:
     """Set the book's style: seaborn's, a white ground, sizes for a page about 750 pixels wide."""
     inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
-    settings = {
+    settings: dict[str, Any] = {
         "figure.dpi": 110,
         "savefig.dpi": 160,
         "axes.spines.top": False,
@@ -59,8 +59,8 @@ def use_style() -> None:
         "legend.frameon": False,
         "figure.constrained_layout.use": True,
     }
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
-    plt.rcParams.update(settings | dict.fromkeys(inked, INK))
+    settings |= dict.fromkeys(inked, INK)
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.9, rc=settings)
 
 
 def show(figure: Figure, alt: str, caption: str | None = None, name: str | None = None) -> None:
@@ -130,7 +130,7 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def inline_svg(figure: Figure, alt: str) -> str:
-    """Return a figure as SVG within a page: in the ink and the letters of the text around it, dark or light.
+    """Return a figure as SVG within a page: in the ink and the letters of the text around it.
 
     Args:
         figure: is closed afterwards.
@@ -155,7 +155,7 @@ def family(key: str) -> str:
 
 
 def criterion_styles() -> dict[str, dict[str, Any]]:
-    """Colour and marker of every criterion, of new ones too: colour by family, marker by place in it."""
+    """Colour and marker of every criterion: colour by family, marker by its place in it."""
     styles: dict[str, dict[str, Any]] = {"dense": {"color": "black", "marker": "_"}}
     seen: dict[str, int] = {}
     for key in CRITERIA:
@@ -177,7 +177,7 @@ def by_criterion(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
-    """Accuracy of each criterion against sparsity: mean, range of one standard deviation, n in the legend.
+    """Accuracy of each criterion against sparsity: mean and standard deviation, n in the legend.
 
     Args:
         frame: rows of ``Store.frame``: columns criterion, sparsity, test_accuracy (a fraction),
@@ -212,14 +212,14 @@ def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, s
 
 
 def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> None:
-    """Name the few networks that learn nothing at the bottom, so that they do not squeeze the others."""
+    """Name the few networks that learn nothing at the bottom: they would squeeze the others."""
     failed = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
     if not 0 < failed.sum() <= len(summary) / 4:
         return
     lowest = (summary["mean"] - summary["sd"].fillna(0))[~failed].min()
     bottom = 100 * lowest - 2
     axes.set_ylim(bottom=bottom)
-    style = {"ha": "right", "va": "bottom", "fontsize": "small", "color": INK}
+    style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": "small", "color": INK}
     for level, rows in summary[failed].groupby("sparsity"):
         names = ", ".join(map(criterion_label, rows["criterion"]))
         text = f"↓ {names} {span(100 * rows['mean'])} %"
@@ -229,10 +229,10 @@ def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> No
 def accuracies_by_seed(
     accuracies: Mapping[str, pd.Series], criteria: Sequence[str]
 ) -> tuple[Figure, str]:
-    """One row a way to prune: a dot for the accuracy of each seed, in percent, and a bar at their mean.
+    """One row a way to prune: a dot for the accuracy of each seed, and a bar at their mean.
 
     Args:
-        accuracies: label to accuracies by seed.
+        accuracies: label to accuracies in percent, by seed.
         criteria: the criterion of each, for its look.
     """
     figure, axes = _rows_of_dots(accuracies, criteria)
@@ -244,7 +244,7 @@ def accuracies_by_seed(
 def paired_differences(
     differences: Mapping[str, pd.Series], what: str, criteria: Sequence[str] | None = None
 ) -> tuple[Figure, str]:
-    """One row a comparison: a dot for the difference of each seed, a bar for their mean and its 95 % t interval.
+    """One row a comparison: a dot a seed, a bar for their mean and its 95 % t interval.
 
     Args:
         differences: criterion, or any label, to differences in percentage points, by seed.
@@ -283,7 +283,7 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
 
 
 def _squeeze(axes: Axes, sizes: pd.Series) -> str:
-    """Make the axis logarithmic far out if a network that learns nothing would squeeze the others; say so."""
+    """Make the axis logarithmic far out if a failed network would squeeze the others; say so."""
     if not sizes.max() > 20:
         return ""
     near = 5 if sizes.median() < 5 else 10
@@ -328,7 +328,7 @@ def small_multiples(
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number of seeds of the test accuracy, by criterion and sparsity."""
+    """Mean, standard deviation and number of the test accuracies, by criterion and sparsity."""
     known = frame.dropna(subset="test_accuracy")
     groups = known.groupby(["criterion", "sparsity"])["test_accuracy"]
     return groups.agg(mean="mean", sd="std", n="count").reset_index()
@@ -336,7 +336,6 @@ def summarize(frame: pd.DataFrame) -> pd.DataFrame:
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Criteria by sparsities: mean ± standard deviation in percent; the mean alone where n is 1."""
-
     summary = summarize(frame)
     text = (100 * summary["mean"]).map("{:.2f}".format)
     spread = (100 * summary["sd"]).map(" ± {:.2f}".format, na_action="ignore").fillna("")
@@ -348,7 +347,7 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def best_and_worst(frame: pd.DataFrame) -> str:
-    """One clause a sparsity: the criteria with the highest and lowest mean accuracy, of how many, and n."""
+    """One clause a sparsity: the criteria of highest and lowest mean accuracy, how many, and n."""
     summary = summarize(frame[frame["sparsity"] > 0])
     clauses = []
     for sparsity, rows in summary.groupby("sparsity"):
@@ -383,7 +382,7 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
 
 
 def mask_overlap(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
-    """Matrix of Jaccard overlaps (kept by both over kept by either) between the masks of criteria."""
+    """Matrix of Jaccard overlaps (kept by both over kept by either) between criteria's masks."""
     labels = [criterion_label(key) for key in masks]
     overlaps = [[jaccard(a, b) for b in masks.values()] for a in masks.values()]
     values = pd.DataFrame(overlaps, labels, labels)
@@ -418,7 +417,7 @@ def predicted_against_true(
     """
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
-    shared = {"squeeze": False, "sharex": "row", "sharey": "row"}
+    shared: dict[str, Any] = {"squeeze": False, "sharex": "row", "sharey": "row"}
     size = (6.0, 2.4 * len(rows))
     figure, grid = plt.subplots(len(rows), len(columns), figsize=size, **shared)
     said = []
@@ -441,7 +440,7 @@ def predicted_against_true(
 
 
 def fraction_explained(predicted: np.ndarray, true: np.ndarray) -> float:
-    """R² of a prediction taken as it is (no fitted slope): 1 − Σ(true − predicted)²/Σ(true − mean)².
+    """R² of a prediction as it is (no fitted slope): 1 − Σ(true − predicted)²/Σ(true − mean)².
 
     >>> fraction_explained(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
     1.0

@@ -1,4 +1,4 @@
-"""Which runs may be compared: plain ones, those of one protocol, those that differ in one setting."""
+"""Which runs may be compared: plain ones, of one protocol, or that differ in one setting."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
 
 
 def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split plain records into groups made by one protocol and warm-up, largest first: (its words, its rows).
+    """Split plain records by protocol and warm-up, largest group first: (its words, its rows).
 
     A group without pruned networks is left out.
     """

@@ -15,7 +15,7 @@ LEVEL = 0.05  # of tests; intervals are of 95 %
 
 
 class Paired(NamedTuple):
-    """Mean of paired differences, half the width of its 95 % t interval, and the number of pairs."""
+    """Mean of paired differences, half the width of its 95 % t interval, number of pairs."""
 
     mean: float
     half: float  # infinite for fewer than two pairs
@@ -29,7 +29,7 @@ class Paired(NamedTuple):
 
     @property
     def told(self) -> str:
-        """How the mean compares with zero by the interval: better than, worse than, not told apart from it."""
+        """How the mean compares with zero by the interval: in words that go before "it"."""
         if not abs(self.mean) > self.half:
             return "not told apart from"
         return "better than" if self.mean > 0 else "worse than"
@@ -99,7 +99,7 @@ def differences_by_sparsity(
 
     Args:
         rows: runs of one protocol, one a criterion, sparsity and seed.
-        reference: runs of one criterion, one a sparsity and seed; those among ``rows`` are left out.
+        reference: runs of one criterion; those among ``rows`` are left out.
 
     Returns:
         Sparsity to criterion to differences by seed; only where there are any.

@@ -1,4 +1,4 @@
-"""What the records say about each claim of the paper: one contrast a claim, and one rule for all of them.
+"""What the records say about each claim of the paper: one contrast a claim, one rule for all.
 
 The contrasts, the margin and the rule were fixed before the campaign that they are applied to was
 complete.
@@ -40,7 +40,8 @@ class Contrast:
 CONTRASTS = (
     Contrast(
         "identify",
-        "Fisher and Hutchinson diagonals identify the weights to keep better than first-order scores do.",
+        "Fisher and Hutchinson diagonals identify the weights to keep better than "
+        "first-order scores do.",
         {"criterion": FISHER + HUTCHINSON, "sparsity": 0.98},
         {"criterion": ("grad_norm", "snip"), "sparsity": 0.98},
     ),
@@ -59,7 +60,8 @@ CONTRASTS = (
     ),
     Contrast(
         "after-training",
-        "After the warm-up, at high sparsity, the Hutchinson diagonal beats magnitude pruning after training.",
+        "After the warm-up, at high sparsity, the Hutchinson diagonal beats magnitude "
+        "pruning after training.",
         {"criterion": ("hutchinson_diag",), "sparsity": 0.98},
         {"criterion": ("magnitude",), "sparsity": 0.98, "when": "trained"},
     ),
@@ -93,7 +95,8 @@ HEADLINE = (
     ),
     Contrast(
         "shuffled-erk",
-        "HP's densities, with random weights in each layer, do better than those of a formula (ERK).",
+        "HP's densities, with random weights in each layer, do better than those of a "
+        "formula (ERK).",
         {"criterion": ("hutchinson_pruning",), "sparsity": 0.98, "control": "shuffle"},
         {"criterion": ("random",), "sparsity": 0.98, "scope": "erk"},
     ),
@@ -126,8 +129,9 @@ class Verdict:
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return f"{self.n} of the {SEEDS} seeds that a verdict needs are recorded"
-        interval = f"95 % interval {points(self.low)} to {points(self.high)}, n = {self.n} seeds"
-        return f"{points(self.mean)} points of accuracy ({interval}, p = {self.p:.2g} after correction)"
+        interval = f"95 % interval {points(self.low)} to {points(self.high)}"
+        test = f"n = {self.n} seeds, p = {self.p:.2g} after correction"
+        return f"{points(self.mean)} points of accuracy ({interval}, {test})"
 
 
 def judge(frame: pd.DataFrame) -> list[Verdict]:
@@ -164,7 +168,7 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
 
 
 def by_seed(frame: pd.DataFrame, settings: Mapping[str, object]) -> pd.Series:
-    """Mean accuracy over the criteria of plain runs with these settings, for each seed that has them all."""
+    """Mean accuracy over the criteria of plain runs with these settings, by seed that has all."""
     rows = plain_runs(frame, **{"warmup": 98, **settings})
     table = rows.pivot_table(index="seed", columns="criterion", values="test_accuracy")
     complete = table.reindex(columns=list(settings["criterion"]))  # type: ignore[call-overload]
