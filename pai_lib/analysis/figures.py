@@ -1,7 +1,6 @@
-"""DataFrames and masks to figures: one palette, one marker a criterion everywhere, alt text for each.
+"""DataFrames and masks to figures: one look a criterion everywhere, alt text for each.
 
-Needs the book's packages (matplotlib, seaborn). Each function returns ``(figure, alt text)`` for
-``show``.
+Needs the book's packages (matplotlib, seaborn). Each figure comes with its alt text, for ``show``.
 """
 
 from __future__ import annotations
@@ -12,7 +11,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
+from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
 from PIL import Image
@@ -27,8 +28,7 @@ from PIL import Image
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
-from .frames import data_note
-from .verdicts import PLAIN, PROTOCOL, paired
+from .statistics import paired, span
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
 # criteria, named after the quantity that the family rests on, in order of precedence.
@@ -50,12 +50,17 @@ FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as S
 
 def use_style() -> None:
     """Set the book's style: seaborn's, a white ground, sizes for a page about 750 pixels wide."""
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.9)
-    plt.rcParams.update({
-        "figure.dpi": 110, "savefig.dpi": 160, "axes.spines.top": False, "axes.spines.right": False,
-        "axes.edgecolor": INK, "axes.labelcolor": INK, "text.color": INK, "xtick.color": INK,
-        "ytick.color": INK, "legend.frameon": False, "figure.constrained_layout.use": True,
-    })  # fmt: skip
+    inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
+    settings: dict[str, Any] = {
+        "figure.dpi": 110,
+        "savefig.dpi": 160,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "legend.frameon": False,
+        "figure.constrained_layout.use": True,
+    }
+    settings |= dict.fromkeys(inked, INK)
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.9, rc=settings)
 
 
 def show(figure: Figure, alt: str, caption: str | None = None, name: str | None = None) -> None:
@@ -71,31 +76,35 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
 
     if folder := os.environ.get(FIGURES):
         save(figure, Path(folder) / f"{name or 'figure'}.svg")
-    drawn, kept = io.BytesIO(), io.BytesIO()
+    drawn, image = io.BytesIO(), io.BytesIO()
     figure.savefig(drawn, format="png", bbox_inches="tight", facecolor="white")
     plt.close(figure)
+    # A third of the bytes, and the eye sees no difference.
     colours = Image.open(drawn).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
-    colours.save(
-        kept, format="PNG", optimize=True
-    )  # a third of the bytes, and the eye sees no difference
-    said = {"alt": alt, "caption": caption, "name": name}
+    colours.save(image, format="PNG", optimize=True)
+    texts = {"alt": alt, "caption": caption, "name": name}
     display(
-        {"image/png": base64.b64encode(kept.getvalue()).decode(), "text/plain": alt},
+        {"image/png": base64.b64encode(image.getvalue()).decode(), "text/plain": alt},
         raw=True,
-        metadata={"image/png": {key: value for key, value in said.items() if value is not None}},
+        metadata={"image/png": {key: text for key, text in texts.items() if text is not None}},
     )
+
+
+def say(text: str) -> None:
+    """Display a text in Markdown: a sentence with numbers of the cells above."""
+    from IPython.display import Markdown, display
+
+    display(Markdown(text))
 
 
 def table(styled: Styler) -> None:
     """Display a styled table by the same text each time: pandas' own has a random name in it."""
     from IPython.display import display
 
-    name = hashlib.sha256(styled.set_uuid("").to_html().encode()).hexdigest()[
-        :8
-    ]  # unique on the page
-    display(
-        {"text/html": styled.set_uuid(name).to_html(), "text/plain": styled.to_string()}, raw=True
-    )
+    content = styled.set_uuid("").to_html().encode()
+    name = hashlib.sha256(content).hexdigest()[:8]  # unique on the page
+    data = {"text/html": styled.set_uuid(name).to_html(), "text/plain": styled.to_string()}
+    display(data, raw=True)
 
 
 def glue(name: str, value: Any, display: bool = False) -> None:
@@ -105,9 +114,8 @@ def glue(name: str, value: Any, display: bool = False) -> None:
     """
     import myst_nb
 
-    myst_nb.glue(
-        name, float(f"{value:.6g}") if isinstance(value, float) else value, display=display
-    )
+    rounded = float(f"{value:.6g}") if isinstance(value, float) else value
+    myst_nb.glue(name, rounded, display=display)
 
 
 def save(figure: Figure, path: str | Path) -> Path:
@@ -122,28 +130,22 @@ def save(figure: Figure, path: str | Path) -> Path:
 
 
 def inline_svg(figure: Figure, alt: str) -> str:
-    """Return a figure as SVG within a page: in the ink and the letters of the text around it, dark or light.
+    """Return a figure as SVG within a page: in the ink and the letters of the text around it.
 
     Args:
         figure: is closed afterwards.
         alt: what a reader who cannot see the figure should know.
     """
     drawn = io.StringIO()
-    with plt.rc_context(
-        {"svg.fonttype": "none", "svg.hashsalt": "pai"}
-    ):  # the same figure gives the same text
-        figure.savefig(
-            drawn, format="svg", bbox_inches="tight", transparent=True, metadata={"Date": None}
-        )
+    with plt.rc_context({"svg.fonttype": "none", "svg.hashsalt": "pai"}):  # the same text each time
+        undated = {"Date": None}
+        figure.savefig(drawn, format="svg", bbox_inches="tight", transparent=True, metadata=undated)
     plt.close(figure)
     text = re.sub(r"<metadata>.*?</metadata>", "", drawn.getvalue(), flags=re.DOTALL)
-    start = f'<svg role="img" aria-label="{html.escape(alt)}" '
-    text = re.sub(r'(?<= )(width|height)="[^"]*pt" ', "", text[text.index("<svg ") :], count=2)
-    return (
-        text.replace("<svg ", start, 1)
-        .replace(INK, "currentColor")
-        .replace("#000000", "currentColor")
-    )
+    text = text[text.index("<svg ") :]
+    text = re.sub(r'(?<= )(width|height)="[^"]*pt" ', "", text, count=2)
+    text = text.replace("<svg ", f'<svg role="img" aria-label="{html.escape(alt)}" ', 1)
+    return text.replace(INK, "currentColor").replace("#000000", "currentColor")
 
 
 def family(key: str) -> str:
@@ -153,7 +155,7 @@ def family(key: str) -> str:
 
 
 def criterion_styles() -> dict[str, dict[str, Any]]:
-    """Colour and marker of every criterion, of new ones too: colour by family, marker by place in it."""
+    """Colour and marker of every criterion: colour by family, marker by its place in it."""
     styles: dict[str, dict[str, Any]] = {"dense": {"color": "black", "marker": "_"}}
     seen: dict[str, int] = {}
     for key in CRITERIA:
@@ -162,183 +164,199 @@ def criterion_styles() -> dict[str, dict[str, Any]]:
     return styles
 
 
+def in_order(keys: Iterable[str]) -> list[str]:
+    """The keys of criteria, and of the dense network, in the order of every table and legend."""
+    keys = set(keys)
+    return [key for key in ("dense", *CRITERIA) if key in keys]
+
+
+def by_criterion(table: pd.DataFrame) -> pd.DataFrame:
+    """A table whose index are keys of criteria, in their order and under their labels."""
+    ordered = table.loc[in_order(table.index)]
+    return ordered.rename(index=criterion_label).rename_axis(None)
+
+
 def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
-    """Accuracy of each criterion against sparsity: mean, range of one standard deviation, n in the legend.
+    """Accuracy of each criterion against sparsity: mean and standard deviation, n in the legend.
 
     Args:
         frame: rows of ``Store.frame``: columns criterion, sparsity, test_accuracy (a fraction),
             seed.
         what: model and data in words, for the alt text.
     """
-    styles, order = criterion_styles(), ["dense", *CRITERIA]
     summary = summarize(frame)
-    levels = sorted(s for s in summary["sparsity"].unique() if s > 0)
+    levels = sorted(summary.loc[summary["sparsity"] > 0, "sparsity"].unique())
     figure, axes = plt.subplots(figsize=(5.8, 4.6))
-    place = {
-        s: i for i, s in enumerate(levels)
-    }  # evenly spaced: 0.98 and 0.99 are as far apart as 0.8 and 0.9
-    shown = [key for key in order if key in set(summary["criterion"])]
-    for i, key in enumerate(shown):
+    keys = in_order(summary["criterion"])
+    for number, key in enumerate(keys):
         rows = summary[summary["criterion"] == key].sort_values("sparsity")
-        label = f"{criterion_label(key)} (n = {_range(rows['n'])})"
+        label = f"{criterion_label(key)} (n = {span(rows['n'])})"
         if key == "dense":
             axes.axhline(100 * rows["mean"].iloc[0], color="black", ls="--", lw=1, label=label)
             continue
-        nudge = (
-            i - len(shown) / 2
-        ) * 0.025  # so that bars of equal criteria do not cover each other
-        axes.errorbar(
-            [place[s] + nudge for s in rows["sparsity"]], 100 * rows["mean"], 100 * rows["sd"].fillna(0),
-            label=label, lw=1.4, ms=6, capsize=2, alpha=0.9, **styles[key],
-        )  # fmt: skip
-    dead = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
-    if (
-        0 < dead.sum() <= len(summary) / 4
-    ):  # networks that learn nothing must not squeeze the others together
-        bottom = 100 * (summary["mean"] - summary["sd"].fillna(0))[~dead].min() - 2
-        axes.set_ylim(bottom=bottom)
-        for level, rows in summary[dead].groupby("sparsity"):
-            names = ", ".join(map(criterion_label, rows["criterion"]))
-            text = f"↓ {names} {_range(100 * rows['mean'])} %"
-            axes.text(
-                place[level] + 0.3,
-                bottom,
-                text,
-                ha="right",
-                va="bottom",
-                fontsize="small",
-                color=INK,
-            )
+        # Evenly spaced levels, each criterion a little beside the others.
+        places = rows["sparsity"].map(levels.index) + 0.025 * (number - len(keys) / 2)
+        mean, sd = 100 * rows["mean"], 100 * rows["sd"].fillna(0)
+        look = {"lw": 1.4, "ms": 6, "capsize": 2, "alpha": 0.9, **criterion_styles()[key]}
+        axes.errorbar(places, mean, sd, label=label, **look)
+    _name_failures(axes, summary, levels)
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
     axes.set_xlim(-0.3, len(levels) - 0.7)
     axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=3, fontsize="small")
-    sns.despine(figure)
     best = summary[summary["sparsity"] == levels[-1]].sort_values("mean", ascending=False)
-    ranked = ", ".join(
-        f"{criterion_label(r.criterion)} {100 * r.mean:.1f}" for r in best.itertuples(index=False)
-    )
-    alt = f"Test accuracy against sparsity for {what}. At sparsity {levels[-1]:g}, in percent: {ranked}."
-    return figure, alt
+    means = (100 * best["mean"]).map("{:.1f}".format)
+    ranked = ", ".join(best["criterion"].map(criterion_label) + " " + means)
+    alt = f"Test accuracy against sparsity for {what}. At sparsity {levels[-1]:g}, in percent: "
+    return figure, f"{alt}{ranked}."
 
 
-def _range(values: pd.Series) -> str:
-    low, high = f"{values.min():.0f}", f"{values.max():.0f}"
-    return low if low == high else f"{low} to {high}"
+def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> None:
+    """Name the few networks that learn nothing at the bottom: they would squeeze the others."""
+    failed = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
+    if not 0 < failed.sum() <= len(summary) / 4:
+        return
+    lowest = (summary["mean"] - summary["sd"].fillna(0))[~failed].min()
+    bottom = 100 * lowest - 2
+    axes.set_ylim(bottom=bottom)
+    style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": "small", "color": INK}
+    for level, rows in summary[failed].groupby("sparsity"):
+        names = ", ".join(map(criterion_label, rows["criterion"]))
+        text = f"↓ {names} {span(100 * rows['mean'])} %"
+        axes.text(levels.index(level) + 0.3, bottom, text, **style)
+
+
+def accuracies_by_seed(
+    accuracies: Mapping[str, pd.Series], criteria: Sequence[str]
+) -> tuple[Figure, str]:
+    """One row a way to prune: a dot for the accuracy of each seed, and a bar at their mean.
+
+    Args:
+        accuracies: label to accuracies in percent, by seed.
+        criteria: the criterion of each, for its look.
+    """
+    figure, axes = _rows_of_dots(accuracies, criteria)
+    axes.set_xlabel("test accuracy (%)")
+    means = "; ".join(f"{label} {values.mean():.1f}" for label, values in accuracies.items())
+    return figure, f"Test accuracy in percent, one dot a seed, bar at the mean. Means: {means}."
 
 
 def paired_differences(
-    differences: Mapping[str, pd.Series], looks: Mapping[str, Mapping[str, Any]], what: str
+    differences: Mapping[str, pd.Series], what: str, criteria: Sequence[str] | None = None
 ) -> tuple[Figure, str]:
-    """One row a comparison: a dot for the difference of each seed, a bar for their mean and its 95 % t interval.
+    """One row a comparison: a dot a seed, a bar for their mean and its 95 % t interval.
 
     Args:
-        differences: label to differences in percentage points, by seed.
-        looks: label to colour and marker.
+        differences: criterion, or any label, to differences in percentage points, by seed.
         what: the differences in words, for the axis and the alt text.
+        criteria: the criterion of each row, for its look, where the keys are other labels.
     """
-    figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(differences)))
+    if criteria is None:
+        criteria = list(differences)
+        differences = {criterion_label(key): values for key, values in differences.items()}
+    pairs = {label: paired(values) for label, values in differences.items()}
+    rows = {f"{label} (n = {pairs[label].n})": values for label, values in differences.items()}
+    figure, axes = _rows_of_dots(rows, criteria)
     axes.axvline(0, color=INK, lw=1)
-    said, labels = [], []
-    for y, (label, values) in enumerate(differences.items()):
-        values, found = values.dropna(), paired(values)
-        axes.plot(values, [y] * found.n, ls="none", ms=5, alpha=0.5, **looks[label])
-        half = found.half if found.n > 1 else 0
-        axes.errorbar(
-            found.mean, y, xerr=half, fmt="|", ms=14, mew=2, capsize=4, color=looks[label]["color"]
-        )
-        labels.append(f"{label} (n = {found.n})")
-        said.append(f"{label} {found}, n = {found.n}")
-    axes.set_yticks(range(len(labels)), labels)
-    beyond, sizes = "", pd.concat(list(differences.values())).abs()
-    if sizes.max() > 20:  # a network that learns nothing must not squeeze the others together
-        near = 5 if sizes.median() < 5 else 10
-        axes.set_xscale("symlog", linthresh=near, linscale=1.5)
-        axes.xaxis.set_major_locator(
-            plt.FixedLocator([-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80])
-        )
-        axes.xaxis.set_major_formatter(plt.FuncFormatter(lambda x, _: f"{x:g}".replace("-", "−")))
-        axes.xaxis.set_minor_locator(plt.NullLocator())
-        beyond = f", logarithmic beyond ±{near}"
-    axes.set(xlabel=f"{what}\n(percentage points{beyond})", ylim=(len(labels) - 0.4, -0.6))
-    return (
-        figure,
-        f"{what[0].upper()}{what[1:]} in percentage points, mean and 95 % interval: {'; '.join(said)}.",
-    )
+    styles = criterion_styles()
+    for row, (key, pair) in enumerate(zip(criteria, pairs.values(), strict=True)):
+        half = pair.half if pair.n > 1 else 0
+        axes.errorbar(pair.mean, row, xerr=half, capsize=4, color=styles[key]["color"])
+    beyond = _squeeze(axes, pd.concat(list(differences.values())).abs())
+    axes.set_xlabel(f"{what}\n(percentage points{beyond})")
+    said = "; ".join(f"{label} {pair}, n = {pair.n}" for label, pair in pairs.items())
+    start = f"{what[0].upper()}{what[1:]} in percentage points, mean and 95 % interval: "
+    return figure, f"{start}{said}."
+
+
+def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tuple[Figure, Axes]:
+    """One labelled row a series, from above: a dot for each value and a bar at their mean."""
+    figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)))
+    styles = criterion_styles()
+    for row, ((_, values), key) in enumerate(zip(rows.items(), criteria, strict=True)):
+        known, color = values.dropna(), styles[key]["color"]
+        axes.plot(known, [row] * len(known), ls="none", ms=5, alpha=0.5, **styles[key])
+        axes.plot(known.mean(), row, marker="|", ms=14, mew=2, color=color)
+    axes.set_yticks(range(len(rows)), list(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+    return figure, axes
+
+
+def _squeeze(axes: Axes, sizes: pd.Series) -> str:
+    """Make the axis logarithmic far out if a failed network would squeeze the others; say so."""
+    if not sizes.max() > 20:
+        return ""
+    near = 5 if sizes.median() < 5 else 10
+    axes.set_xscale("symlog", linthresh=near, linscale=1.5)
+    ticks = [-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80]
+    axes.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
+    axes.minorticks_off()
+    return f", logarithmic beyond ±{near}"
+
+
+def small_multiples(
+    frame: pd.DataFrame,
+    columns: Sequence[str],
+    looks: Mapping[str, Mapping[str, Any]],
+    wrap: int = 2,
+) -> tuple[Figure, dict[str, Axes]]:
+    """One panel a value: lines of means with their ranges, in looks that all panels share.
+
+    Args:
+        frame: one row a measurement.
+        columns: of the frame: x, y, which line, and which panel.
+        looks: line to colour, marker and dashes.
+        wrap: panels beside each other.
+
+    Returns:
+        The figure, and the axes of each panel.
+    """
+    x, y, line, panel = columns
+    roles = {"x": x, "y": y, "hue": line, "style": line, "col": panel}
+    spread = {"errorbar": ("pi", 100), "err_style": "bars"}
+    layout = {"col_wrap": wrap, "height": 5.6 / wrap, "facet_kws": {"sharex": False}}
+    styles = {
+        "palette": {name: look["color"] for name, look in looks.items()},
+        "markers": {name: look["marker"] for name, look in looks.items()},
+        "dashes": {name: look.get("dashes", "") for name, look in looks.items()},
+    }
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own
+        grid = sns.relplot(frame, **roles, **spread, **styles, kind="line", **layout)
+    grid.set_titles("{col_name}")
+    sns.move_legend(grid, "upper center", ncols=3, title=None, bbox_to_anchor=(0.5, 0))
+    return grid.figure, grid.axes_dict
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number of seeds of the test accuracy, by criterion and sparsity."""
-    groups = frame.dropna(subset="test_accuracy").groupby(["criterion", "sparsity"])[
-        "test_accuracy"
-    ]
+    """Mean, standard deviation and number of the test accuracies, by criterion and sparsity."""
+    known = frame.dropna(subset="test_accuracy")
+    groups = known.groupby(["criterion", "sparsity"])["test_accuracy"]
     return groups.agg(mean="mean", sd="std", n="count").reset_index()
 
 
 def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     """Criteria by sparsities: mean ± standard deviation in percent; the mean alone where n is 1."""
-
-    def cell(row: pd.Series) -> str:
-        spread = "" if row["n"] < 2 else f" ± {100 * row['sd']:.2f}"
-        return f"{100 * row['mean']:.2f}{spread}"
-
     summary = summarize(frame)
-    summary["text"] = summary.apply(cell, axis=1)
-    table = summary.pivot(index="criterion", columns="sparsity", values="text").fillna("–")
-    order = [key for key in ("dense", *CRITERIA) if key in table.index]
-    table = table.loc[order].rename(index=criterion_label)
+    text = (100 * summary["mean"]).map("{:.2f}".format)
+    spread = (100 * summary["sd"]).map(" ± {:.2f}".format, na_action="ignore").fillna("")
+    table = summary.assign(text=text + spread).pivot(
+        index="criterion", columns="sparsity", values="text"
+    )
     table.columns = [f"sparsity {s:g}" for s in table.columns]
-    table.index.name = None
-    return table
-
-
-def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split records of pruned networks into groups made by one protocol, largest first: (its words, its rows).
-
-    Only plain runs: no control, cited variants at their own temperature and rounds, global scope.
-    """
-    if frame.empty:
-        return []
-    plain = frame[frame["temperature"].isna() & frame["rounds"].isna()]
-    for name, value in PLAIN.items():
-        plain = plain[plain[name] == value]
-    plain = plain.assign(lr_drops=plain["lr_drops"].map(tuple))
-    groups = [rows for _, rows in plain.groupby([*PROTOCOL, "warmup"], dropna=False)]
-    groups = sorted(
-        (rows for rows in groups if (rows["sparsity"] > 0).any()), key=len, reverse=True
-    )
-    return [(_in_words(rows.iloc[0], frame.attrs.get("results")), rows) for rows in groups]
-
-
-def _in_words(how: pd.Series, results: str | None) -> str:
-    size = "its own width" if pd.isna(how["width"]) else f"width {how['width']:.0f}"
-    data = how["dataset"] + data_note(how["fingerprint"], results)
-    return (
-        f"{how['model']} ({size}) on {how['train_images']:,.0f} training images of "
-        f"{data}, {how['epochs']} epochs of {how['optimizer']} at "
-        f"batch {how['batch_size']}, learning rate {how['lr']:g}, {how['precision']}; "
-        f"scores from {how['samples_per_class']} images a class at group size {how['group']}, after "
-        f"{how['warmup']} batch-norm updates"
-    )
+    return by_criterion(table.fillna("–"))
 
 
 def best_and_worst(frame: pd.DataFrame) -> str:
-    """One clause a sparsity: the criteria with the highest and lowest mean accuracy, of how many, and n."""
-    means, clauses = summarize(frame), []
-    for sparsity, rows in means[means["sparsity"] > 0].groupby("sparsity"):
-        ends = rows.sort_values("mean", ascending=False).iloc[[0, -1]].itertuples()
-        high, low = (f"{criterion_label(r.criterion)} {100 * r.mean:.1f} %" for r in ends)
-        n = (
-            f"{rows['n'].min()} to {rows['n'].max()}"
-            if rows["n"].nunique() > 1
-            else rows["n"].min()
-        )
-        said = (
-            f"of {len(rows)} criteria (n = {n}) from {high} down to {low}"
-            if len(rows) > 1
-            else f"{low} (n = {n})"
-        )
-        clauses.append(f"at sparsity {sparsity:g}, {said}")
+    """One clause a sparsity: the criteria of highest and lowest mean accuracy, how many, and n."""
+    summary = summarize(frame[frame["sparsity"] > 0])
+    clauses = []
+    for sparsity, rows in summary.groupby("sparsity"):
+        best, worst = rows.loc[rows["mean"].idxmax()], rows.loc[rows["mean"].idxmin()]
+        low = f"{criterion_label(worst['criterion'])} {100 * worst['mean']:.1f} %"
+        high = f"{criterion_label(best['criterion'])} {100 * best['mean']:.1f} %"
+        n = f"(n = {span(rows['n'])})"
+        several = f"of {len(rows)} criteria {n} from {high} down to {low}"
+        clauses.append(f"at sparsity {sparsity:g}, {several if len(rows) > 1 else f'{low} {n}'}")
     return "; ".join(clauses)
 
 
@@ -348,48 +366,45 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     Args:
         masks: criterion to mask.
     """
-    values = pd.DataFrame(
-        {criterion_label(key): layer_density(mask) for key, mask in masks.items()}
-    ).T
-    layers = [name.removesuffix(".weight") for name in values.columns]
-    figure, axes = plt.subplots(figsize=(7.2, 0.9 + 0.28 * len(masks)))
+    densities = {criterion_label(key): layer_density(mask) for key, mask in masks.items()}
+    values = pd.DataFrame(densities).T
+    values.columns = values.columns.str.removesuffix(".weight")
     floor = 10 ** np.floor(np.log10(values[values > 0].min().min()))
-    sns.heatmap(
-        values, norm=plt.matplotlib.colors.LogNorm(floor, 1), cmap="cividis", ax=axes, mask=values == 0,
-        linewidths=0.5, cbar_kws={"label": "fraction kept"}, xticklabels=layers, yticklabels=True,
-    )  # fmt: skip
-    axes.set_facecolor("#F2C6C0")
-    for row, column in zip(*np.nonzero(values.to_numpy() == 0), strict=True):
-        axes.text(column + 0.5, row + 0.5, "0", ha="center", va="center", fontsize="small")
+    text = values.map(lambda density: "" if density else "0")
+    size = (7.2, 0.9 + 0.28 * len(masks))
+    figure, axes = _heat_map(values, text, "fraction kept", size, norm=LogNorm(floor, 1))
     axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", fontsize="small")
-    empty = {label: int((row == 0).sum()) for label, row in values.iterrows()}
-    emptied = ", ".join(f"{label} {count}" for label, count in empty.items() if count) or "none"
-    alt = f"Heat map: fraction of weights kept in {len(layers)} layers by {len(masks)} criteria. "
-    return figure, alt + f"Layers left empty: {emptied}."
+    counts = (values == 0).sum(axis="columns")
+    emptied = ", ".join(f"{label} {count}" for label, count in counts.items() if count) or "none"
+    layers, criteria = values.shape[::-1]
+    alt = f"Heat map: fraction of weights kept in {layers} layers by {criteria} criteria. "
+    return figure, f"{alt}Layers left empty: {emptied}."
 
 
 def mask_overlap(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
-    """Matrix of Jaccard overlaps (kept by both over kept by either) between the masks of all criteria."""
-    keys = list(masks)
-    values = pd.DataFrame(
-        [[jaccard(masks[a], masks[b]) for b in keys] for a in keys],
-        index=[criterion_label(k) for k in keys], columns=[criterion_label(k) for k in keys],
-    )  # fmt: skip
-    figure, axes = plt.subplots(figsize=(7.2, 5.6))
-    sns.heatmap(
-        values, annot=values.map(lambda v: f"{v:.2f}".removeprefix("0")), fmt="", cmap="cividis", vmin=0, vmax=1,
-        annot_kws={"fontsize": 7}, cbar_kws={"label": "Jaccard overlap"}, ax=axes, square=True,
-    )  # fmt: skip
-    pairs = [
-        (values.iat[i, j], values.index[i], values.index[j])
-        for i in range(len(keys))
-        for j in range(i)
-    ]
+    """Matrix of Jaccard overlaps (kept by both over kept by either) between criteria's masks."""
+    labels = [criterion_label(key) for key in masks]
+    overlaps = [[jaccard(a, b) for b in masks.values()] for a in masks.values()]
+    values = pd.DataFrame(overlaps, labels, labels)
+    text = values.map(lambda overlap: f"{overlap:.2f}".removeprefix("0"))
+    figure, axes = _heat_map(values, text, "Jaccard overlap", (7.2, 5.6), vmin=0, vmax=1)
+    axes.set_aspect("equal")
+    below = np.tril_indices(len(labels), -1)
+    pairs = [(values.iat[i, j], labels[i], labels[j]) for i, j in zip(*below, strict=True)]
     top = ", ".join(f"{a} and {b} {v:.2f}" for v, a, b in sorted(pairs, reverse=True)[:3])
-    return (
-        figure,
-        f"Matrix of overlaps between the masks of {len(keys)} criteria. The most alike: {top}.",
-    )
+    alt = f"Matrix of overlaps between the masks of {len(labels)} criteria. The most alike: {top}."
+    return figure, alt
+
+
+def _heat_map(
+    values: pd.DataFrame, text: pd.DataFrame, what: str, size: tuple[float, float], **scale: Any
+) -> tuple[Figure, Axes]:
+    figure, axes = plt.subplots(figsize=size)
+    colours = plt.get_cmap("cividis").with_extremes(bad="#F2C6C0")  # zero, on a logarithmic scale
+    small = {"fmt": "", "annot_kws": {"fontsize": 7}, "linewidths": 0.5}
+    named = {"cbar_kws": {"label": what}, "xticklabels": True, "yticklabels": True}
+    sns.heatmap(values, annot=text, cmap=colours, ax=axes, **small, **named, **scale)
+    return figure, axes
 
 
 def predicted_against_true(
@@ -402,16 +417,14 @@ def predicted_against_true(
     """
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
+    shared: dict[str, Any] = {"squeeze": False, "sharex": "row", "sharey": "row"}
     size = (6.0, 2.4 * len(rows))
-    figure, grid = plt.subplots(
-        len(rows), len(columns), figsize=size, squeeze=False, sharex="row", sharey="row"
-    )
+    figure, grid = plt.subplots(len(rows), len(columns), figsize=size, **shared)
     said = []
+    look = {"s": 5, "alpha": 0.5, "lw": 0, "color": _FAMILIES["exact"], "rasterized": True}
     for title, expansion, predicted, true in panels:
         axes = grid[rows.index(title)][columns.index(expansion)]
-        axes.scatter(
-            true, predicted, s=5, alpha=0.5, lw=0, color=_FAMILIES["exact"], rasterized=True
-        )
+        axes.scatter(true, predicted, **look)
         low, high = float(np.min(true)), float(np.max(true))
         axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
         explained = fraction_explained(predicted, true)
@@ -422,16 +435,12 @@ def predicted_against_true(
         axes.set_ylabel(f"{title}\npredicted change", fontsize="small")
     for axes in grid[-1]:
         axes.set_xlabel("true change of the loss", fontsize="small")
-    return (
-        figure,
-        "Predicted against true loss change of removing each single weight. "
-        + "; ".join(said)
-        + ".",
-    )
+    alt = "Predicted against true loss change of removing each single weight. "
+    return figure, f"{alt}{'; '.join(said)}."
 
 
 def fraction_explained(predicted: np.ndarray, true: np.ndarray) -> float:
-    """R² of a prediction taken as it is (no fitted slope): 1 − Σ(true − predicted)²/Σ(true − mean)².
+    """R² of a prediction as it is (no fitted slope): 1 − Σ(true − predicted)²/Σ(true − mean)².
 
     >>> fraction_explained(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
     1.0

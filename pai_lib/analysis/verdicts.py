@@ -1,4 +1,4 @@
-"""What the records say about each claim of the paper: one contrast a claim, and one rule for all of them.
+"""What the records say about each claim of the paper: one contrast a claim, one rule for all.
 
 The contrasts, the margin and the rule were fixed before the campaign that they are applied to was
 complete.
@@ -8,39 +8,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, NamedTuple
+from dataclasses import dataclass, replace
 
-from ..experiments.spec import RunSpec
+import pandas as pd
 
-if TYPE_CHECKING:
-    import pandas as pd
+from .protocols import PROTOCOL, plain_runs
+from .statistics import LEVEL, holm, p_value, paired, points
 
 MARGIN = 0.5  # percentage points that count as a match
-LEVEL = 0.05  # of the tests, all claims together (Holm, 1979)
 SEEDS = 5  # the fewest that are judged
 FISHER, HUTCHINSON = ("fisher_diag", "fisher_pruning"), ("hutchinson_diag", "hutchinson_pruning")
-PLAIN = {"control": "none", "variant": "cited", "scope": "global", "when": "init"}
-VARIED = (
-    "criterion",
-    "sparsity",
-    "seed",
-    "variant",
-    "scope",
-    "temperature",
-    "rounds",
-    "warmup",
-    "control",
-    "when",
-)
-
-# What makes two runs comparable: the fields that no contrast varies, and the very same training
-# images.
-PROTOCOL = [
-    *(name for name in RunSpec.__dataclass_fields__ if name not in VARIED),
-    "train_images",
-    "fingerprint",
-]
+SEE_DATA = ("grad_norm", "snip", "grasp", "fts", *FISHER, *HUTCHINSON, "hts")
 
 
 @dataclass(frozen=True)
@@ -49,32 +27,29 @@ class Contrast:
 
     key: str
     claim: str
-    treated: Mapping[
-        str, object
-    ]  # fields of the runs; a tuple of criteria is averaged within a seed
+    treated: Mapping[str, object]  # fields of the runs; criteria are averaged within a seed
     baseline: Mapping[str, object]
     match: bool = False  # the claim is to be no worse than the baseline, by the margin
+
+    @property
+    def bound(self) -> float:
+        """What the difference must be above, in percentage points."""
+        return -MARGIN if self.match else 0.0
 
 
 CONTRASTS = (
     Contrast(
         "identify",
-        "Fisher and Hutchinson diagonals identify the weights to keep better than first-order scores do.",
+        "Fisher and Hutchinson diagonals identify the weights to keep better than "
+        "first-order scores do.",
         {"criterion": FISHER + HUTCHINSON, "sparsity": 0.98},
         {"criterion": ("grad_norm", "snip"), "sparsity": 0.98},
     ),
     Contrast(
         "warm-up",
         "Updating the batch-norm statistics first improves the criteria that see data.",
-        {
-            "criterion": ("grad_norm", "snip", "grasp", "fts", *FISHER, *HUTCHINSON, "hts"),
-            "sparsity": 0.98,
-        },
-        {
-            "criterion": ("grad_norm", "snip", "grasp", "fts", *FISHER, *HUTCHINSON, "hts"),
-            "sparsity": 0.98,
-            "warmup": 0,
-        },
+        {"criterion": SEE_DATA, "sparsity": 0.98},
+        {"criterion": SEE_DATA, "sparsity": 0.98, "warmup": 0},
     ),
     Contrast(
         "hutchinson",
@@ -85,7 +60,8 @@ CONTRASTS = (
     ),
     Contrast(
         "after-training",
-        "After the warm-up, at high sparsity, the Hutchinson diagonal beats magnitude pruning after training.",
+        "After the warm-up, at high sparsity, the Hutchinson diagonal beats magnitude "
+        "pruning after training.",
         {"criterion": ("hutchinson_diag",), "sparsity": 0.98},
         {"criterion": ("magnitude",), "sparsity": 0.98, "when": "trained"},
     ),
@@ -119,7 +95,8 @@ HEADLINE = (
     ),
     Contrast(
         "shuffled-erk",
-        "HP's densities, with random weights in each layer, do better than those of a formula (ERK).",
+        "HP's densities, with random weights in each layer, do better than those of a "
+        "formula (ERK).",
         {"criterion": ("hutchinson_pruning",), "sparsity": 0.98, "control": "shuffle"},
         {"criterion": ("random",), "sparsity": 0.98, "scope": "erk"},
     ),
@@ -149,6 +126,13 @@ class Verdict:
         """Number of seeds."""
         return len(self.differences)
 
+    def __str__(self) -> str:
+        if math.isnan(self.mean):
+            return f"{self.n} of the {SEEDS} seeds that a verdict needs are recorded"
+        interval = f"95 % interval {points(self.low)} to {points(self.high)}"
+        test = f"n = {self.n} seeds, p = {self.p:.2g} after correction"
+        return f"{points(self.mean)} points of accuracy ({interval}, {test})"
+
 
 def judge(frame: pd.DataFrame) -> list[Verdict]:
     """Judge every claim by records of one protocol, as ``records_frame`` gives them.
@@ -163,112 +147,29 @@ def judge(frame: pd.DataFrame) -> list[Verdict]:
     Raises:
         ValueError: if the records are of more than one protocol.
     """
-    from scipy import stats
-
     mixed = [name for name in PROTOCOL if frame[name].map(str).nunique() > 1]
     if mixed:
-        raise ValueError(
-            f"The records differ in {', '.join(mixed)}: judge those of one protocol at a time."
-        )
-    tested, verdicts = {}, {}
+        raise ValueError(f"The records differ in {', '.join(mixed)}: judge one protocol at a time.")
+    verdicts, p = {}, {}
     for contrast in CONTRASTS:
-        differences = (
-            100 * (by_seed(frame, contrast.treated) - by_seed(frame, contrast.baseline)).dropna()
-        )
-        verdicts[contrast.key] = Verdict(contrast, "not tested yet", differences.to_dict())
-        if len(differences) >= SEEDS:
-            bound = -MARGIN if contrast.match else 0.0
-            tested[contrast.key] = stats.ttest_1samp(differences, bound), bound
-    adjusted = stepped_down({key: float(test.pvalue) for key, (test, _) in tested.items()})
-    for key, (test, bound) in tested.items():
-        found = verdicts[key]
-        mean, interval = sum(found.differences.values()) / found.n, test.confidence_interval(0.95)
-        word = (
-            "mixed" if adjusted[key] >= LEVEL else "supported" if mean > bound else "not supported"
-        )
-        numbers = (mean, float(interval.low), float(interval.high), adjusted[key])
-        verdicts[key] = Verdict(found.contrast, word, found.differences, *numbers)
+        differences = 100 * (by_seed(frame, contrast.treated) - by_seed(frame, contrast.baseline))
+        differences = differences.dropna()
+        verdict = Verdict(contrast, "not tested yet", differences.to_dict())
+        if verdict.n >= SEEDS:
+            mean, half, _ = paired(differences)
+            verdict = replace(verdict, mean=mean, low=mean - half, high=mean + half)
+            p[contrast.key] = p_value(differences, contrast.bound)
+        verdicts[contrast.key] = verdict
+    for key, adjusted in holm(p).items():
+        above = verdicts[key].mean > verdicts[key].contrast.bound
+        word = "mixed" if adjusted >= LEVEL else "supported" if above else "not supported"
+        verdicts[key] = replace(verdicts[key], verdict=word, p=adjusted)
     return list(verdicts.values())
 
 
-class Paired(NamedTuple):
-    """Mean of paired differences, the half width of its 95 % t interval, and the number of pairs."""
-
-    mean: float
-    half: float  # infinite for fewer than two pairs
-    n: int
-
-    def __str__(self) -> str:
-        if not self.n:
-            return "–"
-        spread = f"\u00a0±\u00a0{self.half:.1f}" if self.n > 1 else " (one pair)"
-        return f"{self.mean:+.1f}{spread}".replace("-", "−")
-
-    @property
-    def told(self) -> str:
-        """How the mean compares with zero: better than, worse than, or not told apart from it by the interval."""
-        if not abs(self.mean) > self.half:
-            return "not told apart from"
-        return "better than" if self.mean > 0 else "worse than"
-
-
-def paired(a: pd.Series, b: pd.Series | float = 0.0) -> Paired:
-    """Compare two series of accuracies that are indexed by seed, over the seeds that both have; uncorrected."""
-    from scipy import stats
-
-    differences = (a - b).dropna()
-    n = len(differences)
-    half = stats.t.ppf(0.975, n - 1) * differences.std() / math.sqrt(n) if n > 1 else math.inf
-    return Paired(float(differences.mean()), float(half), n)
-
-
-def told_apart(differences: Mapping[str, pd.Series]) -> dict[str, list[str]]:
-    """Sort comparisons by paired t tests at 5 %, corrected for their number (Holm, 1979).
-
-    Args:
-        differences: name to the differences by seed; one with fewer than two pairs is left out.
-    """
-    from scipy import stats
-
-    tested = {key: d.dropna() for key, d in differences.items() if d.count() > 1}
-    p = stepped_down({key: float(stats.ttest_1samp(d, 0).pvalue) for key, d in tested.items()})
-    better = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() > 0]
-    worse = [key for key, d in tested.items() if p[key] < LEVEL and d.mean() < 0]
-    return {
-        "better": better,
-        "worse": worse,
-        "not told apart": [k for k in tested if k not in better + worse],
-    }
-
-
-def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records of the protocol that has the most of them."""
-    if frame.empty:
-        return frame
-    protocol = frame[PROTOCOL].map(str).agg(" ".join, axis=1)  # a list of drops cannot be hashed
-    return frame[protocol == protocol.value_counts().idxmax()]
-
-
-def stepped_down(p: Mapping[str, float]) -> dict[str, float]:
-    """P values adjusted for their number (Holm, 1979).
-
-    >>> stepped_down({"a": 0.01, "b": 0.04, "c": 0.03})
-    {'a': 0.03, 'c': 0.06, 'b': 0.06}
-    """
-    adjusted, highest = {}, 0.0
-    for rank, key in enumerate(sorted(p, key=lambda key: p[key])):
-        highest = max(highest, min(1.0, (len(p) - rank) * p[key]))
-        adjusted[key] = highest
-    return adjusted
-
-
-def by_seed(frame: pd.DataFrame, wanted: Mapping[str, Any]) -> pd.Series:
-    """Mean accuracy over the wanted criteria of plain runs, for each seed that has them all."""
-    rows = frame[
-        frame["temperature"].isna() & frame["rounds"].isna() & frame["test_accuracy"].notna()
-    ]
-    for name, value in {**PLAIN, "warmup": 98, **wanted}.items():
-        rows = rows[rows[name].isin(value if isinstance(value, tuple) else (value,))]
+def by_seed(frame: pd.DataFrame, settings: Mapping[str, object]) -> pd.Series:
+    """Mean accuracy over the criteria of plain runs with these settings, by seed that has all."""
+    rows = plain_runs(frame, **{"warmup": 98, **settings})
     table = rows.pivot_table(index="seed", columns="criterion", values="test_accuracy")
-    complete = table.reindex(columns=list(wanted["criterion"]))
+    complete = table.reindex(columns=list(settings["criterion"]))  # type: ignore[call-overload]
     return complete.mean(axis=1, skipna=False).astype(float)

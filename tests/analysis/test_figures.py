@@ -73,16 +73,42 @@ def test_table_and_sentence(frame):
 
 def test_paired_differences_tell_mean_interval_and_number():
     values = pd.Series([1.0, 2.0, 3.0, np.nan])
-    looks = {"SNIP": {"color": "black", "marker": "s"}, "one": {"color": "black", "marker": "o"}}
-    figure, alt = figures.paired_differences({"SNIP": values, "one": values[:1]}, looks, "gain")
+    figure, alt = figures.paired_differences({"snip": values, "fts": values[:1]}, "gain")
     half = 4.302652729911275 / np.sqrt(3)  # Student's 0.975 quantile with two degrees of freedom
-    assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; one +1.0 (one pair), n = 1.")
-    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["SNIP (n = 3)", "one (n = 1)"]
+    assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; FTS +1.0 (one pair), n = 1.")
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["SNIP (n = 3)", "FTS (n = 1)"]
     assert figure.axes[0].get_xlabel() == "gain\n(percentage points)"
-    far, _ = figures.paired_differences({"SNIP": values - 40, "one": values[:1]}, looks, "gain")
+    far, _ = figures.paired_differences({"snip": values - 40, "fts": values[:1]}, "gain")
     assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±10)"
-    far, _ = figures.paired_differences({"SNIP": values, "one": values[:1] - 40}, looks, "gain")
+    far, _ = figures.paired_differences({"snip": values, "fts": values[:1] - 40}, "gain")
     assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±5)"
+
+
+def test_rows_of_other_labels_have_the_look_of_their_criterion():
+    rows = {"one": pd.Series([1.0, 2.0]), "other": pd.Series([3.0])}
+    figure, alt = figures.paired_differences(rows, "gain", ["snip", "fts"])
+    assert alt.endswith("one +1.5\u00a0±\u00a06.4, n = 2; other +3.0 (one pair), n = 1.")
+    assert figure.axes[0].lines[0].get_color() == figures.criterion_styles()["snip"]["color"]
+    figure, alt = figures.accuracies_by_seed(rows, ["snip", "fts"])
+    assert alt.endswith("Means: one 1.5; other 3.0.")
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["one", "other"]
+
+
+def test_small_multiples_draw_means_in_the_looks_given():
+    rows = [(0, 1.0, "a", "left"), (0, 3.0, "a", "left"), (1, 5.0, "a", "right"), (1, 6.0, "b", "right")]
+    frame = pd.DataFrame(rows, columns=["x", "y", "line", "panel"])
+    looks = {"a": {"color": "#0072B2", "marker": "o"}, "b": {"color": "black", "marker": "s", "dashes": (2, 2)}}
+    figure, panels = figures.small_multiples(frame, ("x", "y", "line", "panel"), looks)
+    assert list(panels) == ["left", "right"]
+    assert panels["left"].lines[0].get_ydata().tolist() == [2.0]
+    assert panels["right"].lines[0].get_color() == "#0072B2"
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a", "b"]
+
+
+def test_tables_are_in_the_order_of_the_registry():
+    table = figures.by_criterion(pd.DataFrame({"n": [1, 2, 3]}, index=["snip", "dense", "random"]))
+    assert table["n"].to_dict() == {"Dense": 2, "Random": 3, "SNIP": 1}
 
 
 def test_accuracy_figure_tells_its_numbers(frame):
@@ -103,25 +129,6 @@ def test_accuracy_figure_tells_its_numbers(frame):
     frame.loc[frame["criterion"] == "dense", "test_accuracy"] = 0.2  # its line stays in sight
     figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
     assert figure.axes[0].get_ylim()[0] < 20
-
-
-def test_runs_of_different_protocols_are_kept_apart(frame):
-    other = frame.assign(epochs=12)[frame["criterion"] == "snip"]
-    control = frame.assign(control="shuffle")
-    (words, rows), (_, fewer) = figures.protocols(pd.concat([other, frame, control]))
-    assert len(rows) == len(frame)
-    assert len(fewer) == len(other)
-    assert "160 epochs of sgd at batch 512" in words
-    assert figures.protocols(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
-    assert figures.protocols(frame.iloc[:0]) == []
-
-
-def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
-    copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
-    words = [words for words, _ in figures.protocols(pd.concat([frame, copy]))]
-    assert len(words) == 2
-    assert sum("of cifar10 (every image re-encoded as JPEG), 160 epochs of sgd" in each for each in words) == 1
-    assert sum("of cifar10, 160 epochs of sgd" in each for each in words) == 1
 
 
 def test_empty_layers_are_named():

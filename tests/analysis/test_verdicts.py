@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from pai_lib.analysis.protocols import one_protocol
 from pai_lib.analysis.verdicts import (
     CONTRASTS,
     EQUIVALENCE,
@@ -17,10 +18,6 @@ from pai_lib.analysis.verdicts import (
     MARGIN,
     SEEDS,
     judge,
-    one_protocol,
-    paired,
-    stepped_down,
-    told_apart,
 )
 from pai_lib.experiments.records import records_frame
 from pai_lib.experiments.spec import RunSpec
@@ -119,45 +116,11 @@ def test_two_protocols_are_not_mixed():
         judge(frame)
 
 
-@given(st.dictionaries(st.text(max_size=3), st.floats(0, 1), max_size=6))
-def test_the_correction_is_monotone_and_never_lowers(p):
-    adjusted = stepped_down(p)
-    assert adjusted.keys() == p.keys()
-    assert all(p[key] <= adjusted[key] <= 1 for key in p)
-    ranked = sorted(p, key=p.get)
-    assert [adjusted[key] for key in ranked] == sorted(adjusted.values())
-    assert not p or adjusted[ranked[0]] == min(1, len(p) * p[ranked[0]])
-
-
 def test_the_protocol_with_the_most_records():
     frame = frame_of(lambda contrast, treated, seed: 0.5)
     few = frame.iloc[:3].assign(epochs=3)
     assert one_protocol(pd.concat([few, frame], ignore_index=True))["epochs"].unique().tolist() == [160]
     assert one_protocol(frame.iloc[:0]).empty
-
-
-def test_pairs_are_compared_by_the_t_interval_over_common_seeds():
-    a, b = pd.Series([60.0, 61.5, 62.0, 70.0], [0, 1, 2, 5]), pd.Series([58.0, 58.5, 61.0, 50.0], [0, 1, 2, 7])
-    interval = stats.ttest_1samp([2.0, 3.0, 1.0], 0).confidence_interval(0.95)
-    found = paired(a, b)
-    assert (found.mean - found.half, found.mean + found.half) == pytest.approx(tuple(interval))
-    assert (found.n, found.told, str(found)) == (3, "not told apart from", "+2.0\u00a0±\u00a02.5")
-    assert paired(a - 0.1 * b, 0.0).told == "better than"
-    assert paired(b, b + 1).told == "worse than"
-
-
-def test_one_pair_or_none_tells_nothing():
-    one, none = paired(pd.Series([3.0]), pd.Series([1.0])), paired(pd.Series([3.0], [0]), pd.Series([1.0], [1]))
-    assert (one.told, str(one)) == ("not told apart from", "+2.0 (one pair)")
-    assert (none.told, none.n, str(none)) == ("not told apart from", 0, "–")
-
-
-def test_many_comparisons_are_corrected_for_their_number():
-    clear, barely = pd.Series([1.0, 1.1, 0.9, 1.0]), pd.Series([1.0, 2.0, 0.5, 2.0])  # the second: p = 0.03 alone
-    groups = told_apart({"clear": clear, "barely": barely, "worse": -clear, "one": clear[:1]})
-    assert groups == {"better": ["clear", "barely"], "worse": ["worse"], "not told apart": []}
-    noise = {str(i): pd.Series([1.0, -1.0, 0.5]) for i in range(3)}
-    assert told_apart({"barely": barely, **noise})["not told apart"] == ["barely", *noise]
 
 
 def test_the_contrasts_of_the_headline_are_those_that_were_registered():

@@ -1,0 +1,103 @@
+"""Which runs may be compared: plain ones, of one protocol, or that differ in one setting."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import Any
+
+import pandas as pd
+
+from ..experiments.records import Store, default_results
+from .frames import data_note
+from ..experiments.spec import RunSpec
+
+PLAIN = {"control": "none", "variant": "cited", "scope": "global", "when": "init"}
+VARIED = ("criterion", "sparsity", "seed", "temperature", "rounds", "warmup", *PLAIN)
+SETTINGS = [field.name for field in fields(RunSpec)]
+
+# What makes two runs comparable: the fields that no contrast varies, and the same training images.
+PROTOCOL = [name for name in SETTINGS if name not in VARIED] + ["train_images", "fingerprint"]
+
+
+def committed_runs(dataset: str, model: str) -> pd.DataFrame:
+    """The committed records of one network and data set."""
+    frame = Store(default_results()).frame()
+    return frame[(frame["dataset"] == dataset) & (frame["model"] == model)]
+
+
+def plain_runs(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
+    """Runs without a control, at initialization, with cited criteria as they are and one ranking.
+
+    Args:
+        frame: rows of ``records_frame``.
+        settings: fields of ``RunSpec`` that are to have another value, or one of a tuple of values.
+    """
+    rows = frame[frame["temperature"].isna() & frame["rounds"].isna()]
+    for name, value in {**PLAIN, **settings}.items():
+        rows = rows[rows[name].isin(value if isinstance(value, tuple) else (value,))]
+    return rows
+
+
+def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
+    """The records of the protocol that has the most of them."""
+    if frame.empty:
+        return frame
+    protocol = _joined(frame, PROTOCOL)
+    return frame[protocol == protocol.value_counts().idxmax()]
+
+
+def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+    """Split plain records by protocol and warm-up, largest group first: (its words, its rows).
+
+    A group without pruned networks is left out.
+    """
+    if frame.empty:
+        return []
+    plain = plain_runs(frame)
+    groups = [rows for _, rows in plain.groupby(_joined(plain, [*PROTOCOL, "warmup"]))]
+    pruned = [rows for rows in groups if (rows["sparsity"] > 0).any()]
+    results = frame.attrs.get("results")
+    return [(in_words(rows, results), rows) for rows in sorted(pruned, key=len, reverse=True)]
+
+
+def in_words(rows: pd.DataFrame, results: str | None = None) -> str:
+    """The protocol of runs in words: network, data, training and scoring.
+
+    Args:
+        rows: of one protocol.
+        results: the folder whose ``data.yaml`` tells of the data; else ``default_results()``.
+    """
+    run = rows.iloc[0]
+    size = "its own width" if pd.isna(run["width"]) else f"width {run['width']:.0f}"
+    data = run["dataset"] + data_note(run["fingerprint"], results)
+    return (
+        f"{run['model']} ({size}) on {run['train_images']:,.0f} training images of {data}, "
+        f"{run['epochs']} epochs of {run['optimizer']} at batch {run['batch_size']}, "
+        f"learning rate {run['lr']:g}, {run['precision']}; "
+        f"scores from {run['samples_per_class']} images a class at group size {run['group']}, "
+        f"after {run['warmup']} batch-norm updates"
+    )
+
+
+def machines(rows: pd.DataFrame) -> str:
+    """The devices that runs were made on."""
+    return ", ".join(sorted(rows["device"].dropna().unique())) or "a device that is not recorded"
+
+
+def twins(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
+    """Runs that differ from others in one setting alone, by the seeds that all its values have."""
+    values = frame[setting].map(str)
+    of_seed = values.groupby(same_but(frame, setting)).transform("nunique")
+    of_all = values.groupby(same_but(frame, setting, "seed")).transform("nunique")
+    return frame[(of_seed == of_all) & (of_all > 1)]
+
+
+def same_but(frame: pd.DataFrame, *names: str) -> pd.Series:
+    """One text a run, the same for runs that differ in nothing but these settings."""
+    return _joined(frame, [name for name in [*SETTINGS, "train_images"] if name not in names])
+
+
+def _joined(frame: pd.DataFrame, names: list[str]) -> pd.Series:
+    """One text a run: pandas cannot group by lists, which some settings are."""
+    values = [str(row) for row in frame[names].itertuples(index=False, name=None)]
+    return pd.Series(values, frame.index, dtype=object)

@@ -1,0 +1,63 @@
+"""Runs are compared with those of their own protocol only, and what varies is what was asked for."""
+
+import pandas as pd
+import pytest
+
+import pai_lib as pai
+from pai_lib.analysis import protocols
+
+
+@pytest.fixture
+def frame():
+    """Three seeds of two criteria at two sparsities, and one dense network, as records tell it."""
+    base = pd.DataFrame([{**pai.RunSpec().to_dict(), "train_images": 50_000, "fingerprint": "8e" * 32}])
+    rows = [("dense", 0.0, 0, 0.9)]
+    rows += [("snip", s, seed, 0.8 - s / 10 + seed / 100) for s in (0.9, 0.98) for seed in range(3)]
+    rows += [("random", s, seed, 0.5) for s in (0.9, 0.98) for seed in range(3)]
+    cells = [dict(zip(("criterion", "sparsity", "seed", "test_accuracy"), row, strict=True)) for row in rows]
+    return pd.concat([base.assign(**cell) for cell in cells], ignore_index=True)
+
+
+def test_runs_of_different_protocols_are_kept_apart(frame):
+    other = frame.assign(epochs=12)[frame["criterion"] == "snip"]
+    control = frame.assign(control="shuffle")
+    (words, rows), (_, fewer) = protocols.protocols(pd.concat([other, frame, control]))
+    assert len(rows) == len(frame)
+    assert len(fewer) == len(other)
+    assert "160 epochs of sgd at batch 512" in words
+    assert protocols.protocols(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
+    assert protocols.protocols(frame.iloc[:0]) == []
+
+
+def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
+    copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
+    words = [words for words, _ in protocols.protocols(pd.concat([frame, copy]))]
+    assert len(words) == 2
+    assert sum("of cifar10 (every image re-encoded as JPEG), 160 epochs of sgd" in each for each in words) == 1
+    assert sum("of cifar10, 160 epochs of sgd" in each for each in words) == 1
+
+
+def test_plain_runs_have_nothing_special_but_what_is_asked_for(frame):
+    others = [{"control": "shuffle"}, {"scope": "erk"}, {"when": "trained"}, {"temperature": 1.0}, {"rounds": 2}]
+    mixed = pd.concat([frame, *(frame.assign(**other) for other in others)])
+    assert len(protocols.plain_runs(mixed)) == len(frame)
+    assert set(protocols.plain_runs(mixed, scope="erk")["scope"]) == {"erk"}
+    assert set(protocols.plain_runs(mixed, control=("none", "shuffle"))["control"]) == {"none", "shuffle"}
+
+
+def test_twins_differ_in_one_setting_and_have_all_its_values(frame):
+    cold = frame[(frame["criterion"] == "snip") & (frame["seed"] < 2)].assign(warmup=0)
+    twins = protocols.twins(pd.concat([frame, cold], ignore_index=True), "warmup")
+    assert set(twins["criterion"]) == {"snip"}
+    assert set(twins["seed"]) == {0, 1}  # not the one that only one of the two values has
+    assert twins["warmup"].value_counts().to_dict() == {98: 4, 0: 4}
+    assert protocols.twins(frame, "warmup").empty
+    assert protocols.twins(frame.iloc[:0], "warmup").empty
+    other = cold.assign(epochs=12)  # differs in two
+    assert protocols.twins(pd.concat([frame, other], ignore_index=True), "warmup").empty
+
+
+def test_the_machines_are_named():
+    runs = pd.DataFrame({"device": ["b", "a", None, "b"]})
+    assert protocols.machines(runs) == "a, b"
+    assert protocols.machines(runs.iloc[2:3]) == "a device that is not recorded"
