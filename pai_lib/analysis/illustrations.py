@@ -131,7 +131,13 @@ def dense_hessian(
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", FutureWarning)  # torch.func's own
-        return torch.func.hessian(loss)(theta)
+        return torch.func.hessian(loss)(theta).detach()
+
+
+def saliency(model: nn.Module, diagonal: ByParameter) -> ByParameter:
+    """½ θ² d of every weight: Optimal Brain Damage's score, with any diagonal d in place of H's."""
+    weights = {name: model.get_parameter(name).detach() for name in diagonal}
+    return {name: weight**2 * diagonal[name] / 2 for name, weight in weights.items()}
 
 
 def legend_below(figure: Figure, columns: int, title: str | None = None) -> None:
