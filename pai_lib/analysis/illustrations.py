@@ -44,8 +44,10 @@ def double_batch(data: Dataset, samples_per_class: int, seed: int = 0) -> Batch:
     return Batch(images.double(), labels)
 
 
-def small_network(hidden: Sequence[int], seed: int = 0, inputs: int = 64) -> nn.Sequential:
-    """A float64 network of linear layers with ReLUs between them, for ten classes of small images.
+def small_network(
+    hidden: Sequence[int], seed: int = 0, inputs: int = 64, classes: int = 10
+) -> nn.Sequential:
+    """A float64 network of linear layers with ReLUs between them, for small images.
 
     >>> small_network([16])
     Sequential(
@@ -60,7 +62,7 @@ def small_network(hidden: Sequence[int], seed: int = 0, inputs: int = 64) -> nn.
         torch.manual_seed(seed)
         for units, more in itertools.pairwise([inputs, *hidden]):
             layers += [nn.Linear(units, more), nn.ReLU()]
-        layers.append(nn.Linear(hidden[-1], 10))
+        layers.append(nn.Linear(hidden[-1], classes))
     return nn.Sequential(*layers).double()
 
 
