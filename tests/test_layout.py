@@ -104,6 +104,18 @@ def test_no_file_is_long(path):
     assert len(path.read_text("utf-8").splitlines()) <= 400
 
 
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.relative_to(PACKAGE).as_posix())
+def test_no_function_is_long_and_the_formatter_lays_out_every_line(path):
+    source = path.read_text("utf-8")
+    assert "fmt: skip" not in source
+    assert "fmt: off" not in source
+    for node in ast.walk(ast.parse(source)):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            text = ast.get_docstring(node, clean=False)
+            said = len(text.splitlines()) if text else 0
+            assert node.end_lineno - node.lineno + 1 - said <= 60, node.name
+
+
 def test_the_library_is_small():
     counts = Counter()
     for path in PACKAGE.rglob("*.py"):
