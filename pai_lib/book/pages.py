@@ -26,6 +26,10 @@ LABEL = re.compile(
     r"(?P<label>[\w-]+)(?=>?`|\)|$)",
     re.MULTILINE,
 )
+# In notebooks a reference is a plain link, which JupyterLab shows as its text; a page has roles.
+REFERENCE = re.compile(r"\[([^\]]+)\]\((cite:[tp]|eq|numref|ref|term):([^)\s]+)\)")
+TITLED = ("ref", "term")  # their text is the link's own
+CHAPTER = re.compile(r"\[([^\]]+)\]\((?:\.\./book/)?([\w-]+)\.(?:ipynb|md)\)")
 PAGE_LINK = re.compile(r"(\{doc\}`(?:[^`<>]*<)?)(?=\w)")
 
 
@@ -117,10 +121,26 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
     if job.title is not None:
         first = notebook.cells[0]
         first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
+    for holder, key in myst_texts(notebook):
+        holder[key] = with_roles(holder[key])
     fold_parameters(notebook)
     keep_labels_apart(notebook, job)
     caption_figures(notebook, job.page)
     notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
+
+
+def with_roles(text: str) -> str:
+    r"""Turn the references of a notebook into MyST's roles.
+
+    >>> with_roles("[Lee (2019)](cite:t:lee2019), [equation (obd)](eq:obd), [Cost](cost.ipynb)")
+    '{cite:t}`lee2019`, {eq}`obd`, {doc}`Cost <cost>`'
+    """
+
+    def role(match: re.Match) -> str:
+        said, name, target = match.groups()
+        return f"{{{name}}}`{said} <{target}>`" if name in TITLED else f"{{{name}}}`{target}`"
+
+    return CHAPTER.sub(r"{doc}`\1 <\2>`", REFERENCE.sub(role, text))
 
 
 def fold_parameters(notebook: Any) -> None:
