@@ -340,6 +340,8 @@ def compiled() -> bool:
 def _autocast(device: torch.device, precision: str) -> Iterator[None]:
     with contextlib.ExitStack() as stack:
         if precision == "bf16":
+            # Within another autocast it would keep the weights of the first step.
+            stack.callback(torch.clear_autocast_cache)
             stack.enter_context(torch.autocast(device.type, torch.bfloat16))
             if device.type == "cpu":  # where flash attention's backward pass is slow
                 stack.enter_context(sdpa_kernel(SDPBackend.MATH))

@@ -341,10 +341,10 @@ def test_ambient_autocast_changes_nothing():
     expected = pai.evaluate(model, DATA.test_batches())
     twin = copy.deepcopy(model)
     pai.warm_up(twin, DATA, 2, 16)
-    trained, again = network(), network()
-    curves = pai.train(trained, DATA, **QUICK)
+    precisions = ("float32", "bf16")
+    curves = [pai.train(network(), DATA, precision=name, **QUICK) for name in precisions]
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        assert pai.train(again, DATA, **QUICK) == curves
+        assert [pai.train(network(), DATA, precision=name, **QUICK) for name in precisions] == curves
         assert pai.evaluate(model, DATA.test_batches()) == expected
         pai.warm_up(model, DATA, 2, 16)
     assert equal(values(model), values(twin))
