@@ -35,7 +35,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 FOUND = ROOT / "_build" / "mutants"
 CORE = (
-    "curvature/adjoints curvature/diagonals curvature/derivatives curvature/graph models pruning/criteria "
+    "curvature/adjoints curvature/diagonals curvature/derivatives curvature/graph curvature/rows "
+    "curvature/squares models pruning/criteria "
     "pruning/masks pruning/ranking training/checkpoint training/loop experiments/provenance experiments/run "
     "experiments/spec analysis/verdicts"
 ).split()

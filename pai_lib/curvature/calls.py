@@ -48,13 +48,12 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
         raise ValueError(f"{fails.replace('torch.', '')}: {reason}") from error
 
 
-def check_repeats(model: nn.Module, inputs: Inputs) -> None:
-    """Raise ValueError for a model whose output is another one when it is called again.
+def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> None:
+    """Raise ValueError, and restore a random state, if a model's output differs when called again.
 
-    Its outputs are compared, not the states of random generators: other threads, as those of a Dask
-    worker, draw from them too.
+    Outputs are compared, not the states of generators: other threads, as those of a Dask worker,
+    draw from them too.
     """
-    random_state = torch.get_rng_state()
     try:
         with torch.no_grad(), PlainOperations():
             first, second = (called(model, of_each(inputs, Tensor.clone)) for _ in range(2))

@@ -182,8 +182,10 @@ def synaptic_flow(
         values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         with substituted(model, values):
-            check_repeats(model, of_each(inputs, ones))
+            before = torch.get_rng_state()
             output = answered(model, of_each(inputs, ones))
+            if device.type != "cpu" or not torch.equal(torch.get_rng_state(), before):
+                check_repeats(model, of_each(inputs, ones), before)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 raise ValueError("Synaptic flow needs a model that returns a tensor of weights.")
             if not any(floating) and not lookups.used:

@@ -60,14 +60,13 @@ def curved_operation(logits: Tensor, parameters: dict[str, Tensor]) -> str | Non
     counts as linear when its two factors depend on different weights. Operations that no weight
     reaches do not count.
     """
-    bits = {id(parameter): 1 << i for i, parameter in enumerate(parameters.values())}
-    weights: dict[Node | None, int] = {None: 0}  # those that a node depends on, one bit each
+    chosen = {id(parameter) for parameter in parameters.values()}
+    weights: dict[Node | None, set[int]] = {None: set()}  # those of them that a node depends on
     for node in nodes(logits.grad_fn):
         name = operation(node)
         operands = [weights[child] for child, _ in node.next_functions]
-        weights[node] = bits.get(id(getattr(node, "variable", None)), 0)
-        for operand in operands:
-            weights[node] |= operand
+        weight = {id(getattr(node, "variable", None))} & chosen
+        weights[node] = weight.union(*operands)
         if not weights[node]:
             continue
         bends = f"The operation {name!r} makes the logits curved in a single weight, on which"

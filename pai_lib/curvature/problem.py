@@ -96,11 +96,12 @@ class Problem:
         self.finite = True
         return logits / self.temperature
 
-    def check_independent(self) -> None:
+    def check_independent(self, whole: Tensor | None = None) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once.
 
-        Where operations do not prove that they cannot, it costs two forward passes: every sample is
-        seen in two batches, of different companions, sizes and places.
+        Where operations do not prove that they cannot, it costs two forward passes, or one where
+        the logits of the whole batch are given: every sample is seen in two batches, of different
+        companions, sizes and places.
         """
         if self.independent or self.samples == 1:
             return
@@ -112,13 +113,16 @@ class Problem:
         logits, edges, hidden = self.watched(few)
         if hides_weights(logits):
             raise ValueError(REENTRANT)
-        proved = not hidden and keeps_samples_apart(logits, (), edges)
-        count = few.stop if proved else self.samples
-        chunk = max(2, default_chunk(self))
-        agreements = []
-        for start in range(0, count, chunk):
-            part = slice(min(start, count - 2), min(start + chunk, count))  # two at least
-            agreements.append(self._agrees_with_halves(part))
+        if not hidden and keeps_samples_apart(logits, (), edges):
+            agreements = [self._halves_agree(few, logits)]
+        elif whole is not None:
+            agreements = [self._halves_agree(slice(0, self.samples), whole)]
+        else:
+            agreements = []
+            chunk = max(2, default_chunk(self))
+            for start in range(0, self.samples, chunk):
+                part = slice(min(start, self.samples - 2), min(start + chunk, self.samples))
+                agreements.append(self._halves_agree(part))
         if not bool(torch.stack(agreements).all()):
             raise ValueError(MIXED)
 
@@ -143,17 +147,19 @@ class Problem:
         hidden = values.found or len(edges) < len(each_of(inputs)) or runs_own_functions(logits)
         return logits, edges, hidden
 
-    def _agrees_with_halves(self, part: slice) -> Tensor:
+    def _halves_agree(self, part: slice, logits: Tensor | None = None) -> Tensor:
         """Whether every other sample alone has the logits that it has among all: a single bool."""
         errors = []
         with torch.no_grad():
-            logits = self._scaled(answered(self.model, self.taken(part)), size(part))
+            if logits is None:
+                logits = self._scaled(answered(self.model, self.taken(part)), size(part))
             for i in range(2):
-                half = answered(self.model, self.taken(slice(part.start + i, part.stop, 2)))
-                errors.append((self._scaled(half, len(logits[i::2])) - logits[i::2]).abs().max())
-        # Kernels depend on the size of a batch, those of other devices more than the CPU's.
-        rounding = torch.finfo(logits.dtype).eps * (1e3 if logits.device.type == "cpu" else 1e4)
-        return torch.stack(errors).max() <= rounding * logits.abs().max()
+                output = answered(self.model, self.taken(slice(part.start + i, part.stop, 2)))
+                half = logits[i::2]
+                errors.append((self._scaled(output, len(half)) - half).abs().max())
+            # Kernels depend on the size of a batch, those of other devices more than the CPU's.
+            rounding = torch.finfo(logits.dtype).eps * (1e3 if logits.device.type == "cpu" else 1e4)
+            return torch.stack(errors).max() <= rounding * logits.abs().max()
 
     def loss_gradient(
         self, part: slice, share: float, create_graph: bool = False
@@ -262,7 +268,7 @@ def problem_at(
             _full_precision(),
             Bar(what, progress),
         ):
-            check_repeats(model, problem.taken(slice(0, 2)))
+            check_repeats(model, problem.taken(slice(0, 2)), torch.get_rng_state())
             yield problem
 
 
