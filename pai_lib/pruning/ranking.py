@@ -25,7 +25,7 @@ RANKED = (
 )
 
 TIED_PART = 0.1
-"""Part of the kept weights that equal scores may decide by position before ``TiedScoresWarning`` is given."""
+"""Part of the kept weights that position may decide on before ``TiedScoresWarning`` is given."""
 
 
 class SparsityWarning(UserWarning):
@@ -227,7 +227,7 @@ class EarlierTies:
         if min(won, lost) > TIED_PART * kept:
             warnings.warn(
                 f"In rounds before the last equal scores at the threshold removed {lost} weights "
-                f"by their position alone, while {won} of the {kept} that are kept stayed by theirs.",
+                f"by their position alone, while {won} of the {kept} kept ones stayed by theirs.",
                 TiedScoresWarning,
                 stacklevel=4,
             )

@@ -114,7 +114,7 @@ def _by_name(function: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 class _Yes(torch.autograd.Function):
-    """1 where a count of paths is positive, and so on the way back: it never over- or underflows."""
+    """1 where a count of paths is positive, and so on the way back: it never overflows."""
 
     @staticmethod
     def forward(ctx: Any, count: Tensor) -> Tensor:
@@ -140,7 +140,7 @@ class _Memory:
             return
         places = torch.arange(_length(tensor), device=tensor.device)
         places = places.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        zero = torch.zeros((), device=tensor.device)
+        zero = torch.zeros((), dtype=torch.float32, device=tensor.device)
 
         def written(old: Pattern, part: Pattern) -> Pattern:
             if old is None and part is None:
