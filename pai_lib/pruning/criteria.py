@@ -37,7 +37,7 @@ Rule = Callable[..., Tensor]
 
 @dataclass(frozen=True)
 class Criterion:
-    """What the library knows of a criterion; labels, figures, tables and tests are made from this."""
+    """What is known of a criterion; labels, figures, tables and tests are made from this."""
 
     key: str
     label: str  # short, for figures

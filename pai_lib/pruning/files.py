@@ -15,7 +15,7 @@ from torch.utils._pytree import tree_leaves
 
 from ..curvature.calls import ByParameter
 from ..files import plain_copy, write_whole
-from .masks import check_bools, check_mask
+from .masks import PRUNED_ALREADY, check_bools, check_mask
 
 
 def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
@@ -39,13 +39,10 @@ def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
             hooks: Any = module._forward_pre_hooks
             hooks.move_to_end(next(reversed(hooks)), last=False)  # others may read the weight
     pruned = {module for places in owners.values() for module, _ in places}
+    only_calling = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
     for module in model.modules():
-        above = any(inner in pruned for inner in module.modules() if inner is not module)
-        if above and type(module) not in (
-            nn.Sequential,
-            nn.ModuleList,
-            nn.ModuleDict,
-        ):  # these only call
+        inside = pruned.intersection(module.modules()) - {module}
+        if inside and type(module) not in only_calling:
             module.register_forward_pre_hook(_prune_inside, prepend=True)
     return model
 
@@ -64,34 +61,25 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
     for path, module in model.named_modules():
         fixed = isinstance(module, torch.jit.ScriptModule | parametrize.ParametrizationList)
         if fixed and any(tensor is parameter for tensor in module.parameters()):
-            raise ValueError(
-                f"{name!r} is in a {type(module).__name__}, where torch cannot prune it."
-            )
-        for attribute, tensor in (*module._parameters.items(), *module._buffers.items()):
-            other = f"{path}.{attribute}".lstrip(".")
+            kind = type(module).__name__
+            raise ValueError(f"{name!r} is in a {kind}, where torch cannot prune it.")
+        tensors = {**module._parameters, **module._buffers}
+        for attribute, tensor in tensors.items():
             if tensor is parameter:
                 places.append((module, attribute))
+                if f"{attribute.removesuffix('_orig')}_mask" in tensors:
+                    raise ValueError(f"{name!r} {PRUNED_ALREADY}")
             elif tensor is not None and _overlap(tensor, parameter):
-                raise ValueError(
-                    f"{name!r} shares its memory with {other!r}: make them one parameter first."
-                )
-        for attribute, value in vars(module).items():
-            followed = attribute in (
-                "_parameters",
-                "_buffers",
-                "_flat_weights",
-            )  # the last an RNN's, which keeps up
-            if not followed and any(leaf is parameter for leaf in tree_leaves(value)):
                 other = f"{path}.{attribute}".lstrip(".")
-                raise ValueError(
-                    f"{name!r} is also held in {other!r}, where its mask would not reach it."
-                )
-    if any(
-        f"{attribute.removesuffix('_orig')}_mask" in module._buffers for module, attribute in places
-    ):
-        raise ValueError(
-            f"{name!r} is pruned already: make that permanent with torch.nn.utils.prune.remove."
-        )
+                right = "make them one parameter first"
+                raise ValueError(f"{name!r} shares its memory with {other!r}: {right}.")
+        for attribute, value in vars(module).items():
+            if attribute in ("_parameters", "_buffers", "_flat_weights"):  # an RNN's, kept up
+                continue
+            if any(leaf is parameter for leaf in tree_leaves(value)):
+                other = f"{path}.{attribute}".lstrip(".")
+                reason = "where its mask would not reach it"
+                raise ValueError(f"{name!r} is also held in {other!r}, {reason}.")
     return places
 
 
@@ -115,8 +103,9 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
         ValueError: for what is no mask.
         OSError: for a path that cannot be written.
 
-    >>> save_mask({"fc.weight": torch.tensor([[True, False]])}, getfixture("tmp_path") / "mask.safetensors")
-    >>> load_mask(getfixture("tmp_path") / "mask.safetensors")
+    >>> path = getfixture("tmp_path") / "mask.safetensors"
+    >>> save_mask({"fc.weight": torch.tensor([[True, False]])}, path)
+    >>> load_mask(path)
     {'fc.weight': tensor([[ True, False]])}
     """
     check_bools(mask, "This mask")
@@ -125,9 +114,11 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
 
 
 def load_mask(path: str | Path) -> dict[str, Tensor]:
-    """Read the mask that `save_mask` wrote, on the CPU; whether it fits a model is checked where it is used.
+    """Read the mask that `save_mask` wrote, on the CPU; where it is used shows whether it fits.
 
-    Raises ValueError for a file that holds no mask, OSError for one that cannot be read.
+    Raises:
+        ValueError: for a file that holds no mask.
+        OSError: for a file that cannot be read.
     """
     try:
         mask = load_file(path)

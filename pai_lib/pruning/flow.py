@@ -47,7 +47,7 @@ class Value:
 
 
 def name_of(function: Any) -> str:
-    """Name of an operation without the underscore of its in-place form; with a foreign namespace."""
+    """Name of an operation, without its in-place underscore; of an extension with its namespace."""
     namespace, name = function._schema.name.split("::")
     return name.rstrip("_") if namespace == "aten" else f"{namespace}::{name}"
 
@@ -96,7 +96,7 @@ def _product(multiply: Callable[[Tensor, Tensor], Tensor], left: Value, right: V
     return times(left.factor, right.factor), _sum(flows)
 
 
-# ---------------------------------------------------------------------------------------------------
+# ------------------------------------------------------------------------------------------
 # Rules: an operation and its arguments by name to the constant and the flow of its results
 
 
@@ -187,26 +187,24 @@ def _moved(function: Any, arguments: dict[str, Any]) -> Patterns:
     arguments = arguments | tree_map_only(Value, lambda value: value.tensor, places)
     if "dtype" in arguments:  # of a sum
         arguments["dtype"] = None
-    values, number = _values(arguments), arguments.get("value")
+    values = _values(arguments)
+    fills = isinstance(arguments.get("value"), int | float)
 
-    def run(patterns: list[Pattern], number: Any) -> Any:
+    def run(patterns: list[Pattern], number: float) -> Any:
         if not number and all(pattern is None for pattern in patterns):
             return None
         rest = iter(patterns)
 
         def next_pattern(value: Value) -> Tensor:
             pattern = next(rest)
-            return (
-                torch.zeros_like(value.tensor, dtype=torch.float32) if pattern is None else pattern
-            )
+            zero = torch.zeros_like(value.tensor, dtype=torch.float32)
+            return zero if pattern is None else pattern
 
         given = tree_map_only(Value, next_pattern, arguments)
-        return function(**given if number is None else given | {"value": number})
+        return function(**given | {"value": number} if fills else given)
 
-    if not isinstance(number, int | float):
-        number = None
-    still = run(_constants(values), None if number is None else float(number != 0))
-    return still, run([value.flow for value in values], None if number is None else 0.0)
+    number = float(fills and arguments["value"] != 0)
+    return run(_constants(values), number), run([value.flow for value in values], 0.0)
 
 
 def _looked_up(function: Any, arguments: dict[str, Any]) -> Patterns:

@@ -27,7 +27,7 @@ from .tape import Tape, flow_to
 
 
 def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
-    """Sparsity counting also the weights that no path from input to output uses (Vysogorets & Kempe, 2023).
+    """Sparsity that also counts kept weights on no path to the output (Vysogorets & Kempe, 2023).
 
     A kept weight is on a path if the input reaches it and it reaches an output. What a parameter
     outside the mask does follows from the operations of one forward pass, whatever its name: as a
@@ -56,10 +56,8 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
         whole = passes.used({name: torch.ones_like(kept) for name, kept in mask.items()})
         for name, all_reached in host_numbers(_every_unit, whole).items():
             if not all_reached:
-                raise ValueError(
-                    f"Flow does not pass {name!r} even in the whole network (it is a shift there, is not used, or "
-                    "an operation stops it), so the effective sparsity of this model cannot be told."
-                )
+                why = "it is a shift there, is not used, or an operation stops it"
+                raise ValueError(f"Flow does not pass {name!r} even in the whole network: {why}.")
         on_path = count_kept(passes.used(mask))
     return 1 - on_path / sum(kept.numel() for kept in mask.values())
 
@@ -112,9 +110,8 @@ class _ForwardPass:
         try:
             flow = flow_to(self.output, self.tape, sources)
         except ValueError as error:
-            raise ValueError(
-                f"The effective sparsity of this model cannot be told: {error}."
-            ) from None
+            message = f"The effective sparsity of this model cannot be told: {error}."
+            raise ValueError(message) from None
         if flow is None or not flow.requires_grad:
             return {name: torch.zeros_like(mask[name]) for name in mask}
         grads = torch.autograd.grad(flow.sum(), list(kept.values()), materialize_grads=True)
@@ -129,7 +126,7 @@ def _copy(tensor: Tensor) -> Tensor:
 
 
 def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
-    """Fraction of the masked layers' multiply-adds that is left: a weight costs one an output position.
+    """Fraction of the masked layers' multiply-adds that is left: one a weight and output position.
 
     What hardware could save at most if it skipped every removed weight; only the batch's input
     shape matters. Early layers of a convolutional network have few weights and many positions, so
@@ -142,9 +139,8 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
     left = whole = 0
     for name, use in uses.items():
-        shape = use.edge.node._input_metadata[
-            0
-        ].shape  # 1×channels×… or …×channels, of the layer's output
+        # Of the layer's output: 1×channels×… or …×channels.
+        shape = use.edge.node._input_metadata[0].shape
         positions = math.prod(shape) // shape[use.channel_axis]
         left += positions * int(mask[name].sum())
         whole += positions * mask[name].numel()

@@ -176,7 +176,7 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
 def shuffle_within_layers(
     mask: ByParameter, generator: torch.Generator | None = None
 ) -> ByParameter:
-    """Control: each layer's density, at random positions (Frankle et al., 2021; Su et al., 2020)."""
+    """Control: each layer's density at random positions (Frankle et al., 2021; Su et al., 2020)."""
     check_bools(mask)
     generator = generator_or_new(generator)
     options: dict[str, Any] = {"generator": generator, "device": generator.device}

@@ -25,7 +25,7 @@ RANKED = (
 )
 
 TIED_PART = 0.1
-"""Part of the kept weights that equal scores may decide by position before ``TiedScoresWarning`` is given."""
+"""Part of the kept weights that position may decide on before ``TiedScoresWarning`` is given."""
 
 
 class SparsityWarning(UserWarning):
@@ -122,7 +122,7 @@ def host_numbers(function: Callable[[Tensor], Tensor], tensors: ByParameter) -> 
     if not numbers:
         return {}
     together = torch.stack([number.to(numbers[0].device) for number in numbers])
-    return dict(zip(tensors, together.tolist(), strict=True))
+    return dict(zip(tensors, together.cpu().tolist(), strict=True))
 
 
 def count_kept(mask: ByParameter) -> int:
@@ -157,11 +157,8 @@ def ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter
             if share:
                 ties[name] = Ties(equal.view_as(scores[name]).to(scores[name].device), share)
     if ties:
-        ends = (
-            *host_numbers(torch.amin, scores).values(),
-            *host_numbers(torch.amax, scores).values(),
-        )
-        if len(set(ends)) == 1:
+        lowest = min(host_numbers(torch.amin, scores).values())
+        if lowest == max(host_numbers(torch.amax, scores).values()):
             said = "All scores are equal, so they cannot tell which weights to remove"
             raise ValueError(f"{said}: is the head zero?")
     return mask, ties
@@ -227,7 +224,7 @@ class EarlierTies:
         if min(won, lost) > TIED_PART * kept:
             warnings.warn(
                 f"In rounds before the last equal scores at the threshold removed {lost} weights "
-                f"by their position alone, while {won} of the {kept} that are kept stayed by theirs.",
+                f"by their position alone, while {won} of the {kept} kept ones stayed by theirs.",
                 TiedScoresWarning,
                 stacklevel=4,
             )

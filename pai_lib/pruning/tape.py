@@ -42,7 +42,8 @@ class Tape(TorchDispatchMode):
         super().__init__()
         self.calls: list[Call] = []
         self.overwritten: list[Value] = []  # constants, as they were before they were written into
-        self.live = set(map(_memory, sources))
+        self.roots: dict[int, tuple[Tensor, Tensor]] = {}  # a tensor, and whose memory it looks at
+        self.live = {self.memory(tensor) for tensor in sources}
 
     def __torch_dispatch__(
         self, function: Any, types: Any, args: Any = (), kwargs: Any = None
@@ -53,49 +54,59 @@ class Tape(TorchDispatchMode):
             if (out := function.decompose(*args, **kwargs)) is not NotImplemented:
                 return out
         arguments = {} if name_of(function) in SHAPED_LIKE else _by_name(function, args, kwargs)
+        aliased = [a for a in function._schema.arguments if a.alias_info]
+        written = [arguments[a.name] for a in aliased if a.alias_info.is_write]
+        viewed = _tensors([arguments[a.name] for a in aliased if not a.alias_info.is_write])
+        if viewed and not written:
+            out = function(*args, **kwargs)
+            for tensor in _tensors(out):
+                self.roots.setdefault(id(tensor), (tensor, self.root(viewed[0])))
+            return out
         operands = _tensors(arguments)
+        live = any(self.memory(tensor) in self.live for tensor in operands)
         random = torch.Tag.nondeterministic_seeded in function.tags
-        if not random and not any(_memory(tensor) in self.live for tensor in operands):
+        if not (live or random) or torch.Tag.inplace_view in function.tags:
             return function(*args, **kwargs)
         if functional in decomposition_table and not has_rule(functional, operands):
             with self:
                 out = decomposition_table[functional](*args, **kwargs)
                 return out if functional is function else args[0].copy_(out)
-        schema = function._schema.arguments
-        written = [arguments[a.name] for a in schema if a.alias_info and a.alias_info.is_write]
         noted = tree_map_only(Tensor, self.seen, arguments)
         for tensor in written:
             self.note_constant(tensor)
         out = function(*args, **kwargs)
-        looked_at = set(map(_memory, operands))
-        made = [tensor for tensor in _tensors(out) if _memory(tensor) not in looked_at]
-        if torch.Tag.inplace_view not in function.tags:
-            made += written
+        made = [tensor for tensor in _tensors(out) if all(tensor is not other for other in written)]
+        made += written
         if made:
-            self.live |= set(map(_memory, made))
-            self.calls.append(Call(functional, noted, [tensor.detach() for tensor in made]))
+            self.live |= set(map(self.memory, made))
+            self.calls.append(Call(functional, noted, list(map(self.alias, made))))
         return out
+
+    def root(self, tensor: Tensor) -> Tensor:
+        """Return the tensor whose memory this one looks at."""
+        return self.roots.setdefault(id(tensor), (tensor, tensor))[1]
+
+    def memory(self, tensor: Tensor) -> int:
+        """Return what names the memory of a tensor."""
+        return id(self.root(tensor))
+
+    def alias(self, tensor: Tensor) -> Tensor:
+        """Return the tensor as it is now: its shape may be changed in place."""
+        alias = tensor.detach()
+        self.roots[id(alias)] = (alias, self.root(tensor))
+        return alias
 
     def seen(self, tensor: Tensor) -> Tensor | Value:
         """Return a tensor as an operation sees it, a constant with its pattern."""
-        if _memory(tensor) in self.live:
-            return tensor.detach()
+        if self.memory(tensor) in self.live:
+            return self.alias(tensor)
         return constant(tensor.detach())
 
     def note_constant(self, tensor: Tensor) -> None:
         """Keep the pattern of the whole memory of a constant, of which a part will be live."""
-        if _memory(tensor) not in self.live:
-            whole = tensor.detach().as_strided((_length(tensor),), (1,), 0)
-            self.overwritten.append(constant(whole))
-            self.live.add(_memory(tensor))
-
-
-def _memory(tensor: Tensor) -> int:
-    return tensor.untyped_storage()._cdata
-
-
-def _length(tensor: Tensor) -> int:
-    return tensor.untyped_storage().nbytes() // tensor.element_size()
+        if self.memory(tensor) not in self.live:
+            self.overwritten.append(constant(self.root(tensor)))
+            self.live.add(self.memory(tensor))
 
 
 def _tensors(tree: Any) -> list[Tensor]:
@@ -114,7 +125,7 @@ def _by_name(function: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
 
 
 class _Yes(torch.autograd.Function):
-    """1 where a count of paths is positive, and so on the way back: it never over- or underflows."""
+    """1 where a count of paths is positive, and so on the way back: it never overflows."""
 
     @staticmethod
     def forward(ctx: Any, count: Tensor) -> Tensor:
@@ -128,24 +139,24 @@ class _Yes(torch.autograd.Function):
 class _Memory:
     """The patterns of all memory, flat, so that views and writes in place need no rules."""
 
-    def __init__(self) -> None:
+    def __init__(self, tape: Tape) -> None:
+        self.root = tape.root
         self.parts: dict[tuple[int, int], list[Pattern]] = {}  # factor, addend and flow
 
     def put(self, value: Value) -> None:
         """Write the patterns of a tensor where it lies."""
         tensor, new = value.tensor, value.parts
-        key = _memory(tensor), tensor.element_size()
-        if _is_whole(tensor):
+        key, length, window = self.place(tensor)
+        if window is None:
             self.parts[key] = [None if part is None else part.reshape(-1) for part in new]
             return
-        places = torch.arange(_length(tensor), device=tensor.device)
-        places = places.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
-        zero = torch.zeros((), device=tensor.device)
+        places = torch.arange(length, device=tensor.device).as_strided(*window)
+        zero = torch.zeros((), dtype=torch.float32, device=tensor.device)
 
         def written(old: Pattern, part: Pattern) -> Pattern:
             if old is None and part is None:
                 return None
-            flat = zero.expand(_length(tensor)) if old is None else old
+            flat = zero.expand(length) if old is None else old
             return flat.index_put((places,), zero if part is None else part)
 
         old = self.parts.get(key, [None] * len(new))
@@ -153,25 +164,32 @@ class _Memory:
 
     def get(self, tensor: Tensor) -> Value:
         """Read the patterns of a tensor."""
-        key = _memory(tensor), tensor.element_size()
+        key, _, window = self.place(tensor)
         if key not in self.parts:  # by-products, as the variance of a norm; floats as complex
             raise ValueError(f"what a tensor of {tensor.dtype} holds is not known")
 
-        def read(part: Tensor) -> Tensor:
-            if _is_whole(tensor):
-                return part.view(tensor.shape)
-            return part.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset())
+        def read(part: Pattern) -> Pattern:
+            if part is None:
+                return None
+            return part.view(tensor.shape) if window is None else part.as_strided(*window)
 
-        return Value(tensor, *(None if part is None else read(part) for part in self.parts[key]))
+        return Value(tensor, *map(read, self.parts[key]))
 
-
-def _is_whole(tensor: Tensor) -> bool:
-    return tensor.is_contiguous() and tensor.numel() == _length(tensor)
+    def place(self, tensor: Tensor) -> tuple[tuple[int, int], int, Any]:
+        """Return the key of a tensor's memory, its length, and which window, None for all of it."""
+        root = self.root(tensor)
+        key = id(root), tensor.element_size()
+        steps = zip(root.shape, root.stride(), strict=True)
+        length = 1 + sum((n - 1) * step for n, step in steps) if root.numel() else 0
+        if tensor.is_contiguous() and tensor.numel() == length:
+            return key, length, None
+        offset = int(tensor.storage_offset() - root.storage_offset())
+        return key, length, (tensor.shape, tensor.stride(), offset)
 
 
 def flow_to(output: Tensor, tape: Tape, sources: list[Value]) -> Pattern:
     """Where the input reaches the output, as a function of the patterns of the sources."""
-    memory = _Memory()
+    memory = _Memory(tape)
     for value in (*tape.overwritten, *sources):
         memory.put(value)
     for call in tape.calls:

@@ -98,6 +98,16 @@ def in_part(x):
     return x
 
 
+class Sign(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.sign()
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient
+
+
 FUNCTIONS = """
     relu relu6 hardtanh sigmoid tanh gelu silu hardswish hardsigmoid elu selu celu softplus softsign tanhshrink
     hardshrink softshrink mish logsigmoid leaky_relu rrelu
@@ -119,6 +129,8 @@ SINGLE = {  # functions of single numbers
     "another layout": lambda x: x.permute(0, 2, 3, 1).contiguous().permute(0, 3, 1, 2),
     "noise": lambda x: x + torch.randn_like(x),
     "there and back": lambda x: x.transpose(2, 3).clone().mT,
+    "filled in place": lambda x: (x * 1).masked_fill_(x > 9, 0.0),
+    "an own function": lambda x: Sign.apply(x),
 }
 NORMS = {
     "batch": nn.BatchNorm2d,
@@ -446,6 +458,8 @@ UNKNOWN = "what passes the operation '.*' is not known"
         (expert, DEPENDS),
         (lambda net, x: net.a(x)[:, net.a(x)[0] > -99], DEPENDS),
         (lambda net, x: torch.view_as_complex(net.a(x).unflatten(1, (3, 2))).abs().repeat(1, 2), "is not known"),
+        (lambda net, x: net.a(x).topk(6).values, UNKNOWN),
+        (lambda net, x: F.max_pool1d(net.a(x), 2, 1, 1, dilation=2).repeat(1, 2)[:, :6], "dilated"),
         (lambda net, x: torch.linalg.qr(net.a(x).mT @ net.a(x))[0][:1], UNKNOWN),
         (lambda net, x: F.linear(x, torch.linalg.pinv(net.a.weight).mT), UNKNOWN),
     ],
