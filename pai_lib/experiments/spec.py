@@ -10,8 +10,7 @@ import operator
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, field, fields
-from functools import cache
-from typing import Any
+from typing import Any, NoReturn
 
 from ..data.loading import dataset_names, find_own, load_data
 from ..models import model_names
@@ -37,18 +36,14 @@ _REQUIREMENTS = {  # of bounds that are better said otherwise
 }
 
 
-@cache
-def _limits(bounds: str) -> list[tuple[Callable[[float, float], bool], float]]:
-    return [(_LIMITS[word], float(limit)) for word, limit in re.findall(LIMIT, bounds)]
-
-
 def within(number: float, bounds: str) -> bool:
     """Whether a number is within bounds in words.
 
     >>> within(0.5, "above 0 and at most 1"), within(0, "above 0 and at most 1")
     (True, False)
     """
-    return all(holds(number, limit) for holds, limit in _limits(bounds))
+    limits = re.findall(LIMIT, bounds)
+    return all(_LIMITS[word](number, float(limit)) for word, limit in limits)
 
 
 # The fields of a specification: what they hold, the help of the command line, and which values.
@@ -62,7 +57,7 @@ def _whole(default: int | None, about: str, bounds: str = "at least 1") -> Any:
     return field(default=default, metadata={"kind": int, "help": about, "bounds": bounds})
 
 
-def _number(default: Any, about: str, bounds: str) -> Any:
+def _number(default: Any, about: str, bounds: str = "above 0") -> Any:
     return field(default=default, metadata={"kind": float, "help": about, "bounds": bounds})
 
 
@@ -105,9 +100,7 @@ class RunSpec:
     samples_per_class: int = _whole(10, "scoring samples a class")
     group: int = _whole(1, "samples averaged before a gradient is squared or probed")
     probes: int = _whole(10, "Hutchinson's random vectors a group")
-    temperature: float | None = _number(
-        None, "divides the logits; none is the criterion's own", "above 0"
-    )
+    temperature: float | None = _number(None, "divides the logits; none is the criterion's own")
     rounds: int | None = _whole(None, "rounds of scoring and masking; none is the criterion's own")
     warmup: int = _whole(98, "batch-norm updates before scoring", "at least 0")
     control: str = _name(
@@ -115,7 +108,7 @@ class RunSpec:
     )
     epochs: int = _whole(160, "passes over the training images")
     batch_size: int = _whole(512, "images a step")
-    lr: float = _number(0.03, "first learning rate", "above 0")
+    lr: float = _number(0.03, "first learning rate")
     momentum: float = _number(0.9, "momentum of SGD, first coefficient of AdamW", "at least 0")
     weight_decay: float = _number(
         5e-4, "weight decay: coupled in SGD, decoupled in AdamW", "at least 0"
@@ -125,7 +118,7 @@ class RunSpec:
         "fractions of the run at which steps drop the learning rate",
         "above 0 and below 1",
     )
-    lr_drop_factor: float = _number(0.2, "factor of each drop", "above 0")
+    lr_drop_factor: float = _number(0.2, "factor of each drop")
     precision: str = _name("float32", "float32, or bf16 for autocast in training", PRECISIONS)
     seed: int = _whole(
         0, "of initialization, samples, probes, order and augmentation", "at least 0"
@@ -155,31 +148,27 @@ class RunSpec:
             object.__setattr__(self, name, field_value(name, getattr(self, name)))
         dense = self.criterion == "dense"
         if dense != (self.sparsity == 0):
-            raise ValueError(
-                f"criterion={self.criterion!r} with sparsity={self.sparsity}: the dense network is "
-                'criterion="dense" with sparsity=0, one way to say it.'
-            )
+            reason = 'the dense network is criterion="dense" with sparsity=0, one way to say it'
+            self._refuse("criterion with sparsity", reason)
         if not dense:
             get_criterion(self.criterion, self.variant)
         elif (self.variant, self.control, self.when) != ("cited", "none", "init"):
-            raise ValueError(
-                f"criterion='dense' with variant={self.variant!r}, control={self.control!r} and "
-                f"when={self.when!r}: without a mask there is nothing to vary, control or postpone."
-            )
+            reason = "without a mask there is nothing to vary, control or postpone"
+            self._refuse("criterion with variant and control and when", reason)
         if self.control == "invert" and self.rounds not in (None, 1):
-            how = f"rounds={self.rounds} with control='invert'"
-            raise ValueError(f"{how}: inverted scores are ranked once.")
+            self._refuse("rounds with control", "inverted scores are ranked once")
         if self.schedule == "cosine" and (self.lr_drops, self.lr_drop_factor) != ((0.5, 0.75), 0.2):
-            drops = f"lr_drops={self.lr_drops} and lr_drop_factor={self.lr_drop_factor}"
-            raise ValueError(
-                f"{drops} with schedule='cosine': a cosine does not drop; leave them out."
-            )
+            reason = "a cosine does not drop; leave them out"
+            self._refuse("lr_drops and lr_drop_factor with schedule", reason)
         if self.optimizer == "adamw" and not self.momentum < 1:
-            how = f"momentum={self.momentum} with optimizer='adamw'"
-            raise ValueError(f"{how}: it must be below 1.")
+            self._refuse("momentum with optimizer", "it must be below 1")
         if not self.lr_warmup < self.epochs:
-            how = f"lr_warmup={self.lr_warmup} with epochs={self.epochs}"
-            raise ValueError(f"{how}: it must be shorter.")
+            self._refuse("lr_warmup with epochs", "it must be shorter")
+
+    def _refuse(self, names: str, reason: str) -> NoReturn:
+        values = {name: f"{name}={getattr(self, name)!r}" for name in FIELDS}
+        together = " ".join(values.get(word, word) for word in names.split())
+        raise ValueError(f"{together}: {reason}.")
 
     @property
     def data(self) -> str:

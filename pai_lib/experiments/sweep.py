@@ -319,10 +319,8 @@ def _on_worker(
     keep_freed_memory()
     seen = checkpoint.with_suffix(".lock").exists()  # else the results folder is on another machine
     with _BUSY:  # a run has the process to itself, however many threads the worker has
-        stop, whole = (
-            _Stop(Event(event).is_set, seconds),
-            load_data(spec.dataset, image_size=spec.image_size),
-        )
+        stop = _Stop(Event(event).is_set, seconds)
+        whole = load_data(spec.dataset, image_size=spec.image_size)
         path = checkpoint if seen else None
         return _attempt(spec, whole, resolve_device(device), path, stop, _SHARED)
 

@@ -22,7 +22,7 @@ from sklearn.model_selection import train_test_split
 from torchvision import datasets
 from torchvision.transforms import functional as TF
 
-from pai_lib import RunSpec
+from pai_lib import RunSpec, run
 from pai_lib.data import loading as D
 from pai_lib.data.batch import Batch
 from pai_lib.data.dataset import Dataset, crop_and_flip
@@ -400,14 +400,14 @@ def test_npz_of_ones_own(tmp_path, monkeypatch):
     np.testing.assert_array_equal(data.train_images, four["x_train"].transpose(0, 3, 1, 2))
     assert (data.location, data.num_classes, data.augment) == (str(tmp_path / "mine.npz"), 4, True)
     assert load_data(tmp_path / "mine.npz").fingerprint == data.fingerprint
-    assert RunSpec(dataset="mine").dataset == "mine"
+    assert RunSpec(dataset="mine").data == data.fingerprint
     np.savez(tmp_path / "mine.npz", **arrays(seed=1))
     assert load_data("mine").fingerprint != data.fingerprint  # it is read again
     (tmp_path / "mine.npz").write_bytes(b"no archive")
     with pytest.raises(ValueError, match=r"mine\.npz must be \.npz with arrays x_train"):
         load_data("mine")
     with pytest.raises(ValueError, match="Unknown dataset 'mime'"):
-        RunSpec(dataset="mime")
+        run(RunSpec(dataset="mime"))
 
 
 def test_fingerprint_does_not_depend_on_where_it_was(tmp_path):
