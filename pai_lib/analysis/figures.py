@@ -28,6 +28,7 @@ from PIL import Image
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
+from .protocols import protocols as protocols  # pages take them from here
 from .statistics import paired, span
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
@@ -273,7 +274,7 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
     """One labelled row a series, from above: a dot for each value and a bar at their mean."""
     figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)))
     styles = criterion_styles()
-    for row, ((_, values), key) in enumerate(zip(rows.items(), criteria, strict=True)):
+    for row, (values, key) in enumerate(zip(rows.values(), criteria, strict=True)):
         known, color = values.dropna(), styles[key]["color"]
         axes.plot(known, [row] * len(known), ls="none", ms=5, alpha=0.5, **styles[key])
         axes.plot(known.mean(), row, marker="|", ms=14, mew=2, color=color)
