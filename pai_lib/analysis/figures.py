@@ -11,7 +11,7 @@ import html
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,9 @@ from PIL import Image
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
+from .protocols import protocols as protocols  # pages take them from here
 from .statistics import paired, span
+from .tables import accuracy_table, best_and_worst, by_criterion, in_order, summarize  # noqa: F401
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
 # criteria, named after the quantity that the family rests on, in order of precedence.
@@ -119,10 +121,7 @@ def glue(name: str, value: Any, display: bool = False) -> None:
 
 
 def save(figure: Figure, path: str | Path) -> Path:
-    """Write a figure to a file of the kind that its name ends with: ``.svg``, ``.pdf``, ``.png``.
-
-    Where ``$PAI_FIGURES`` names a folder, ``show`` saves every figure there, as ``<name>.svg``.
-    """
+    """Write a figure to a file of the kind its name ends with: ``.svg``, ``.pdf``, ``.png``."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, bbox_inches="tight", facecolor="white")
@@ -162,18 +161,6 @@ def criterion_styles() -> dict[str, dict[str, Any]]:
         place = seen[family(key)] = seen.get(family(key), -1) + 1
         styles[key] = {"color": _FAMILIES[family(key)], "marker": _MARKERS[place % len(_MARKERS)]}
     return styles
-
-
-def in_order(keys: Iterable[str]) -> list[str]:
-    """The keys of criteria, and of the dense network, in the order of every table and legend."""
-    keys = set(keys)
-    return [key for key in ("dense", *CRITERIA) if key in keys]
-
-
-def by_criterion(table: pd.DataFrame) -> pd.DataFrame:
-    """A table whose index are keys of criteria, in their order and under their labels."""
-    ordered = table.loc[in_order(table.index)]
-    return ordered.rename(index=criterion_label).rename_axis(None)
 
 
 def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
@@ -273,7 +260,7 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
     """One labelled row a series, from above: a dot for each value and a bar at their mean."""
     figure, axes = plt.subplots(figsize=(5.6, 1.1 + 0.3 * len(rows)))
     styles = criterion_styles()
-    for row, ((_, values), key) in enumerate(zip(rows.items(), criteria, strict=True)):
+    for row, (values, key) in enumerate(zip(rows.values(), criteria, strict=True)):
         known, color = values.dropna(), styles[key]["color"]
         axes.plot(known, [row] * len(known), ls="none", ms=5, alpha=0.5, **styles[key])
         axes.plot(known.mean(), row, marker="|", ms=14, mew=2, color=color)
@@ -300,16 +287,13 @@ def small_multiples(
     looks: Mapping[str, Mapping[str, Any]],
     wrap: int = 2,
 ) -> tuple[Figure, dict[str, Axes]]:
-    """One panel a value: lines of means with their ranges, in looks that all panels share.
+    """Lines of means with their ranges, one panel a value: the figure, and the axes of each panel.
 
     Args:
         frame: one row a measurement.
         columns: of the frame: x, y, which line, and which panel.
         looks: line to colour, marker and dashes.
         wrap: panels beside each other.
-
-    Returns:
-        The figure, and the axes of each panel.
     """
     x, y, line, panel = columns
     roles = {"x": x, "y": y, "hue": line, "style": line, "col": panel}
@@ -325,39 +309,6 @@ def small_multiples(
     grid.set_titles("{col_name}")
     sns.move_legend(grid, "upper center", ncols=3, title=None, bbox_to_anchor=(0.5, 0))
     return grid.figure, grid.axes_dict
-
-
-def summarize(frame: pd.DataFrame) -> pd.DataFrame:
-    """Mean, standard deviation and number of the test accuracies, by criterion and sparsity."""
-    known = frame.dropna(subset="test_accuracy")
-    groups = known.groupby(["criterion", "sparsity"])["test_accuracy"]
-    return groups.agg(mean="mean", sd="std", n="count").reset_index()
-
-
-def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
-    """Criteria by sparsities: mean ± standard deviation in percent; the mean alone where n is 1."""
-    summary = summarize(frame)
-    text = (100 * summary["mean"]).map("{:.2f}".format)
-    spread = (100 * summary["sd"]).map(" ± {:.2f}".format, na_action="ignore").fillna("")
-    table = summary.assign(text=text + spread).pivot(
-        index="criterion", columns="sparsity", values="text"
-    )
-    table.columns = [f"sparsity {s:g}" for s in table.columns]
-    return by_criterion(table.fillna("–"))
-
-
-def best_and_worst(frame: pd.DataFrame) -> str:
-    """One clause a sparsity: the criteria of highest and lowest mean accuracy, how many, and n."""
-    summary = summarize(frame[frame["sparsity"] > 0])
-    clauses = []
-    for sparsity, rows in summary.groupby("sparsity"):
-        best, worst = rows.loc[rows["mean"].idxmax()], rows.loc[rows["mean"].idxmin()]
-        low = f"{criterion_label(worst['criterion'])} {100 * worst['mean']:.1f} %"
-        high = f"{criterion_label(best['criterion'])} {100 * best['mean']:.1f} %"
-        n = f"(n = {span(rows['n'])})"
-        several = f"of {len(rows)} criteria {n} from {high} down to {low}"
-        clauses.append(f"at sparsity {sparsity:g}, {several if len(rows) > 1 else f'{low} {n}'}")
-    return "; ".join(clauses)
 
 
 def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
