@@ -170,7 +170,7 @@ BELOW = {"CRITERIA", "Shared", "prune", "run", "score", "score_many"}
 WITHOUT = set(
     """
     Criterion Record RunSpec SparsityWarning Store TiedScoresWarning build_model check_data check_parameters
-    criterion dataset_names load_data model_names records_frame
+    criterion criterion_label dataset_names load_data model_names records_frame resolve_device
     """.split()
 )
 RULES = [(rule.key, variant) for rule in pai.CRITERIA.values() for variant in rule.variants]
