@@ -81,10 +81,9 @@ def page_data(root: Path) -> tuple[dict, list]:
 
 def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
     """Return one entry a protocol and warm-up; real images come first."""
-    from pai_lib.analysis import figures
-    from pai_lib.analysis.verdicts import PROTOCOL
+    from pai_lib.analysis.protocols import PROTOCOL
 
-    protocols = [rows for _, rows in figures.protocols(frame)]
+    protocols = [rows for _, rows in protocols.by_protocol(frame)]
     protocols.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))
     keys = [tuple(rows.iloc[0][PROTOCOL].map(str)) for rows in protocols]
     kinds = {key: rows.iloc[0] for key, rows in zip(keys, protocols, strict=True)}
@@ -106,13 +105,11 @@ def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
 
 
 def points(rows: pd.DataFrame) -> list[dict]:
-    """Return one entry a criterion and sparsity, with the numbers of ``figures.summarize``."""
-    from pai_lib.analysis import figures
-
+    """Return one entry a criterion and sparsity, with the numbers of ``tables.summarize``."""
     finished = rows.dropna(subset="test_accuracy")
     seeds = finished.groupby(["criterion", "sparsity"])["seed"].apply(sorted)
     entries = []
-    for cell in figures.summarize(rows).itertuples(index=False):
+    for cell in tables.summarize(rows).itertuples(index=False):
         entry = {
             "criterion": cell.criterion,
             "sparsity": float(cell.sparsity),
@@ -128,7 +125,7 @@ def points(rows: pd.DataFrame) -> list[dict]:
 def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
     from pai_lib.analysis.frames import data_note
-    from pai_lib.analysis.verdicts import PROTOCOL
+    from pai_lib.analysis.protocols import PROTOCOL
 
     words = []
     for kind in kinds:

@@ -28,9 +28,8 @@ from PIL import Image
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
-from .protocols import protocols as protocols  # pages take them from here
 from .statistics import paired, span
-from .tables import accuracy_table, best_and_worst, by_criterion, in_order, summarize  # noqa: F401
+from .tables import in_order, summarize
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
 # criteria, named after the quantity that the family rests on, in order of precedence.

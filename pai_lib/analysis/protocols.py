@@ -8,8 +8,8 @@ from typing import Any
 import pandas as pd
 
 from ..experiments.records import Store, default_results
-from .frames import data_note
 from ..experiments.spec import RunSpec
+from .frames import data_note
 
 PLAIN = {"control": "none", "variant": "cited", "scope": "global", "when": "init"}
 VARIED = ("criterion", "sparsity", "seed", "temperature", "rounds", "warmup", *PLAIN)
@@ -46,7 +46,7 @@ def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
     return frame[protocol == protocol.value_counts().idxmax()]
 
 
-def protocols(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
+def by_protocol(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Split plain records by protocol and warm-up, largest group first: (its words, its rows).
 
     A group without pruned networks is left out.

@@ -12,9 +12,7 @@ from dataclasses import dataclass, replace
 
 import pandas as pd
 
-from .protocols import PLAIN as PLAIN
 from .protocols import PROTOCOL, plain_runs
-from .protocols import one_protocol as one_protocol
 from .statistics import LEVEL, holm, p_value, paired, points
 
 MARGIN = 0.5  # percentage points that count as a match

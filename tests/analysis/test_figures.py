@@ -12,7 +12,7 @@ import torch
 from PIL import Image
 
 import pai_lib as pai
-from pai_lib.analysis import figures
+from pai_lib.analysis import figures, tables
 from pai_lib.pruning import criteria
 
 mpl.use("Agg")
@@ -47,7 +47,7 @@ def test_a_new_criterion_gets_a_look_without_a_line_here(monkeypatch):
 
 
 def test_summary_is_mean_deviation_and_count(frame):
-    summary = figures.summarize(frame).set_index(["criterion", "sparsity"])
+    summary = tables.summarize(frame).set_index(["criterion", "sparsity"])
     assert summary.loc[("snip", 0.9), "mean"] == pytest.approx(0.72)
     assert summary.loc[("snip", 0.9), "sd"] == pytest.approx(0.01)  # of 0.71, 0.72, 0.73
     assert summary.loc[("snip", 0.9), "n"] == 3
@@ -56,18 +56,18 @@ def test_summary_is_mean_deviation_and_count(frame):
 
 def test_a_failed_run_is_not_averaged(frame):
     frame.loc[frame["criterion"] == "random", "test_accuracy"] = np.nan
-    assert set(figures.summarize(frame)["criterion"]) == {"dense", "snip"}
+    assert set(tables.summarize(frame)["criterion"]) == {"dense", "snip"}
 
 
 def test_table_and_sentence(frame):
-    table = figures.accuracy_table(frame)
+    table = tables.accuracy_table(frame)
     assert list(table.index) == ["Dense", "Random", "SNIP"]
     assert table.loc["SNIP", "sparsity 0.9"] == "72.00 ± 1.00"
     assert table.loc["Dense", "sparsity 0"] == "90.00"
     told = "at sparsity 0.9, of 2 criteria (n = 3) from SNIP 72.0 % down to Random 50.0 %; "
-    assert figures.best_and_worst(frame).startswith(told)
-    assert "(n = 2 to 3) from SNIP 72.0 %" in figures.best_and_worst(frame.drop(index=len(frame) - 6))
-    alone = figures.best_and_worst(frame[(frame["criterion"] == "random") & (frame["sparsity"] == 0.9)])
+    assert tables.best_and_worst(frame).startswith(told)
+    assert "(n = 2 to 3) from SNIP 72.0 %" in tables.best_and_worst(frame.drop(index=len(frame) - 6))
+    alone = tables.best_and_worst(frame[(frame["criterion"] == "random") & (frame["sparsity"] == 0.9)])
     assert alone == "at sparsity 0.9, Random 50.0 % (n = 3)"
 
 
@@ -107,7 +107,7 @@ def test_small_multiples_draw_means_in_the_looks_given():
 
 
 def test_tables_are_in_the_order_of_the_registry():
-    table = figures.by_criterion(pd.DataFrame({"n": [1, 2, 3]}, index=["snip", "dense", "random"]))
+    table = tables.by_criterion(pd.DataFrame({"n": [1, 2, 3]}, index=["snip", "dense", "random"]))
     assert table["n"].to_dict() == {"Dense": 2, "Random": 3, "SNIP": 1}
 
 

@@ -21,17 +21,17 @@ def frame():
 def test_runs_of_different_protocols_are_kept_apart(frame):
     other = frame.assign(epochs=12)[frame["criterion"] == "snip"]
     control = frame.assign(control="shuffle")
-    (words, rows), (_, fewer) = protocols.protocols(pd.concat([other, frame, control]))
+    (words, rows), (_, fewer) = protocols.by_protocol(pd.concat([other, frame, control]))
     assert len(rows) == len(frame)
     assert len(fewer) == len(other)
     assert "160 epochs of sgd at batch 512" in words
-    assert protocols.protocols(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
-    assert protocols.protocols(frame.iloc[:0]) == []
+    assert protocols.by_protocol(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
+    assert protocols.by_protocol(frame.iloc[:0]) == []
 
 
 def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
     copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
-    words = [words for words, _ in protocols.protocols(pd.concat([frame, copy]))]
+    words = [words for words, _ in protocols.by_protocol(pd.concat([frame, copy]))]
     assert len(words) == 2
     assert sum("of cifar10 (every image re-encoded as JPEG), 160 epochs of sgd" in each for each in words) == 1
     assert sum("of cifar10, 160 epochs of sgd" in each for each in words) == 1

@@ -311,12 +311,12 @@ def test_notes_are_those_of_the_records_that_are_shown(home, store):
     (store.root / "data.yaml").write_text(f"{record.data['fingerprint']}: noise\n")
     Path("results").mkdir()
     Path("results/data.yaml").write_text(f"{record.data['fingerprint']}: not these\n")
-    ((words, _),) = figures.protocols(store.frame().query("seed == 0"))
+    ((words, _),) = protocols.by_protocol(store.frame().query("seed == 0"))
     assert "of mine.npz (noise), " in words
     (group,) = page.page_data(store.root)[0]["groups"]
     assert "20 training images (noise), " in group["protocol"]
     untold = Store(store.root.with_name("other"))
     untold.save(record)
-    ((words, _),) = figures.protocols(untold.frame())
+    ((words, _),) = protocols.by_protocol(untold.frame())
     assert "of mine.npz, " in words
     assert untimed(untold.records()[0]) == untimed(record)
