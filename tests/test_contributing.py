@@ -100,7 +100,8 @@ def test_a_criterion_and_a_data_set_are_added_as_written(project):
     assert "\nblobs: 20 training and 4 test images, 3×8×6, 2 classes\n" in told
     assert told.endswith(f"read from {project.data / 'blobs.npz'}\n")
     # the library's own tests of a criterion, and of its shape
-    told = project.run("-m", "pytest", "-p", "no:cacheprovider", "-k", "taylor_squared", "tests/pruning/test_criteria.py")
+    words = ["-m", "pytest", "-p", "no:cacheprovider", "-k", "taylor_squared"]
+    told = project.run(*words, "tests/pruning/test_criteria.py")
     assert int(re.search(r"(\d+) passed", told)[1]) >= 5
     project.run("-m", "pytest", "-p", "no:cacheprovider", "tests/test_layout.py")
 

@@ -81,9 +81,9 @@ def page_data(root: Path) -> tuple[dict, list]:
 
 def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
     """Return one entry a protocol and warm-up; real images come first."""
-    from pai_lib.analysis.protocols import PROTOCOL
+    from pai_lib.analysis.protocols import PROTOCOL, by_protocol
 
-    protocols = [rows for _, rows in protocols.by_protocol(frame)]
+    protocols = [rows for _, rows in by_protocol(frame)]
     protocols.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))
     keys = [tuple(rows.iloc[0][PROTOCOL].map(str)) for rows in protocols]
     kinds = {key: rows.iloc[0] for key, rows in zip(keys, protocols, strict=True)}
@@ -106,10 +106,12 @@ def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
 
 def points(rows: pd.DataFrame) -> list[dict]:
     """Return one entry a criterion and sparsity, with the numbers of ``tables.summarize``."""
+    from pai_lib.analysis.tables import summarize
+
     finished = rows.dropna(subset="test_accuracy")
     seeds = finished.groupby(["criterion", "sparsity"])["seed"].apply(sorted)
     entries = []
-    for cell in tables.summarize(rows).itertuples(index=False):
+    for cell in summarize(rows).itertuples(index=False):
         entry = {
             "criterion": cell.criterion,
             "sparsity": float(cell.sparsity),

@@ -47,7 +47,8 @@ def find_owners(
 ) -> tuple[list[Owners], tuple[Tensor, ...]]:
     """Find the owners of the rows of uses, and the gradients there for a seed at the logits."""
     samples = torch.arange(len(logits), device=logits.device)
-    powers = torch.tensor([2.0**i for i in range(EXPONENTS)], dtype=logits.dtype).to(logits.device)
+    exact = [2.0**i for i in range(EXPONENTS)]
+    powers = torch.tensor(exact, dtype=logits.dtype, device=logits.device)
     scaled = []
     for place in range(max(1, math.ceil(math.log(len(logits), EXPONENTS)))):
         digits = samples // EXPONENTS**place % EXPONENTS

@@ -305,7 +305,9 @@ def test_the_page_of_records_links_to_each_by_the_name_in_its_row(home, store, t
 
 
 def test_notes_are_those_of_the_records_that_are_shown(home, store):
-    figures = pytest.importorskip("pai_lib.analysis.figures")
+    pytest.importorskip("pai_lib.analysis.figures")
+    from pai_lib.analysis import protocols
+
     page = pytest.importorskip("test_explorer").records_page
     record = quick(replace(OWN, dataset="mine.npz"), store)
     (store.root / "data.yaml").write_text(f"{record.data['fingerprint']}: noise\n")
