@@ -36,7 +36,7 @@ from .pruning.criteria import CRITERIA, criterion_label
 from .training.device import keep_freed_memory, resolve_device
 
 
-def add_book(commands: argparse._SubParsersAction) -> None:
+def add_book(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai book``."""
     parser = commands.add_parser("book", help="execute stale chapters and build the book")
     option = parser.add_argument
@@ -65,7 +65,7 @@ def run_book(args: argparse.Namespace) -> None:
         print(f"The book is ready. Open {page.as_uri()}")
 
 
-def add_notebooks(commands: argparse._SubParsersAction) -> None:
+def add_notebooks(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai notebooks``."""
     about = "re-execute notebook sources, keep the compared outputs"
     parser = commands.add_parser("notebooks", help=about)
@@ -79,7 +79,7 @@ def update_notebooks(args: argparse.Namespace) -> None:
     book.update_notebooks(find_root(), args.names)
 
 
-def add_run(commands: argparse._SubParsersAction) -> None:
+def add_run(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai run``, with an option for each field of `RunSpec`."""
     parser = commands.add_parser("run", help="prune, train and test one network; write its record")
     for name, field in FIELDS.items():
@@ -115,7 +115,7 @@ def _text(value: Any) -> str:
     return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
 
 
-def _value(field: Field, text: str) -> Any:
+def _value(field: Field[Any], text: str) -> Any:
     """Return an option's text as its field's type; ``none`` is None, or no number in a list."""
     kind, several = field.metadata["kind"], is_list(field.name)
     ending = " or none" if field.default is None else ""
@@ -143,7 +143,7 @@ def run_one(args: argparse.Namespace) -> int:
     return 1 if record.failure else 0
 
 
-def add_sweep(commands: argparse._SubParsersAction) -> None:
+def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai sweep``."""
     parser = commands.add_parser("sweep", help="do the runs of a campaign that have no record yet")
     option = parser.add_argument
@@ -173,7 +173,7 @@ def run_campaign(args: argparse.Namespace) -> int:
     return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
 
 
-def add_export(commands: argparse._SubParsersAction) -> None:
+def add_export(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai export``."""
     parser = commands.add_parser("export", help="write all records as one CSV file")
     about = "one row a record, failed runs too"
@@ -199,7 +199,7 @@ def run_export(args: argparse.Namespace) -> None:
     print(f"{args.file}: {len(records)} records, {failed} of failed runs")
 
 
-def add_data(commands: argparse._SubParsersAction) -> None:
+def add_data(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai data``."""
     parser = commands.add_parser("data", help="fetch or check a data set")
     about = "fetch: load it, from the net if need be"
@@ -217,7 +217,7 @@ def run_data(args: argparse.Namespace) -> None:
         print(f"{args.name} is ready: read from {load_data(args.name).location}")
 
 
-def add_criteria(commands: argparse._SubParsersAction) -> None:
+def add_criteria(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai criteria``."""
     parser = commands.add_parser("criteria", help="list the pruning criteria")
     parser.set_defaults(call=list_criteria)

@@ -25,11 +25,11 @@ _CORE_SCHEMA = {
 }
 
 
-class _Loader(yaml.SafeLoader):
+class _Loader(yaml.SafeLoader):  # type: ignore[misc]
     """YAML 1.2: 010 is ten, 1e-3 a number, `no`, 1:30 and dates are text; no key stands twice."""
 
-    yaml_implicit_resolvers: typing.ClassVar[dict] = {}
-    bool_values: typing.ClassVar[dict] = {"true": True, "false": False}
+    yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
+    bool_values: typing.ClassVar[dict[str, Any]] = {"true": True, "false": False}
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)

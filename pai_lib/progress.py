@@ -23,7 +23,7 @@ T = TypeVar("T")
 _open: ContextVar[Bar | None] = ContextVar("bar", default=None)  # of this thread
 
 
-class Bar(contextlib.AbstractContextManager):
+class Bar(contextlib.AbstractContextManager[Any]):
     """The bar of a call: it appears on stderr (terminal or notebook) once the call takes long.
 
     One a call: within another that is open this one shows nothing. The outermost loop over `steps`

@@ -11,17 +11,17 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any
 
-import matplotlib.pyplot as plt
 import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullLocator
 from torch import Tensor, nn
 
 from ..curvature.calls import ByParameter
 from ..data.batch import Batch
-from ..data.loading import Dataset
+from ..data.dataset import Dataset
 from ..draws import random_stream
 from ..experiments.records import default_results
 
@@ -156,7 +156,7 @@ def only_ticks(axes: Axes, values: Iterable[float], labels: Iterable[Any] | None
     """Mark these values of a logarithmic x axis and no others."""
     values = list(values)
     axes.set_xticks(values, [str(label) for label in labels or values])
-    axes.xaxis.set_minor_locator(plt.NullLocator())
+    axes.xaxis.set_minor_locator(NullLocator())
 
 
 def benchmarks(pattern: str) -> list[dict[str, Any]]:

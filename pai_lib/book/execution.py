@@ -112,7 +112,7 @@ def execute_together(tasks: Sequence[Callable[[Watch], None]], workers: int) -> 
     failures = []
     with ThreadPoolExecutor(workers) as pool:
         watch = Watch(len(tasks))
-        pending: set[Future] = {pool.submit(task, watch) for task in tasks}
+        pending: set[Future[Any]] = {pool.submit(task, watch) for task in tasks}
         try:
             while pending:
                 done, pending = wait(pending, 1.0, FIRST_COMPLETED)
@@ -160,8 +160,8 @@ def run_notebook(
         ChapterError: naming the cell that failed; the notebook is then in ``_build/failed``.
     """
     import nbformat
-    from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
+    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
 
     notebook = injected(nbformat.read(source, 4), values)

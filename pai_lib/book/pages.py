@@ -136,7 +136,7 @@ def with_roles(text: str) -> str:
     '{cite:t}`lee2019`, {eq}`obd`, {doc}`Cost <cost>`'
     """
 
-    def role(match: re.Match) -> str:
+    def role(match: re.Match[str]) -> str:
         said, name, target = match.groups()
         return f"{{{name}}}`{said} <{target}>`" if name in TITLED else f"{{{name}}}`{target}`"
 
@@ -168,7 +168,7 @@ def keep_labels_apart(notebook: Any, job: Job) -> None:
         matches = [match for holder, key in texts for match in LABEL.finditer(holder[key])]
         labels |= {match["label"] for match in matches if match["definition"]}
 
-    def with_prefix(match: re.Match) -> str:
+    def with_prefix(match: re.Match[str]) -> str:
         before = match[0].removesuffix(match["label"])
         return f"{before}{prefix}-{match['label']}" if match["label"] in labels else match[0]
 

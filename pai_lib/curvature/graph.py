@@ -30,7 +30,7 @@ class Use(NamedTuple):
     inputs: Tensor | None  # what multiplied the parameter; None for a bias
     parameter: Tensor
     channel_axis: int = -1  # of the output
-    options: tuple = ()  # of a convolution: stride, padding, dilation, groups
+    options: tuple[Any, ...] = ()  # of a convolution: stride, padding, dilation, groups
 
 
 def operation(node: Node) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -11,7 +12,7 @@ from .loading import ARRAYS, dataset, downloading, read_arrays
 
 
 @dataset("digits", "digits32", augment=False)
-def load_digits(name: str, root: Path) -> tuple:
+def load_digits(name: str, root: Path) -> tuple[Any, ...]:
     """1,797 handwritten digits, 8×8 (Alpaydin & Kaynak 1998, UCI); `digits32` has 3 × 32×32."""
     from sklearn import datasets
 
@@ -24,7 +25,7 @@ def load_digits(name: str, root: Path) -> tuple:
 
 
 @dataset("cifar10", "cifar100")
-def load_cifar(name: str, root: Path) -> tuple:
+def load_cifar(name: str, root: Path) -> tuple[Any, ...]:
     """60,000 photographs, 32×32 (Krizhevsky 2009, Learning multiple layers of features)."""
     arrays = root / f"{name}.npz"
     if arrays.is_file():

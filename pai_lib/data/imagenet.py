@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -95,7 +95,7 @@ class ImageStream(Dataset):
             yield Batch(inputs, labels[index])
 
 
-class _Images(torch.utils.data.Dataset):
+class _Images(torch.utils.data.Dataset[Any]):
     """Image i as uint8 C×H×W; augmented by its seed if there is one."""
 
     def __init__(self, files: np.ndarray, folder: str, size: int, seeds: Tensor | None):

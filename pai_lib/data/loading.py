@@ -5,6 +5,7 @@ import os
 from collections.abc import Callable, Iterator
 from functools import lru_cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -13,17 +14,17 @@ from .dataset import Dataset, stratified_split
 from .folders import read_folder, stamp
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
-_LOADERS: dict[str, tuple[Callable, bool | None]] = {}  # name: loader, augment
+_LOADERS: dict[str, tuple[Callable[..., Any], bool | None]] = {}  # name: loader, augment
 
 
-def dataset(*names: str, augment: bool | None = True) -> Callable:
+def dataset(*names: str, augment: bool | None = True) -> Callable[..., Any]:
     """Register a loader(name, root) of x_train, y_train, x_test, y_test, location.
 
     It may return x, y, location, of which a fifth is then held out for tests. With `augment=None`
     it is a loader(name, root, image_size) of a data set that is used like `Dataset`.
     """
 
-    def register(loader: Callable) -> Callable:
+    def register(loader: Callable[..., Any]) -> Callable[..., Any]:
         _LOADERS.update(dict.fromkeys(names, (loader, augment)))
         return loader
 
@@ -108,7 +109,7 @@ def check_data(name: str | Path, root: str | Path | None = None) -> str:
 
 
 @lru_cache(maxsize=4)  # a sweep reads its data once; nobody may change its tensors in place
-def _load(name: str, path: Path, image_size: int | None, files: tuple) -> Dataset:
+def _load(name: str, path: Path, image_size: int | None, files: tuple[Any, ...]) -> Dataset:
     """Read a registered data set below `path`, or what `path` itself is; `files` are its stamp."""
     augment: bool | None = True
     if name in _LOADERS:

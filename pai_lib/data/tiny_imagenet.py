@@ -4,6 +4,7 @@ import hashlib
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock
 from torch.hub import download_url_to_file
@@ -17,7 +18,7 @@ TINY_SHA256 = "6198c8ae015e2b3e007c7841da39ec069199b9aa3bfa943a462022fe5e43c821"
 
 
 @dataset("tiny-imagenet-200")
-def load_tiny_imagenet(name: str, root: Path) -> tuple:
+def load_tiny_imagenet(name: str, root: Path) -> tuple[Any, ...]:
     """100,000 + 10,000 photographs of 200 classes, 64×64 (Le & Yang 2015, Tiny ImageNet)."""
     folder, archive = root / name, root / f"{name}.zip"
     if not folder.is_dir():

@@ -59,7 +59,7 @@ def _specs(campaign: Any) -> list[RunSpec]:
     return specs
 
 
-def _entries(campaign: Any) -> Iterator[tuple[str, dict]]:
+def _entries(campaign: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each run in a campaign, and its fields."""
     _check_part(campaign, "the campaign", ("base", "grid", "also"))
     also = campaign.get("also", [])
@@ -79,7 +79,7 @@ def _entries(campaign: Any) -> Iterator[tuple[str, dict]]:
             yield f"{where}{'grid' if grid else 'base'} {{{words}}}", {**base, **point}
 
 
-def _pair(part: dict, where: str) -> tuple[dict, dict]:
+def _pair(part: dict[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Return base and grid of a part of a campaign."""
     for name in part.keys() & {"base", "grid"}:
         _check_part(part[name], where + name)
@@ -130,8 +130,8 @@ class Estimate:
 
     def __init__(self, store: Store, device: torch.device | None):
         self.store, self.device = store, device
-        self.training: dict[tuple, list[float]] = defaultdict(list)
-        self.scoring: dict[tuple, list[float]] = defaultdict(list)
+        self.training: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        self.scoring: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecordWarning)  # a sweep names those that are its own
             records = store.records()
@@ -162,7 +162,7 @@ class Estimate:
         return training * _images(spec) + statistics.median(scoring[-9:])
 
 
-def _like(spec: RunSpec) -> tuple:
+def _like(spec: RunSpec) -> tuple[Any, ...]:
     return spec.data, spec.image_size, spec.model, spec.width
 
 

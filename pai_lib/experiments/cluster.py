@@ -22,7 +22,9 @@ from .spec import RunSpec
 class Cluster:
     """One run at a time on each worker; the sweep's own process alone writes records."""
 
-    def __init__(self, dask: Any, client: Any, work: Callable, device: str | None, asked: Event):
+    def __init__(
+        self, dask: Any, client: Any, work: Callable[..., Any], device: str | None, asked: Event
+    ):
         self.dask, self.client, self.work, self.device = dask, client, work, device
         self.asked = asked
         self.event = dask.Event(f"pai-{uuid.uuid4().hex}", client=client)  # ends all runs
@@ -42,7 +44,7 @@ class Cluster:
         arguments = (spec, self.device, checkpoint.resolve(), seconds, self.event.name)
         return self.client.submit(self.work, *arguments, pure=False)
 
-    def wait(self, futures: list) -> list:
+    def wait(self, futures: list[Any]) -> list[Any]:
         """Wait a moment; return those that are done."""
         if self.asked.is_set():
             self.event.set()
@@ -70,7 +72,7 @@ class Cluster:
             return Record(spec, {}, failure, {"fingerprint": fingerprint}, made)
 
 
-def _machine(device: str | None) -> dict:
+def _machine(device: str | None) -> dict[str, Any]:
     return run_provenance(resolve_device(device), "", now(), [])
 
 
@@ -80,7 +82,11 @@ def _host(address: str) -> str:
 
 @contextlib.contextmanager
 def connected(
-    work: Callable, device: str | None, asked: Event, workers: int | None, scheduler: str | None
+    work: Callable[..., Any],
+    device: str | None,
+    asked: Event,
+    workers: int | None,
+    scheduler: str | None,
 ) -> Iterator[Cluster]:
     """Start a cluster on this machine, and leave nothing of it, or connect to a scheduler.
 
@@ -110,7 +116,7 @@ def connected(
         engine = Cluster(dask, client, work, device, asked)
         try:
             yield engine
-        except (dask.comm.CommClosedError, CancelledError) as error:
+        except (dask.comm.core.CommClosedError, CancelledError) as error:
             lost = "The connection to the Dask scheduler is lost; start the sweep again."
             raise RuntimeError(lost) from error
         except BaseException:

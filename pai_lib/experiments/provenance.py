@@ -10,6 +10,7 @@ import importlib.metadata
 import subprocess
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -61,7 +62,9 @@ def now() -> str:
     return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")
 
 
-def run_provenance(device: torch.device, precision: str, started: str, resumed: list[dict]) -> dict:
+def run_provenance(
+    device: torch.device, precision: str, started: str, resumed: list[dict[str, Any]]
+) -> dict[str, Any]:
     """What made a record: revision, versions, device, times; and what made its earlier pieces."""
     revision, dirty = git_revision()
     return {

@@ -41,21 +41,21 @@ class Record:
     """
 
     spec: RunSpec
-    result: dict
-    failure: dict | None
-    data: dict
-    provenance: dict
+    result: dict[str, Any]
+    failure: dict[str, Any] | None
+    data: dict[str, Any]
+    provenance: dict[str, Any]
 
     def __post_init__(self) -> None:
         fingerprint = self.data.get("fingerprint", self.spec.dataset)
         object.__setattr__(self, "spec", self.spec.with_data(fingerprint))
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """The record as its JSON file holds it."""
         return {"schema": SCHEMA, "id": self.spec.id, **asdict(self), "spec": self.spec.to_dict()}
 
     @classmethod
-    def from_dict(cls, values: dict) -> Record:
+    def from_dict(cls, values: dict[str, Any]) -> Record:
         """Read a record's JSON content; ValueError for another schema, or an id that is not its."""
         schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
         if schema != SCHEMA:

@@ -16,7 +16,8 @@ import torch
 from torch import nn
 
 from ..curvature.calls import ByParameter, evaluation_mode
-from ..data.loading import Dataset, load_data
+from ..data.dataset import Dataset
+from ..data.loading import load_data
 from ..draws import random_stream
 from ..models import build_model
 from ..names import checked_keywords
@@ -189,9 +190,11 @@ class _State:
 
     started: str
     phase: str = "initial"  # then "dense", if it is trained before scoring, and "masked"
-    result: dict = field(default_factory=dict)
-    resumed: list[dict] = field(default_factory=list)  # by whom the earlier pieces were made
-    here: dict = field(default_factory=dict)  # by whom this one is
+    result: dict[str, Any] = field(default_factory=dict[str, Any])
+    resumed: list[dict[str, Any]] = field(
+        default_factory=list
+    )  # by whom the earlier pieces were made
+    here: dict[str, Any] = field(default_factory=dict[str, Any])  # by whom this one is
 
 
 @dataclass
@@ -280,7 +283,7 @@ class _Work:
             spent += training.get("seconds", 0.0)
             result[name] = round(result.get(name, 0.0) + spent, 3)
 
-    def train(self, mask: ByParameter | None, seed: int) -> dict:
+    def train(self, mask: ByParameter | None, seed: int) -> dict[str, Any]:
         names = ("batch_size", *_TRAINING)
         options: dict[str, Any] = {name: getattr(self.spec, name) for name in names}
         options |= {"seed": seed, "compile": compiled(), "progress": self.progress}
@@ -323,7 +326,7 @@ class _Work:
             model.load_state_dict(statistics, strict=False)
 
     def train_dense(self) -> None:
-        def trained() -> tuple[dict, ByParameter]:
+        def trained() -> tuple[dict[str, Any], ByParameter]:
             curves, tensors = self.train(None, self.spec.seed), self.model.state_dict()
             return curves, {name: tensor.clone() for name, tensor in tensors.items()}
 
@@ -357,7 +360,7 @@ class _Work:
             model.load_state_dict(fresh, strict=False)
         return mask
 
-    def test(self) -> dict | None:
+    def test(self) -> dict[str, Any] | None:
         """Add accuracy and loss to the result, or return the failure."""
         with _located("test"):
             accuracy, loss = evaluate(self.model, self.data.test_batches())

@@ -195,12 +195,12 @@ class RunSpec:
             differing["dataset"] = self.data
         return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
 
-    def to_dict(self) -> dict:
+    def to_dict(self) -> dict[str, Any]:
         """Every field, in plain JSON types."""
         return {**asdict(self), "lr_drops": list(self.lr_drops)}
 
     @classmethod
-    def from_dict(cls, values: dict) -> RunSpec:
+    def from_dict(cls, values: dict[str, Any]) -> RunSpec:
         """Build from a mapping; an unknown field is an error that names the nearest one."""
         for name in values:
             if name not in FIELDS:

@@ -23,7 +23,8 @@ from typing import Any
 import torch
 from filelock import Timeout
 
-from ..data.loading import Dataset, load_data
+from ..data.dataset import Dataset
+from ..data.loading import load_data
 from ..training.device import keep_freed_memory, resolve_device
 from ..training.loop import TrainingStoppedError
 from .campaign import Estimate, differing, lasting, named, outcome
@@ -46,7 +47,7 @@ def sweep(
     workers: int | None = None,
     scheduler: str | None = None,
     quiet: bool = False,
-) -> Counter:
+) -> Counter[str]:
     """Do every run that has no record yet, in the order of the specs, and say so.
 
     Args:
@@ -108,12 +109,21 @@ class _Sweep:
 
     engine: Any  # where runs are done
 
-    def __init__(self, specs: list[RunSpec], data: dict, store: Store, retry: bool, quiet: bool):
+    def __init__(
+        self,
+        specs: list[RunSpec],
+        data: dict[RunSpec, Dataset],
+        store: Store,
+        retry: bool,
+        quiet: bool,
+    ):
         self.data, self.store, self.quiet = data, store, quiet
         self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
         self.left: list[RunSpec] = []
         self.failed: dict[RunSpec, Record] = {}  # to be repeated
-        self.running: dict[Future, tuple[RunSpec, contextlib.ExitStack]] = {}  # with their locks
+        self.running: dict[
+            Future[Any], tuple[RunSpec, contextlib.ExitStack]
+        ] = {}  # with their locks
         self.closed = False  # nothing more is started
         for spec in specs:
             spec = spec.with_data(data[spec].fingerprint)
@@ -192,7 +202,7 @@ class _Sweep:
             future = self.engine.submit(spec, checkpoint, seconds)
             self.running[future] = spec, lock.pop_all()
 
-    def finish(self, future: Future) -> None:
+    def finish(self, future: Future[Any]) -> None:
         spec, lock = self.running.pop(future)
         with lock:
             record = self.engine.result(future, spec, self.data[spec].fingerprint)
@@ -287,24 +297,24 @@ def _exhausted(error: Exception) -> bool:
 class _Here:
     """One run after the other, in this process."""
 
-    def __init__(self, device: torch.device, asked: threading.Event, data: dict):
+    def __init__(self, device: torch.device, asked: threading.Event, data: dict[RunSpec, Dataset]):
         self.device, self.asked, self.data, self.shared = device, asked, data, Shared()
 
     def slots(self) -> int:
         return 1
 
-    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Future:
+    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Future[Any]:
         stop, done = _Stop(self.asked.is_set, seconds), Future[Record | None]()
         whole = self.data[spec]
         done.set_result(_attempt(spec, whole, self.device, checkpoint, stop, self.shared))
         return done
 
-    def wait(self, futures: list[Future]) -> list[Future]:
+    def wait(self, futures: list[Future[Any]]) -> list[Future[Any]]:
         if not futures:
             time.sleep(0.2)  # other processes are at work on what is left
         return futures
 
-    def result(self, future: Future, spec: RunSpec, fingerprint: str) -> Record | None:
+    def result(self, future: Future[Any], spec: RunSpec, fingerprint: str) -> Record | None:
         return future.result()
 
 

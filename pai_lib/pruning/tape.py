@@ -118,7 +118,7 @@ def _functional(function: Any) -> Any:
     return getattr(packet, function._overloadname, function)
 
 
-def _by_name(function: Any, args: tuple, kwargs: dict) -> dict[str, Any]:
+def _by_name(function: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
     schema = function._schema.arguments
     defaults = {a.name: a.default_value for a in schema if a.has_default_value()}
     return {**defaults, **dict(zip((a.name for a in schema), args, strict=False)), **kwargs}
