@@ -26,13 +26,6 @@ from ..draws import random_stream
 from ..experiments.records import default_results
 
 
-def say(text: str) -> None:
-    """Display a sentence (Markdown) that needs the numbers computed before it."""
-    from IPython.display import Markdown, display
-
-    display(Markdown(text))
-
-
 def flat(tensors: ByParameter) -> np.ndarray:
     """All entries of ``{parameter name: tensor}`` as one float64 vector."""
     return torch.cat([t.detach().flatten() for t in tensors.values()]).double().cpu().numpy()

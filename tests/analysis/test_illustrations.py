@@ -80,7 +80,7 @@ def test_a_sentence_is_shown_as_markdown(monkeypatch):
 
     shown = []
     monkeypatch.setattr(IPython.display, "display", shown.append)
-    lab.say("one **two**")
+    figures.say("one **two**")
     assert [sentence.data for sentence in shown] == ["one **two**"]
 
 
