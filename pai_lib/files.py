@@ -86,7 +86,7 @@ def write_whole(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.replace(temporary, path)
     except OSError as error:
-        raise OSError(error.errno, f"{error.strerror}: not written", str(path)) from error
+        raise OSError(error.errno, f"{error.strerror or error}: not written", str(path)) from error
     finally:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)

@@ -15,7 +15,6 @@ import yaml
 
 from ..experiments.provenance import device_name, git_revision, version
 from .chapters import Job, run_name
-from .execution import ChapterError
 from .parameters import notebook_parameters, text_of
 
 PACKAGES = ("pai-lib", "torch", "seaborn", "papermill", "jupyter-book")
@@ -125,7 +124,7 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
         holder[key] = with_roles(holder[key])
     fold_parameters(notebook)
     keep_labels_apart(notebook, job)
-    caption_figures(notebook, job.page)
+    caption_figures(notebook)
     notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
 
 
@@ -181,22 +180,29 @@ def keep_labels_apart(notebook: Any, job: Job) -> None:
             figure.name = f"{prefix}-{figure.name}"
 
 
-def caption_figures(notebook: Any, page: str) -> None:
+def caption_figures(notebook: Any) -> None:
     """Move a figure's alternative text, caption and name to its cell, where MyST-NB looks for them.
 
-    Raises:
-        ChapterError: where the cell shows more, which would get the same caption.
+    It would give them to whatever the cell shows, so that outputs beside a figure get cells of
+    their own.
     """
-    for number, cell in enumerate(notebook.cells, 1):
-        figures = figures_of(cell)
-        kinds = [[*out.get("data", {})] for out in cell.get("outputs", [])]
-        shown = [names for names in kinds if any("papermill.record" not in name for name in names)]
-        if figures and len(shown) > 1:
-            where = f"{page}, cell {number}"
-            raise ChapterError(f"{where}: a figure with alt text must be alone in its cell")
-        for info in figures:
+    notebook.cells = [part for cell in notebook.cells for part in apart(cell)]
+    for cell in notebook.cells:
+        for info in figures_of(cell):
             figure = {key: info[key] for key in ("caption", "name") if key in info}
             cell.metadata.setdefault("mystnb", {}).update(image={"alt": info.alt}, figure=figure)
+
+
+def apart(cell: Any) -> list[Any]:
+    """Return a cell, and one without code for each of its outputs if a figure is among several."""
+    from nbformat.v4 import new_code_cell
+
+    outputs = cell.get("outputs", [])
+    if len(outputs) < 2 or not figures_of(cell):
+        return [cell]
+    cell.outputs = []
+    tags = {"tags": ["remove-input"]}
+    return [cell, *(new_code_cell(outputs=[out], metadata=dict(tags)) for out in outputs)]
 
 
 def figures_of(cell: Any) -> list[Any]:

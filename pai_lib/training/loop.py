@@ -224,8 +224,7 @@ def train(
     descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
     order = random_stream(seed, "order")
     with training(model, seed) as fit:
-        # Static shapes: a smaller last batch is compiled again.
-        network = torch.compile(model, dynamic=False) if compile else model
+        network = torch.compile(model, dynamic=False) if compile else model  # of static shapes
         masked = _masked(model, mask)
 
         def forward(inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -249,8 +248,8 @@ def train(
             descent.param_groups[0]["lr"] = rate
             loss, accuracy = _epoch(data.epoch(batch_size, order), forward, descent, masked, device)
             if not math.isfinite(loss):
-                where = f"epoch {epoch + 1}"
-                raise TrainingDivergedError(f"The training loss became {loss}.", where)
+                said = f"The training loss became {loss}."
+                raise TrainingDivergedError(said, f"epoch {epoch + 1}")
             for curve, value in (("loss", loss), ("accuracy", accuracy), ("lr", rate)):
                 curves[curve].append(value)
             bar.set_postfix(loss=f"{loss:.3f}", accuracy=f"{accuracy:.3f}")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import nbformat
 import pytest
 from project import FIGURE, jupyter_book, made, write_chapters, write_notebook
 
@@ -155,10 +156,19 @@ def test_updated_notebooks_keep_only_compared_outputs(root):
         book.update_notebooks(root, ["tony"])
 
 
-def test_a_figure_with_alt_text_is_alone_in_its_cell(root):
+def test_what_a_cell_shows_beside_a_figure_has_a_cell_of_its_own(root):
     write_notebook(root / "notebooks" / "tiny.ipynb", last=FIGURE + "\n1 + 1")
-    with pytest.raises(book.ChapterError, match="cell 8: a figure with alt text must be alone"):
-        book.build_book(root, html=False)
+    book.build_book(root, html=False)
+    page = nbformat.read(root / "book" / "first.ipynb", 4)
+    place = next(i for i, cell in enumerate(page.cells) if "1 + 1" in cell.source)
+    code, *shown, _ = page.cells[place:]  # the last one tells how the page was made
+    assert code.outputs == []
+    assert [[*out.data] for cell in shown for out in cell.outputs if "image/png" in out.data] == [["image/png"]]
+    assert all(cell.metadata.tags == ["remove-input"] and len(cell.outputs) == 1 for cell in shown)
+    for cell in shown:
+        captioned = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
+        assert captioned == ("A *pixel*." if "image/png" in cell.outputs[0].data else None)
+    assert shown[-1].outputs[0].data["text/plain"] == "2"
 
 
 # --- pages ---------------------------------------------------------------------------------------------

@@ -4,7 +4,7 @@ import pytest
 import torch
 from project import REPO
 
-from pai_lib.book import pages
+from pai_lib.book import chapters, pages
 from pai_lib.experiments import provenance
 
 
@@ -18,17 +18,20 @@ def test_a_record_says_whether_the_code_had_local_changes(dirty, monkeypatch):
     assert "resumed" not in provenance.run_provenance(torch.device("cpu"), "float32", "then", [])
 
 
+def page_of(chapter, **values):
+    job = chapters.Job(chapters.load_chapters(REPO)[chapter], "smoke", values)
+    return pages.provenance(REPO, job, 1.0)
+
+
 @pytest.mark.parametrize("dirty", [True, False, None])
 def test_a_page_says_whether_the_code_had_local_changes(dirty, monkeypatch):
     monkeypatch.setattr(pages, "git_revision", lambda *folder: ("0123456789ab", dirty))
-    page = pages.page_section(REPO, REPO / "notebooks" / "evidence.ipynb", {}, "pai book", "Profile smoke")
-    assert f"- Revision: 0123456789ab{' with local changes' if dirty else ''}\n" in page
+    assert f"- Revision: 0123456789ab{' with local changes' if dirty else ''}\n" in page_of("evidence")
 
 
 def test_a_page_shows_each_parameter_with_its_value_and_its_default():
-    notebook = REPO / "notebooks" / "audit.ipynb"
-    page = pages.page_section(REPO, notebook, {"sparsity": 0.5}, "pai book", "Profile smoke")
+    page = page_of("audit", sparsity=0.5)
     assert "| `sparsity` | `0.5` | `0.95` |" in page
     assert "| `epochs` | `3` | `3` |" in page
     assert "papermill notebooks/audit.ipynb out.ipynb -y '{sparsity: 0.5}'" in page
-    assert " -y " not in pages.page_section(REPO, notebook, {}, "pai book", "Profile smoke")
+    assert " -y " not in page_of("audit")
