@@ -194,15 +194,18 @@ def caption_figures(notebook: Any) -> None:
 
 
 def apart(cell: Any) -> list[Any]:
-    """Return a cell, and one without code for each of its outputs if a figure is among several."""
+    """Return a cell, and one for each of its outputs if a figure is among several."""
     from nbformat.v4 import new_code_cell
 
     outputs = cell.get("outputs", [])
     if len(outputs) < 2 or not figures_of(cell):
         return [cell]
-    cell.outputs = []
-    tags = {"tags": ["remove-input"]}
-    return [cell, *(new_code_cell(outputs=[out], metadata=dict(tags)) for out in outputs)]
+    cell.outputs, parts = [], [cell]
+    for output in outputs:
+        part = new_code_cell("# of the cell above", outputs=[output])  # MyST-NB skips empty cells
+        part.metadata.tags = ["remove-input"]
+        parts.append(part)
+    return parts
 
 
 def figures_of(cell: Any) -> list[Any]:
