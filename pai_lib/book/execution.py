@@ -160,8 +160,8 @@ def run_notebook(
         ChapterError: naming the cell that failed; the notebook is then in ``_build/failed``.
     """
     import nbformat
+    from jupyter_client import AsyncKernelManager
     from jupyter_client.kernelspec import KernelSpecManager
-    from jupyter_client.manager import AsyncKernelManager
     from nbclient import NotebookClient
 
     notebook = injected(nbformat.read(source, 4), values)

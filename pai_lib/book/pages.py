@@ -198,10 +198,15 @@ def apart(cell: Any) -> list[Any]:
     from nbformat.v4 import new_code_cell
 
     outputs = cell.get("outputs", [])
-    if len(outputs) < 2 or not figures_of(cell):
+    shown = [
+        out
+        for out in outputs
+        if not all("papermill.record" in kind for kind in out.get("data", ["text"]))
+    ]
+    if len(shown) < 2 or not figures_of(cell):
         return [cell]
-    cell.outputs, parts = [], [cell]
-    for output in outputs:
+    cell.outputs, parts = [out for out in outputs if out not in shown], [cell]
+    for output in shown:
         part = new_code_cell("# of the cell above", outputs=[output])  # MyST-NB skips empty cells
         part.metadata.tags = ["remove-input"]
         parts.append(part)

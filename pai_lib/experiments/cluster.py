@@ -116,7 +116,7 @@ def connected(
         engine = Cluster(dask, client, work, device, asked)
         try:
             yield engine
-        except (dask.comm.core.CommClosedError, CancelledError) as error:
+        except (dask.comm.CommClosedError, CancelledError) as error:
             lost = "The connection to the Dask scheduler is lost; start the sweep again."
             raise RuntimeError(lost) from error
         except BaseException:

@@ -162,7 +162,7 @@ def test_what_a_cell_shows_beside_a_figure_has_a_cell_of_its_own(root):
     page = nbformat.read(root / "book" / "first.ipynb", 4)
     place = next(i for i, cell in enumerate(page.cells) if "1 + 1" in cell.source)
     code, *shown, _ = page.cells[place:]  # the last one tells how the page was made
-    assert code.outputs == []
+    assert [out.metadata.scrapbook.name for out in code.outputs] == ["beside"]  # what is glued stays
     assert all(cell.source for cell in shown), "MyST-NB leaves out cells without a source"
     assert [[*out.data] for cell in shown for out in cell.outputs if "image/png" in out.data] == [["image/png"]]
     assert all(cell.metadata.tags == ["remove-input"] and len(cell.outputs) == 1 for cell in shown)
