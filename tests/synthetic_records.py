@@ -3,6 +3,8 @@
 import random
 from dataclasses import replace
 
+import pandas as pd
+
 from pai_lib import CRITERIA, RunSpec
 from pai_lib.experiments.records import Record, Store
 
@@ -53,3 +55,13 @@ def write_records(root, seeds=5):
         failed = spec.criterion == "synflow" and spec.sparsity == 0.99 and spec.seed > 1
         store.save(record_of(spec, failed))
     return store
+
+
+def three_seeds():
+    """Three seeds of two criteria at two sparsities, and one dense network, as records tell it."""
+    base = pd.DataFrame([{**RunSpec().to_dict(), "train_images": 50_000, "fingerprint": "8e" * 32}])
+    rows = [("dense", 0.0, 0, 0.9)]
+    rows += [("snip", s, seed, 0.8 - s / 10 + seed / 100) for s in (0.9, 0.98) for seed in range(3)]
+    rows += [("random", s, seed, 0.5) for s in (0.9, 0.98) for seed in range(3)]
+    cells = [dict(zip(("criterion", "sparsity", "seed", "test_accuracy"), row, strict=True)) for row in rows]
+    return pd.concat([base.assign(**cell) for cell in cells], ignore_index=True)

@@ -42,10 +42,14 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     except (RuntimeError, TypeError, IndexError) as error:
         if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
             raise
-        kinds = [f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in each_of(inputs)]
-        fails = "The model's forward pass fails for inputs of " + ", ".join(kinds)
+        said = ", ".join(
+            f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in each_of(inputs)
+        )
+        if isinstance(inputs, Mapping):
+            said = f"a mapping of {', '.join(inputs)}: {said}"
+        fails = f"The model's forward pass fails for inputs of {said.replace('torch.', '')}"
         reason = str(error).strip().partition("\n")[0]
-        raise ValueError(f"{fails.replace('torch.', '')}: {reason}") from error
+        raise ValueError(f"{fails}: {reason}") from error
 
 
 def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> None:

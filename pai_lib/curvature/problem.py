@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import math
 import numbers
 import re
 from collections.abc import Iterable, Iterator
@@ -35,6 +36,7 @@ from .graph import REENTRANT, hides_weights, runs_own_functions
 from .operations import keeps_samples_apart
 from .parameters import resolve_parameters
 
+Watched = tuple[Tensor, list[GradientEdge], bool]  # as ``Problem.watched`` returns
 BATCH_STATISTICS = (
     "A batch norm used the statistics of the batch (track_running_stats=False), so the loss of one "
     "sample depends on the others: per-sample curvature is not defined, nor a batch in pieces."
@@ -96,7 +98,15 @@ class Problem:
         self.finite = True
         return logits / self.temperature
 
-    def check_independent(self, whole: Tensor | None = None) -> None:
+    def independent_logits(self, part: slice) -> Tensor:
+        """As ``logits``; ValueError if a sample's change with the samples beside it."""
+        if self.independent or size(part) < self.samples:
+            return self.logits(part)
+        whole = self.watched(part)
+        self.check_independent(whole)
+        return whole[0]
+
+    def check_independent(self, whole: Watched | None = None) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once.
 
         Where operations do not prove that they cannot, it costs two forward passes, or one where
@@ -109,24 +119,25 @@ class Problem:
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
                 raise ValueError(BATCH_STATISTICS)
-        few = slice(0, min(FEW, self.samples))
-        logits, edges, hidden = self.watched(few)
+        part = slice(0, self.samples if whole else min(FEW, self.samples))
+        logits, edges, hidden = whole or self.watched(part)
         if hides_weights(logits):
             raise ValueError(REENTRANT)
         if not hidden and keeps_samples_apart(logits, (), edges):
-            agreements = [self._halves_agree(few, logits)]
-        elif whole is not None:
-            agreements = [self._halves_agree(slice(0, self.samples), whole)]
+            # What one sample does to all others shows in twice three that are without most.
+            agreements = [self._agree(part, math.ceil(len(logits) / 3), logits)]
+        elif whole:
+            agreements = [self._agree(part, 2, logits)]
         else:
             agreements = []
             chunk = max(2, default_chunk(self))
             for start in range(0, self.samples, chunk):
                 part = slice(min(start, self.samples - 2), min(start + chunk, self.samples))
-                agreements.append(self._halves_agree(part))
+                agreements.append(self._agree(part, 2))
         if not bool(torch.stack(agreements).all()):
             raise ValueError(MIXED)
 
-    def watched(self, part: slice) -> tuple[Tensor, list[GradientEdge], bool]:
+    def watched(self, part: slice) -> Watched:
         """Logits n×C whose graph begins at the inputs, where it does, and whether it hides a part.
 
         Of inputs without a gradient, as tokens, it hides what becomes of them.
@@ -147,16 +158,19 @@ class Problem:
         hidden = values.found or len(edges) < len(each_of(inputs)) or runs_own_functions(logits)
         return logits, edges, hidden
 
-    def _halves_agree(self, part: slice, logits: Tensor | None = None) -> Tensor:
-        """Whether every other sample alone has the logits that it has among all: a single bool."""
-        errors = []
+    def _agree(self, part: slice, step: int, logits: Tensor | None = None) -> Tensor:
+        """Whether samples have, with each ``step``-th alone, the logits that they have among all.
+
+        It looks at those from the first and from the second one on, and returns a single bool.
+        """
+        step, errors = max(2, step), []
         with torch.no_grad():
             if logits is None:
                 logits = self._scaled(answered(self.model, self.taken(part)), size(part))
             for i in range(2):
-                output = answered(self.model, self.taken(slice(part.start + i, part.stop, 2)))
-                half = logits[i::2]
-                errors.append((self._scaled(output, len(half)) - half).abs().max())
+                output = answered(self.model, self.taken(slice(part.start + i, part.stop, step)))
+                some = logits[i::step]
+                errors.append((self._scaled(output, len(some)) - some).abs().max())
             # Kernels depend on the size of a batch, those of other devices more than the CPU's.
             rounding = torch.finfo(logits.dtype).eps * (1e3 if logits.device.type == "cpu" else 1e4)
             return torch.stack(errors).max() <= rounding * logits.abs().max()

@@ -76,9 +76,7 @@ def _add_piece(
     """Add the squares of the samples of one forward pass."""
     part = slice(groups[0].start, groups[-1].stop)
     groups = [slice(group.start - part.start, group.stop - part.start) for group in groups]
-    logits = problem.logits(part)
-    if len(groups) > 1:
-        problem.check_independent(logits)  # has been done if they are not of the whole batch
+    logits = problem.independent_logits(part) if len(groups) > 1 else problem.logits(part)
     named = find_uses(logits, problem.theta)
     uses, layouts = list(named.values()), [Layout()] * len(named)
     seeds = make_seeds(logits, part)

@@ -191,10 +191,8 @@ class _State:
     started: str
     phase: str = "initial"  # then "dense", if it is trained before scoring, and "masked"
     result: dict[str, Any] = field(default_factory=dict[str, Any])
-    resumed: list[dict[str, Any]] = field(
-        default_factory=list
-    )  # by whom the earlier pieces were made
-    here: dict[str, Any] = field(default_factory=dict[str, Any])  # by whom this one is
+    resumed: list[dict[str, Any]] = field(default_factory=list)  # what made the earlier pieces
+    here: dict[str, Any] = field(default_factory=dict[str, Any])  # what makes this one
 
 
 @dataclass

@@ -34,6 +34,7 @@ from .records import Record, Store
 from .run import Shared, check, perform
 from .spec import RunSpec, check_name
 
+Loaded = dict[RunSpec, Dataset]
 say = partial(print, flush=True)
 
 
@@ -93,7 +94,7 @@ def sweep(
     return work.counts + Counter(interrupted=asked.is_set())
 
 
-def _loaded(specs: list[RunSpec]) -> dict[RunSpec, Dataset]:
+def _loaded(specs: list[RunSpec]) -> Loaded:
     """Return the data of each spec, which then knows their fingerprint; they are read once."""
 
     @cache
@@ -109,21 +110,13 @@ class _Sweep:
 
     engine: Any  # where runs are done
 
-    def __init__(
-        self,
-        specs: list[RunSpec],
-        data: dict[RunSpec, Dataset],
-        store: Store,
-        retry: bool,
-        quiet: bool,
-    ):
+    def __init__(self, specs: list[RunSpec], data: Loaded, store: Store, retry: bool, quiet: bool):
         self.data, self.store, self.quiet = data, store, quiet
         self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
         self.left: list[RunSpec] = []
         self.failed: dict[RunSpec, Record] = {}  # to be repeated
-        self.running: dict[
-            Future[Any], tuple[RunSpec, contextlib.ExitStack]
-        ] = {}  # with their locks
+        # With the locks that they hold.
+        self.running: dict[Future[Any], tuple[RunSpec, contextlib.ExitStack]] = {}
         self.closed = False  # nothing more is started
         for spec in specs:
             spec = spec.with_data(data[spec].fingerprint)
@@ -297,7 +290,7 @@ def _exhausted(error: Exception) -> bool:
 class _Here:
     """One run after the other, in this process."""
 
-    def __init__(self, device: torch.device, asked: threading.Event, data: dict[RunSpec, Dataset]):
+    def __init__(self, device: torch.device, asked: threading.Event, data: Loaded):
         self.device, self.asked, self.data, self.shared = device, asked, data, Shared()
 
     def slots(self) -> int:

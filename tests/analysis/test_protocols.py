@@ -2,20 +2,14 @@
 
 import pandas as pd
 import pytest
+from synthetic_records import three_seeds
 
-import pai_lib as pai
 from pai_lib.analysis import protocols
 
 
 @pytest.fixture
 def frame():
-    """Three seeds of two criteria at two sparsities, and one dense network, as records tell it."""
-    base = pd.DataFrame([{**pai.RunSpec().to_dict(), "train_images": 50_000, "fingerprint": "8e" * 32}])
-    rows = [("dense", 0.0, 0, 0.9)]
-    rows += [("snip", s, seed, 0.8 - s / 10 + seed / 100) for s in (0.9, 0.98) for seed in range(3)]
-    rows += [("random", s, seed, 0.5) for s in (0.9, 0.98) for seed in range(3)]
-    cells = [dict(zip(("criterion", "sparsity", "seed", "test_accuracy"), row, strict=True)) for row in rows]
-    return pd.concat([base.assign(**cell) for cell in cells], ignore_index=True)
+    return three_seeds()
 
 
 def test_runs_of_different_protocols_are_kept_apart(frame):

@@ -389,7 +389,7 @@ BAD = {
     "words": lambda x, y: ((["a"] * 6, y), "The inputs hold a str"),
     "names that the model has not": lambda x, y: (
         ({"ids": x}, y),
-        r"forward pass fails .*unexpected keyword argument 'ids'",
+        r"forward pass fails for inputs of a mapping of ids: .*unexpected keyword argument 'ids'",
     ),
     "two inputs for one": lambda x, y: (((x, x), y), "forward pass fails .*takes 2 positional arguments but 3"),
     "unequal inputs": lambda x, y: (({"input": x, "other": x[:3]}, y), r"one number of samples.*\[6, 3\]"),
