@@ -4,7 +4,6 @@ The picture is made from the imports as they are when the page is built, in the 
 ``tests/test_layout.py`` holds: an import against it would be drawn on the right, in red.
 """
 
-import ast
 from html import escape
 from pathlib import Path
 
@@ -37,24 +36,16 @@ def room(path: Path) -> str:
     return path.relative_to(PACKAGE).parts[0].removesuffix(".py")
 
 
-def imported(path: Path) -> set[str]:
-    """Return the rooms that a file imports from, wherever in it."""
-    package = [PACKAGE.name, *path.relative_to(PACKAGE).parts[:-1]]
-    found = set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if not isinstance(node, ast.ImportFrom):
-            continue
-        above = package[: len(package) + 1 - node.level] if node.level else []
-        module = [*above, *(node.module.split(".") if node.module else [])]
-        names = [module[1]] if len(module) > 1 else [alias.name for alias in node.names]
-        found |= set(names) if module[0] == PACKAGE.name else set()
-    return found & set(ORDER) - {room(path)}
-
-
 def arrows() -> set[tuple[str, str]]:
     """Return each pair of rooms of which the first imports from the second."""
-    files = [path for path in PACKAGE.rglob("*.py") if room(path) in ORDER]
-    return {(room(path), other) for path in files for other in imported(path)}
+    from pai_lib.book.keys import library_imports
+
+    pairs = set()
+    for path in PACKAGE.rglob("*.py"):
+        package = ".".join(path.relative_to(PACKAGE.parent).parts[:-1])
+        for name in library_imports(path.read_text("utf-8"), package):
+            pairs.add((room(path), name.split(".")[1]))
+    return {(user, used) for user, used in pairs if user != used and {user, used} <= set(ORDER)}
 
 
 def arc(user: str, used: str) -> str:

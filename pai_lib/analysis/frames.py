@@ -6,9 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import yaml
-
 from ..experiments.records import Record, default_results, records_frame
+from ..files import load_yaml
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,5 +45,7 @@ def data_note(fingerprint: str | None, results: str | Path | None = None) -> str
             ``default_results()``.
     """
     path = Path(default_results() if results is None else results) / "data.yaml"
-    known = yaml.safe_load(path.read_text("utf-8")) if path.is_file() else {}
+    known = load_yaml(path) if path.is_file() else {}
+    if not isinstance(known, dict):
+        raise ValueError(f"{path}: it must hold lines of a fingerprint: what the data are.")
     return f" ({known[fingerprint]})" if fingerprint in known else ""

@@ -59,7 +59,7 @@ def program(source: str) -> str:
 
 
 @cache
-def _imports(source: str, package: str) -> set[str]:
+def library_imports(source: str, package: str) -> set[str]:
     """Return what a source imports of the library, wherever it does, as ``pai_lib.draws.draw``."""
     names: set[str] = set()
     for node in ast.walk(_tree(source)):
@@ -79,7 +79,7 @@ def imported_files(sources: Iterable[str]) -> dict[Path, str]:
     files: dict[Path, str] = {}
     waiting = [(source, "notebooks") for source in sources]
     while waiting:
-        for name in _imports(*waiting.pop()):
+        for name in library_imports(*waiting.pop()):
             for path in _files_of(name):
                 if path not in files:
                     files[path] = path.read_text("utf-8")

@@ -551,7 +551,10 @@ def test_the_flops_of_an_estimator_can_be_counted():
 
 def test_the_proof_that_samples_are_independent_costs_six_of_them():
     """One forward pass in three, so 6 of 60 samples are 1/30 of a gradient."""
-    model, batch = pai.build_model("resnet8", 3, width=2, in_channels=1), batch_of(60, 1, 8, 8, dtype=torch.float32)
+    model, batch = (
+        pai.build_model("resnet8", 3, width=2, in_channels=1),
+        batch_of(60, 1, 8, 8, dtype=torch.float32),
+    )
     counts = []
     for estimator in (pai.gradient, pai.fisher_diag):
         with FlopCounterMode(display=False) as counter:
