@@ -38,11 +38,11 @@ def plain_runs(frame: pd.DataFrame, **settings: Any) -> pd.DataFrame:
     return rows
 
 
-def one_protocol(frame: pd.DataFrame) -> pd.DataFrame:
-    """The records of the protocol that has the most of them."""
+def one_protocol(frame: pd.DataFrame, *but: str) -> pd.DataFrame:
+    """The records of the protocol that has the most of them, whatever these fields are."""
     if frame.empty:
         return frame
-    protocol = _joined(frame, PROTOCOL)
+    protocol = _joined(frame, [name for name in PROTOCOL if name not in but])
     return frame[protocol == protocol.value_counts().idxmax()]
 
 

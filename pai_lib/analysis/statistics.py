@@ -50,6 +50,13 @@ def p_value(differences: pd.Series, bound: float = 0.0) -> float:
     return float(stats.ttest_1samp(differences, bound).pvalue)
 
 
+def equivalence_p_value(differences: pd.Series, within: float) -> float:
+    """P value of two one-sided t tests that the mean difference is outside ±``within``."""
+    above = stats.ttest_1samp(differences, -within, alternative="greater")
+    below = stats.ttest_1samp(differences, within, alternative="less")
+    return float(max(above.pvalue, below.pvalue))
+
+
 def holm(p: Mapping[str, float]) -> dict[str, float]:
     """P values adjusted for their number (Holm, 1979).
 

@@ -95,7 +95,10 @@ class RunSpec:
         "at least 0 and below 1, the fraction removed",
     )
     scope: str = _name(
-        "global", "one ranking over all weights (global), one a layer (layer), or erk", SCOPES
+        "global",
+        "one ranking over all weights (global), one a layer (layer), or at densities by a formula "
+        "(erk, smart_ratio)",
+        SCOPES,
     )
     samples_per_class: int = _whole(10, "scoring samples a class")
     group: int = _whole(1, "samples averaged before a gradient is squared or probed")

@@ -22,18 +22,40 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
     ε is such that the density of the network is met.
     """
+    return _in_proportion({n: sum(d) / math.prod(d) for n, d in shapes.items()}, shapes, density)
+
+
+def smart_ratio(shapes: Shapes, density: float) -> dict[str, float]:
+    """Densities min(1, ε·(k² + k)), k layers before the end: *smart ratio* (Su et al., 2020).
+
+    This is their rule for residual networks. The last of L prunable layers has k = 2, the first
+    k = L + 1, for the head, which they count too, is not pruned here. ε is such that the density of
+    the network is met.
+    """
+    from_the_end = range(len(shapes) + 1, 1, -1)
+    factors = {name: k**2 + k for name, k in zip(shapes, from_the_end, strict=True)}
+    return _in_proportion(factors, shapes, density)
+
+
+def _in_proportion(
+    factors: Mapping[str, float], shapes: Shapes, density: float
+) -> dict[str, float]:
+    """Densities min(1, ε·factor) that meet the density of the network."""
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    factor = {name: sum(shape) / size[name] for name, shape in shapes.items()}
     full: set[str] = set()
     while len(full) < len(shapes):
         rest = [name for name in shapes if name not in full]
         budget = density * sum(size.values()) - sum(size[name] for name in full)
-        scale = budget / sum(factor[name] * size[name] for name in rest)
-        over = {name for name in rest if scale * factor[name] > 1}
+        scale = budget / sum(factors[name] * size[name] for name in rest)
+        over = {name for name in rest if scale * factors[name] > 1}
         if not over:
-            return {name: 1.0 if name in full else scale * factor[name] for name in shapes}
+            return {name: 1.0 if name in full else scale * factors[name] for name in shapes}
         full |= over
     return dict.fromkeys(shapes, 1.0)
 
 
-PROFILES: dict[str, Callable[[Shapes, float], dict[str, float]]] = {"layer": uniform, "erk": erk}
+PROFILES: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
+    "layer": uniform,
+    "erk": erk,
+    "smart_ratio": smart_ratio,
+}

@@ -55,7 +55,8 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
         sparsity: s, fraction of weights removed, 0 ≤ s < 1.
         scope: ``"global"`` ranks all weights together; ``"layer"`` each tensor by itself; ``"erk"``
             each tensor at the Erdős–Rényi-kernel density, ∝ (Σ of its dimensions)/(their product)
-            (Evci et al., 2020).
+            (Evci et al., 2020); ``"smart_ratio"`` each at the smart ratio, ∝ k² + k for a layer k
+            before the end (Su et al., 2020).
 
     Returns:
         ``{parameter name: bool tensor}``, True = kept, each where its scores are.

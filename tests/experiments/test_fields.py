@@ -40,6 +40,7 @@ CHANGES = [
     ("sparsity", 0.6, MASKED),
     ("scope", "layer", MASKED),
     ("scope", "erk", MASKED),
+    ("scope", "smart_ratio", MASKED),
     ("samples_per_class", 4, {"samples"} | MASKED),
     ("group", 4, MASKED),
     ("probes", 3, MASKED),

@@ -18,6 +18,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import pai_lib as pai
+from pai_lib.pruning.ranking import SCOPES
 
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
@@ -63,7 +64,7 @@ def test_a_mask_keeps_the_first_of_a_stable_sort(scores, sparsity):
 
 
 @quiet
-@given(score_maps(), sparsities, sparsities, st.sampled_from(["global", "layer", "erk"]))
+@given(score_maps(), sparsities, sparsities, st.sampled_from(SCOPES))
 def test_masks_nest_as_sparsity_grows(scores, one, other, scope):
     assume(informative(scores))
     denser, sparser = (flat(pai.make_mask(scores, s, scope)) for s in sorted((one, other)))
@@ -71,7 +72,7 @@ def test_masks_nest_as_sparsity_grows(scores, one, other, scope):
 
 
 @quiet
-@given(score_maps(), sparsities, st.sampled_from(["global", "layer", "erk"]))
+@given(score_maps(), sparsities, st.sampled_from(SCOPES))
 def test_only_the_order_of_scores_matters(scores, sparsity, scope):
     assume(informative(scores))
     ranks = torch.unique(flat(scores), return_inverse=True)[1].split([v.numel() for v in scores.values()])
@@ -93,18 +94,30 @@ def resnet():
     return model, {n: torch.rand_like(model.get_parameter(n)) for n in pai.prunable(model)}
 
 
+def kernel_factors(scores):
+    """Erdős–Rényi-kernel: sum of the dimensions over their product (Evci et al., 2020)."""
+    return {name: sum(value.shape) / value.numel() for name, value in scores.items()}
+
+
+def smart_factors(scores):
+    """At place l of L, the head being the last: (L − l + 1)² + (L − l + 1) (Su et al., 2020)."""
+    layers = len(scores) + 1
+    return {name: (layers - place + 1) * (layers - place + 2) for place, name in enumerate(scores, 1)}
+
+
 @pytest.mark.parametrize("sparsity", [0.0, 0.1, 0.5, 0.8, 0.9, 0.98])
-def test_erk_densities_follow_the_kernel_rule_and_meet_the_total(sparsity):
+@pytest.mark.parametrize(("scope", "rule"), [("erk", kernel_factors), ("smart_ratio", smart_factors)])
+def test_densities_follow_the_formula_and_meet_the_total(scope, rule, sparsity):
     _, scores = resnet()
-    mask = pai.make_mask(scores, sparsity, "erk")
+    mask = pai.make_mask(scores, sparsity, scope)
     assert abs(pai.sparsity_of(mask) - sparsity) <= len(mask) / len(flat(mask))  # each layer rounds down
-    density = pai.layer_density(mask)
-    raw = {name: sum(value.shape) / value.numel() for name, value in scores.items()}
-    capped = {name for name in mask if density[name] == 1}
-    factors = [density[name] / raw[name] for name in mask if name not in capped]
-    widest = max((1 / scores[name].numel() / raw[name] for name in mask if name not in capped), default=0)
-    assert max(factors, default=0) - min(factors, default=0) <= 2 * widest
-    assert all(raw[name] * min(factors, default=math.inf) >= 1 - 1e-9 for name in capped)
+    density, raw = pai.layer_density(mask), rule(scores)
+    thinned = [name for name in mask if density[name] < 1]
+    # Each layer's count is rounded down, so the formula's ε lies between these two.
+    low = max((density[name] / raw[name] for name in thinned), default=0)
+    high = min(((density[name] + 1 / scores[name].numel()) / raw[name] for name in thinned), default=math.inf)
+    assert low <= high
+    assert all(raw[name] * high >= 1 for name in mask if density[name] == 1)
 
 
 def test_random_scores_and_erk_are_erk_random_pruning():
@@ -252,7 +265,7 @@ def test_ties_matter_from_a_tenth_of_the_kept_weights_on(tied, warned, sign):
         pai.make_mask({"a": ranks.index_fill(0, edge, 1000.5)}, 0.5)
 
 
-@pytest.mark.parametrize("scope", ["global", "layer", "erk"])
+@pytest.mark.parametrize("scope", SCOPES)
 def test_scores_that_are_all_equal_are_refused_if_some_must_go(scope):
     scores = {"a": torch.full((40,), 0.5), "b": torch.full((4, 10), 0.5)}
     with pytest.raises(ValueError, match="All scores are equal, so they cannot tell which weights to remove"):
