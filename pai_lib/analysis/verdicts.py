@@ -15,6 +15,7 @@ import pandas as pd
 from .protocols import PROTOCOL, plain_runs
 from .statistics import LEVEL, Paired, equivalence_p_value, holm, p_value, paired, points
 
+REGISTERED = "2026-11-23"  # the day on which CONTRASTS, the margin and the rule were committed
 MARGIN = 0.5  # percentage points that count as a match
 SEEDS = 5  # the fewest that are judged
 FISHER, HUTCHINSON = ("fisher_diag", "fisher_pruning"), ("hutchinson_diag", "hutchinson_pruning")
@@ -305,6 +306,8 @@ def leave_one_out(frame: pd.DataFrame, contrast: Contrast) -> dict[str, Verdict]
 
 def decided_by(verdict: Verdict, others: Mapping[str, Verdict]) -> list[str]:
     """The criteria without which the verdict would be another, by ``leave_one_out``."""
+    if verdict.verdict == "not tested yet":
+        return []
     tested = {key: other for key, other in others.items() if other.verdict != "not tested yet"}
     return [key for key, other in tested.items() if other.verdict != verdict.verdict]
 
