@@ -1,0 +1,98 @@
+"""Does the warm-up mitigate layer collapse? Masks with and without it, paired, by exact sign tests.
+
+Registered for campaigns/masks.yaml before its first run: the networks at their full size, the
+sparsity of the other contrasts, the criteria that see data. A pair is one network on one data set
+with one seed; its two outcomes are the number of empty layers and whether the mask is cut, each
+averaged over the criteria. The claim is *supported* of an outcome if it is lower after the warm-up
+by a two-sided exact sign test at 5 %, corrected for the two (Holm, 1979), *not supported* if it is
+higher, *undecided* if neither.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import pandas as pd
+from scipy import stats
+
+from .statistics import LEVEL, holm
+from .verdicts import SEE_DATA
+
+SPARSITY = 0.98
+WARMUP = 98  # updates, against none
+OUTCOMES = {"empty": "empty layers", "cut": "cut masks"}
+
+
+class Signs(NamedTuple):
+    """How many pairs have less after the warm-up, as much, and more; p of the exact sign test."""
+
+    less: int
+    equal: int
+    more: int
+    p: float  # two-sided; pairs with as much say nothing
+
+    @property
+    def n(self) -> int:
+        """Number of pairs."""
+        return self.less + self.equal + self.more
+
+
+def signs(differences: pd.Series) -> Signs:
+    """Count signs, and test that less and more are as likely.
+
+    >>> signs(pd.Series([-1, -2, -1, 0, -3, -1, -1]))
+    Signs(less=6, equal=1, more=0, p=0.03125)
+    """
+    less, more = int((differences < 0).sum()), int((differences > 0).sum())
+    p = float(stats.binomtest(less, less + more).pvalue) if less + more else 1.0
+    return Signs(less, len(differences) - less - more, more, p)
+
+
+def after_minus_before(frame: pd.DataFrame, outcome: str) -> pd.DataFrame:
+    """The change of an outcome with the warm-up: a row a pair that has both, a column a criterion.
+
+    Args:
+        frame: rows of ``masks_frame``, of one sparsity.
+        outcome: ``"empty"`` or ``"cut"``.
+    """
+    pair = ["dataset", "model", "width", "seed"]
+    known = frame.fillna({"width": 0}).astype({"cut": float, "empty": float})
+    table = known.pivot_table(outcome, [*pair, "criterion"], "warmup")
+    change = table.reindex(columns=[0, WARMUP])
+    return (change[WARMUP] - change[0]).unstack("criterion").dropna(how="all")
+
+
+def by_criterion(frame: pd.DataFrame, outcome: str) -> dict[str, tuple[Signs, float]]:
+    """Sign test of each criterion alone, with its p value corrected for their number (Holm)."""
+    change = after_minus_before(frame, outcome)
+    tests = {str(key): signs(change[key].dropna()) for key in change}
+    adjusted = holm({key: test.p for key, test in tests.items()})
+    return {key: (test, adjusted[key]) for key, test in tests.items()}
+
+
+def judge_collapse(frame: pd.DataFrame) -> Mapping[str, tuple[str, Signs, float]]:
+    """Judge the claim by rows of ``masks_frame``, all sparsities and criteria.
+
+    Returns:
+        Outcome to its word, its signs over the pairs that have every criterion, and the corrected
+        p value; without such a pair ``"not tested yet"``.
+    """
+    full = frame[frame["width"].isna() & (frame["sparsity"] == SPARSITY)]
+    tests = {}
+    for outcome in OUTCOMES:
+        change = after_minus_before(full, outcome).reindex(columns=list(SEE_DATA))
+        tests[outcome] = signs(change.mean(axis=1, skipna=False).dropna())
+    adjusted = holm({outcome: test.p for outcome, test in tests.items() if test.n})
+    return {
+        outcome: (_word(test, adjusted.get(outcome, 1.0)), test, adjusted.get(outcome, 1.0))
+        for outcome, test in tests.items()
+    }
+
+
+def _word(test: Signs, p: float) -> str:
+    if not test.n:
+        return "not tested yet"
+    if p >= LEVEL:
+        return "undecided"
+    return "supported" if test.less > test.more else "not supported"
