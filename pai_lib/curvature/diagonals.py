@@ -102,7 +102,7 @@ def ggn_diag(
         model: as in ``gradient``.
         batch: as in ``gradient``; the labels do not matter.
         mode: ``"exact"`` sums over all C classes; ``"mc"`` draws one label a sample from the model,
-            which is unbiased and C times cheaper.
+            which is unbiased and C − 1 times cheaper.
         temperature: T, divides the logits.
         parameters: ``"prunable"``, ``"all"`` or a list of names.
         generator: for ``"mc"``; ``None`` is a new one with seed 0.
