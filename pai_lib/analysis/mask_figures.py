@@ -1,0 +1,85 @@
+"""Mask records to figures and tables: what each criterion leaves of one network at its own size."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import seaborn as sns
+from matplotlib.figure import Figure
+
+from .statistics import points, span
+from .tables import by_criterion
+
+
+def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
+    """Rows of ``masks_frame`` of one network, at its own width, or at the widest that there is."""
+    rows = frame[(frame["dataset"] == dataset) & (frame["model"] == model)]
+    own = rows["width"].isna()
+    return rows[own] if own.any() else rows[rows["width"] == rows["width"].max()]
+
+
+def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
+    """Heat maps of the number of empty layers, by criterion and sparsity, one a warm-up.
+
+    A number is a mean over seeds; a cross marks masks of which one or more are cut.
+
+    Args:
+        frame: rows of ``masks_frame`` of one network.
+    """
+    updates = sorted(frame["warmup"].unique())
+    counts = {count: _table(frame, count, "empty") for count in updates}
+    rows = max(map(len, counts.values()))
+    size = (1.4 + 2.9 * len(updates), 1.2 + 0.26 * rows)
+    figure, grid = plt.subplots(1, len(updates), figsize=size, sharey=True, squeeze=False)
+    most = max(table.max().max() for table in counts.values())
+    look: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": max(most, 1), "linewidths": 0.5}
+    said = []
+    for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
+        cut = _table(frame, count, "cut").reindex_like(table) > 0
+        text = table.map("{:.3g}".format, na_action="ignore").fillna("") + cut.map({True: " ×", False: ""})
+        small = {"fmt": "", "annot_kws": {"fontsize": 7}, "yticklabels": True}
+        sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
+        axes.set(xlabel="sparsity", ylabel="")
+        axes.set_title(f"after {count} updates" if count else "without warm-up", fontsize="medium")
+        names = ", ".join(table.index[cut.any(axis=1)]) or "none"
+        said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {names}")
+    alt = "Heat maps: empty layers by criterion and sparsity. Mean at the highest sparsity, "
+    return figure, f"{alt}{'. '.join(said)}."
+
+
+def _table(frame: pd.DataFrame, warmup: int, what: str) -> pd.DataFrame:
+    rows = frame[frame["warmup"] == warmup].astype({what: float})
+    return by_criterion(rows.pivot_table(what, "criterion", "sparsity"))
+
+
+def _emptied(table: pd.DataFrame) -> list[str]:
+    highest = table[table.columns[-1]]
+    return [f"{name} {count:.3g}" for name, count in highest.items() if count > 0]
+
+
+def costs(frame: pd.DataFrame, sparsity: float, warmup: int) -> pd.DataFrame:
+    """What the masks of one sparsity took and share: a row a criterion, means over seeds.
+
+    Args:
+        frame: rows of ``masks_frame`` of one network.
+        sparsity: fraction removed.
+        warmup: batch-norm updates before scoring.
+    """
+    rows = frame[(frame["sparsity"] == sparsity) & (frame["warmup"] == warmup)]
+    groups = rows.assign(excess=rows["effective_sparsity"] - rows["sparsity"]).groupby("criterion")
+    table = pd.DataFrame(
+        {
+            "shared with the reference, %": (100 * groups["shared"].mean()).map("{:.0f}".format),
+            "effective − asked sparsity": (100 * groups["excess"].mean()).map(points),
+            "seconds": groups["seconds"].median().map("{:.3g}".format),
+            "seeds": groups["seed"].nunique(),
+        }
+    )
+    return by_criterion(table)
+
+
+def seeds(frame: pd.DataFrame) -> str:
+    """From how few to how many seeds a criterion has."""
+    return span(frame.groupby(["criterion", "warmup"])["seed"].nunique())
