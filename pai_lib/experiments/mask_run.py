@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -59,111 +62,96 @@ def run_masks(
         OSError: for a store that cannot be written, before work starts.
     """
     at = resolve_device(device)
-
-    def prepared(whole: Dataset) -> Callable[[Path | None], MaskRecord]:
-        work = prepare(spec.with_data(whole.fingerprint), whole, at, progress, shared)
-        return lambda checkpoint: _record(spec, work, None)
-
-    return recorded(spec, store, data, prepared)
+    work = partial(MaskWork, device=at, progress=progress, shared=shared or Shared())
+    return recorded(spec, store, data, work)
 
 
-def prepare(
-    spec: MaskSpec,
-    whole: Dataset,
-    device: torch.device | None = None,
-    progress: bool = False,
-    shared: Shared | None = None,
-) -> Work:
-    """What comes before the masks; ValueError, as ``run_masks``, for what cannot be."""
-    first = spec.as_run(spec.criteria[0], spec.sparsities[0])
-    at = device or torch.device("cpu")
-    work = Work(first, whole, at, progress, shared=shared or Shared())
-    needs = {need for key in spec.criteria for need in get_criterion(key).needs}
-    if spec.reference == "exact" or "exact" in needs:
-        check_exact(work.model, work.batch)
-    return work
-
-
-def perform_masks(
-    spec: MaskSpec,
-    whole: Dataset,
-    device: torch.device,
-    *,
-    stop: Callable[[], bool] | None = None,
-    shared: Shared | None = None,
-) -> MaskRecord:
-    """Make every mask of a spec, whatever has been recorded.
+@dataclass
+class MaskWork:
+    """The masks of one network under way.
 
     Order: build the model, warm up its batch norms, score a class-balanced batch by the reference,
-    then criterion by criterion: score, and rank for each sparsity (in several rounds: prune for
-    each). ``stop`` is asked before each criterion, and TrainingStoppedError is raised if it says
-    so: then nothing is kept.
+    then criterion by criterion: score, and rank for each sparsity (where there are rounds: prune
+    for each). ``stop`` is asked before each criterion; if it says so, TrainingStoppedError is
+    raised and nothing is kept.
     """
-    spec = spec.with_data(whole.fingerprint)
-    return _record(spec, prepare(spec, whole, device, shared=shared), stop)
 
+    spec: MaskSpec
+    whole: Dataset
+    device: torch.device
+    progress: bool = False
+    stop: Callable[[], bool] | None = None
+    shared: Shared = field(default_factory=Shared)
 
-@torch.enable_grad()
-def _record(spec: MaskSpec, work: Work, stop: Callable[[], bool] | None) -> MaskRecord:
-    work.go_on(None)
-    measured, start = reset_peak_memory(work.device), seconds(work.device)
-    work.warm_up()
-    scores = _reference(spec, work)
-    references = {sparsity: make_mask(scores, sparsity) for sparsity in spec.sparsities}
-    del scores
-    made = []
-    for key in spec.criteria:
-        if stop is not None and stop():
-            raise TrainingStoppedError("Asked to stop before the last criterion.")
-        for sparsity, mask, spent in _masks(spec, work, key):
-            made.append(
-                {
-                    "criterion": key,
-                    "sparsity": sparsity,
-                    "kept": list(host_numbers(torch.sum, mask).values()),
-                    "effective_sparsity": effective_sparsity(work.model, mask, work.batch),
-                    "shared": shared_fraction(mask, references[sparsity]),
-                    "seconds": round(spent, 3),
-                }
-            )
-    sizes = {name: kept.numel() for name, kept in mask.items()}
-    state = work.state.result
-    result = {
-        **{name: state[name] for name in ("parameters", "warmup_updates")},
-        "warmup_seconds": state["scoring_seconds"],
-        "seconds": round(seconds(work.device) - start, 3),
-        "peak_memory_bytes": peak_memory(work.device) if measured else None,
-        "layers": sizes,
-        "masks": made,
-    }
-    provenance = run_provenance(work.device, spec.precision, work.state.started, [])
-    return MaskRecord(spec, result, None, work.about(), provenance)
+    def __post_init__(self) -> None:
+        self.spec = spec = self.spec.with_data(self.whole.fingerprint)
+        first = spec.as_run(spec.criteria[0], spec.sparsities[0])
+        self.work = Work(first, self.whole, self.device, self.progress, shared=self.shared)
+        needs = {need for key in spec.criteria for need in get_criterion(key).needs}
+        if spec.reference == "exact" or "exact" in needs:
+            check_exact(self.work.model, self.work.batch)
 
+    @torch.enable_grad()
+    def record(self, path: Path | None = None) -> MaskRecord:
+        """Do it all; there is no checkpoint."""
+        work, start = self.work, seconds(self.device)
+        work.go_on(None)
+        measured = reset_peak_memory(self.device)
+        work.warm_up()
+        scores = self.reference()
+        references = {sparsity: make_mask(scores, sparsity) for sparsity in self.spec.sparsities}
+        told = []
+        for key in self.spec.criteria:
+            if self.stop is not None and self.stop():
+                raise TrainingStoppedError("It was asked to stop before the last criterion.")
+            for sparsity, mask, spent in self.masks(key):
+                sizes = {name: kept.numel() for name, kept in mask.items()}
+                told.append(self.about(mask, references[sparsity]))
+                told[-1] |= {"criterion": key, "sparsity": sparsity, "seconds": round(spent, 3)}
+        state = work.state.result
+        result = {
+            **{name: state[name] for name in ("parameters", "warmup_updates")},
+            "warmup_seconds": state["scoring_seconds"],
+            "seconds": round(seconds(self.device) - start, 3),
+            "peak_memory_bytes": peak_memory(self.device) if measured else None,
+            "layers": sizes,
+            "masks": told,
+        }
+        made = run_provenance(self.device, self.spec.precision, work.state.started, [])
+        return MaskRecord(self.spec, result, None, work.about(), made)
 
-def _reference(spec: MaskSpec, work: Work) -> ByParameter:
-    """Scores of the mask that all others are compared with."""
-    if spec.reference == "exact":
-        return score(work.model, work.batch, "exact_diag", **work.scoring())
+    def reference(self) -> ByParameter:
+        """Scores of the masks that all others are compared with."""
+        work = self.work
+        if self.spec.reference == "exact":
+            return score(work.model, work.batch, "exact_diag", **work.scoring())
 
-    def drawn() -> ByParameter:
-        stream = random_stream(spec.seed, "reference")
-        return ggn_diag(work.model, work.batch, "mc", generator=stream, progress=work.progress)
+        def drawn() -> ByParameter:
+            stream = random_stream(self.spec.seed, "reference")
+            return ggn_diag(work.model, work.batch, "mc", generator=stream, progress=self.progress)
 
-    return work.remember(("reference", "mc"), drawn)
+        return work.remember(("reference", "mc"), drawn)
 
-
-def _masks(spec: MaskSpec, work: Work, key: str) -> Iterator[tuple[float, ByParameter, float]]:
-    """Yield each sparsity, the mask of a criterion, and the seconds that it takes by itself."""
-    start = work.clock()
-    if get_criterion(key).rounds > 1:
-        for sparsity in spec.sparsities:
+    def masks(self, key: str) -> Iterator[tuple[float, ByParameter, float]]:
+        """Yield each sparsity, the mask of a criterion, and the seconds that it takes alone."""
+        work, start = self.work, self.work.clock()
+        if get_criterion(key).rounds > 1:
+            for sparsity in self.spec.sparsities:
+                start = work.clock()
+                mask = prune(work.model, work.batch, key, sparsity, **work.scoring())
+                yield sparsity, mask, work.clock() - start
+            return
+        scores = score(work.model, work.batch, key, **work.scoring())
+        scored = work.clock() - start
+        for sparsity in self.spec.sparsities:
             start = work.clock()
-            mask = prune(work.model, work.batch, key, sparsity, **work.scoring())
-            yield sparsity, mask, work.clock() - start
-        return
-    scores = score(work.model, work.batch, key, **work.scoring())
-    scored = work.clock() - start
-    for sparsity in spec.sparsities:
-        start = work.clock()
-        mask = make_mask(scores, sparsity)
-        yield sparsity, mask, scored + work.clock() - start
+            mask = make_mask(scores, sparsity)
+            yield sparsity, mask, scored + work.clock() - start
+
+    def about(self, mask: ByParameter, reference: ByParameter) -> dict[str, Any]:
+        """What a mask leaves."""
+        return {
+            "kept": list(host_numbers(torch.sum, mask).values()),
+            "effective_sparsity": effective_sparsity(self.work.model, mask, self.work.batch),
+            "shared": shared_fraction(mask, reference),
+        }

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -68,19 +68,12 @@ def run(
         OSError: for a store that cannot be written, before work starts.
     """
     at = resolve_device(device)
-
-    def prepared(whole: Dataset) -> Callable[[Path | None], Record]:
-        told = spec.with_data(whole.fingerprint)
-        return Work(told, whole, at, progress, shared=shared or Shared()).record
-
-    return recorded(spec, store, data, prepared)
+    work = partial(Work, device=at, progress=progress, shared=shared or Shared())
+    return recorded(spec, store, data, work)
 
 
 def recorded(
-    spec: AnySpec,
-    store: Store | None,
-    whole: Dataset | None,
-    prepared: Callable[[Dataset], Callable[[Path | None], Any]],
+    spec: AnySpec, store: Store | None, whole: Dataset | None, work: Callable[..., Any]
 ) -> Any:
     """Return the record that the store has of a spec, else that of its work, which is kept.
 
@@ -88,23 +81,23 @@ def recorded(
         spec: what is to be recorded.
         store: where records are kept; ``None`` keeps none.
         whole: the spec's data set if it is loaded already.
-        prepared: makes of the data what does the work with a checkpoint; refuses what cannot be.
+        work: makes of spec and data what does the work by ``record(checkpoint)``, or refuses it.
     """
     check_name("dataset", spec.dataset)
     if whole is None:
         whole = load_data(spec.dataset, image_size=spec.image_size)
-    if store is None:
-        return prepared(whole)(None)
     spec = spec.with_data(whole.fingerprint)
+    if store is None:
+        return work(spec, whole).record(None)
     if record := store.find(spec, whole.fingerprint):
         return record
-    work = prepared(whole)
+    prepared = work(spec, whole)
     store.check_writable()
     with store.lock(spec):
         if record := store.find(spec, whole.fingerprint):  # another process was faster
             return record
         store.tidy(spec)
-        record = work(store.checkpoint(spec))
+        record = prepared.record(store.checkpoint(spec))
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record

@@ -30,7 +30,7 @@ from ..training.device import keep_freed_memory, resolve_device
 from ..training.loop import TrainingStoppedError
 from .campaign import Estimate, differing, lasting, named, outcome
 from .cluster import connected
-from .mask_run import perform_masks, prepare
+from .mask_run import MaskWork
 from .mask_spec import AnySpec, MaskSpec
 from .provenance import now, run_provenance
 from .records import AnyRecord, Store, failed
@@ -142,7 +142,7 @@ class _Sweep:
         for spec in kinds.values():
             try:
                 if isinstance(spec, MaskSpec):
-                    prepare(spec, self.data[spec])
+                    MaskWork(spec, self.data[spec], torch.device("cpu"))
                 else:
                     check(spec, self.data[spec])
             except ValueError as error:
@@ -271,7 +271,7 @@ def _attempt(
     started = now()
     try:
         if isinstance(spec, MaskSpec):
-            return perform_masks(spec, whole, device, stop=stop, shared=shared)
+            return MaskWork(spec, whole, device, stop=stop, shared=shared).record()
         return perform(spec, whole, device, checkpoint=checkpoint, stop=stop, shared=shared)
     except TrainingStoppedError:
         return None
