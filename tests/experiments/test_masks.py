@@ -4,6 +4,7 @@ import json
 import re
 import threading
 from dataclasses import fields, replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -22,6 +23,7 @@ from pai_lib.experiments.records import MaskRecord, RecordWarning, Store
 from pai_lib.experiments.spec import RunSpec
 from pai_lib.experiments.sweep import sweep
 
+ROOT = Path(__file__).parents[2]
 CPU = torch.device("cpu")
 SPEC = MaskSpec(
     dataset="digits", model="resnet8", width=2, warmup=2, batch_size=64, samples_per_class=2, probes=2,
@@ -387,6 +389,17 @@ def test_exhausted_memory_is_recorded_and_made_again_on_request(store, monkeypat
 def test_workers_of_a_cluster_make_them(store, record, monkeypatch):
     assert swept(monkeypatch, store, Dask(), [SPEC, replace(SPEC, seed=1)])["done"] == 2
     assert settled(store.load(SPEC)) == settled(record)
+
+
+def test_no_two_records_of_the_projects_campaign_make_the_same_mask():
+    made = [
+        replace(spec, criteria=[key], sparsities=[sparsity], reference="mc")
+        for spec in read_campaign(ROOT / "campaigns" / "masks.yaml")
+        for key in spec.criteria
+        for sparsity in spec.sparsities
+    ]
+    assert len(made) == len(set(made)) > 4000
+    assert {key for spec in made for key in spec.criteria} == set(pai.CRITERIA)
 
 
 # --- the table
