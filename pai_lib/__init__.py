@@ -11,8 +11,11 @@ from .data.dataset import Dataset
 from .data.imagenet import ImageStream
 from .data.loading import check_data, dataset_names, load_data
 from .draws import random_stream
-from .experiments.records import Record, Store, records_frame
-from .experiments.run import Shared, run
+from .experiments.mask_run import run_masks
+from .experiments.mask_spec import MaskSpec
+from .experiments.records import MaskRecord, Record, Store, records_frame
+from .experiments.run import run
+from .experiments.shared import Shared
 from .experiments.spec import RunSpec
 from .models import build_model, model_names
 from .pruning.criteria import CRITERIA, Criterion, criterion, criterion_label
@@ -43,6 +46,8 @@ __all__ = [
     "Criterion",
     "Dataset",
     "ImageStream",
+    "MaskRecord",
+    "MaskSpec",
     "Record",
     "RunSpec",
     "Shared",
@@ -81,6 +86,7 @@ __all__ = [
     "records_frame",
     "resolve_device",
     "run",
+    "run_masks",
     "save_mask",
     "score",
     "score_many",

@@ -147,7 +147,7 @@ def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai sweep``."""
     parser = commands.add_parser("sweep", help="do the runs of a campaign that have no record yet")
     option = parser.add_argument
-    option("campaign", metavar="FILE", help="YAML with base, grid and also")
+    option("campaign", metavar="FILE", help="YAML with base, grid, also and kind")
     _add_places(parser)
     option("--dry-run", action="store_true", help="list the runs and how long they would take")
     option("--budget", type=float, metavar="SECONDS", help="start nothing that would end later")

@@ -19,6 +19,7 @@ MISSPELT = {
     "warm_up": ("update", "updates"),
     "evaluate": ("batch", "batches"),
     "run": ("devise", "device"),
+    "run_masks": ("proges", "progress"),
     "build_model": ("widht", "width"),
     "make_mask": ("scop", "scope"),
     "gradient": ("temprature", "temperature"),

@@ -6,7 +6,8 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..experiments.records import Record, default_results, records_frame
+from ..experiments.mask_spec import SHARED
+from ..experiments.records import MaskRecord, Record, default_results, records_frame
 from ..files import load_yaml
 
 if TYPE_CHECKING:
@@ -34,6 +35,40 @@ def records_csv(records: Iterable[Record]) -> bytes:
     frame = full_frame(records).convert_dtypes()  # whole numbers stay whole beside None
     frame["lr_drops"] = [",".join(f"{drop:g}" for drop in drops) for drops in frame["lr_drops"]]
     return frame.to_csv(index=False, lineterminator="\n").encode()
+
+
+def masks_frame(records: Iterable[MaskRecord]) -> pd.DataFrame:
+    """One row a mask: the fields of its spec, its criterion and sparsity, and what it leaves.
+
+    Args:
+        records: as ``Store.mask_records()`` gives them; those of failed work have no masks.
+
+    Returns:
+        Beside the numbers of ``MaskRecord``, of each mask ``cut`` (no path leads from input to
+        output), ``empty``, the number of layers with no weight left, and ``density``, the profile
+        {layer: fraction kept}.
+    """
+    import pandas as pd  # as in ``records_frame``
+
+    made = "criterion sparsity cut empty effective_sparsity shared seconds density".split()
+    of_all = "warmup_updates warmup_seconds peak_memory_bytes".split()
+    rows = []
+    for record in records:
+        spec, result = record.spec, record.result
+        fields = {name: getattr(spec, name) for name in (*SHARED, "reference")}
+        about = {"fingerprint": record.data["fingerprint"], "device": record.provenance["device"]}
+        for mask in result.get("masks", []):
+            left = zip(result["layers"].items(), mask["kept"], strict=True)
+            density = {layer: kept / size for (layer, size), kept in left}
+            told = {
+                "cut": mask["effective_sparsity"] == 1,
+                "empty": sum(part == 0 for part in density.values()),
+                "density": density,
+            }
+            whole = {name: result[name] for name in of_all}
+            rows.append({"id": spec.id, **fields, **mask, **told, **whole, **about})
+    columns = ["id", *SHARED, "reference", *made, *of_all, "fingerprint", "device"]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def data_note(fingerprint: str | None, results: str | Path | None = None) -> str:

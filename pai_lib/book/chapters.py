@@ -34,7 +34,7 @@ class Chapter:
     notebook: Path
     parameters: Mapping[str, Any] = field(default_factory=dict)
     paper: Mapping[str, Any] = field(default_factory=dict)
-    records: Sequence[str] = ("**/*.json",)
+    records: Sequence[str] = ("*/*/*.json",)  # of all runs
     title: str | None = None  # heads the page; None is the notebook's own title
     alone: bool = False  # a notebook by its own name, not an entry of chapters.yaml
 

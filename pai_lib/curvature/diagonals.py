@@ -173,16 +173,29 @@ def exact_diag(
     """
 
     def seeds(logits: Tensor, part: slice) -> list[Tensor]:
-        reason = curved_operation(logits, problem.theta)
-        if reason is not None:
-            raise ValueError(
-                f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use "
-                "ggn_diag and call it that."
-            )
+        _check_straight(logits, problem)
         return _factor(logits.detach())
 
     with problem_at(model, batch, temperature, parameters, "exact diagonal", progress) as problem:
         return _mean_of_squares(problem, chunk, seeds)
+
+
+def check_exact(model: nn.Module, batch: Batch) -> None:
+    """Raise ValueError, as ``exact_diag`` would, unless the model is piecewise linear.
+
+    It costs a forward pass of one sample.
+    """
+    with problem_at(model, batch, 1.0, "prunable") as problem:
+        _check_straight(problem.logits(slice(0, 1)), problem)
+
+
+def _check_straight(logits: Tensor, problem: Problem) -> None:
+    reason = curved_operation(logits, problem.theta)
+    if reason is not None:
+        raise ValueError(
+            f"{reason}, so the Hessian diagonal may not be the Gauss-Newton diagonal: use "
+            "ggn_diag and call it that."
+        )
 
 
 def _mean_of_squares(problem: Problem, chunk: int | None, seeds: Seeds) -> ByParameter:

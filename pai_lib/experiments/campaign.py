@@ -6,8 +6,8 @@ import itertools
 import statistics
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +17,23 @@ from ..files import load_yaml
 from ..names import nearest
 from ..pruning.criteria import get_criterion
 from ..training.checkpoint import epochs_done
-from .records import Record, RecordWarning, Store
-from .spec import FIELDS, RunSpec, check_name
+from .mask_spec import KINDS, AnySpec, MaskSpec
+from .records import AnyRecord, MaskRecord, RecordWarning, Store
+from .spec import RunSpec, check_name
 
 
-def read_campaign(path: str | Path) -> list[RunSpec]:
+def read_campaign(path: str | Path) -> list[AnySpec]:
     """Read the specs of a campaign file, in its order.
 
     It is YAML 1.2 with ``base`` (fields of every run), ``grid`` (lists, crossed; the last one
     varies fastest) and ``also`` (a list of further pairs of base and grid, whose bases add to the
-    first one). A pair without a grid is one run, except the first where there is ``also``.
+    first one). A pair without a grid is one run, except the first where there is ``also``. With
+    ``kind: masks`` the fields are those of ``MaskSpec``, and a run is all masks of one network.
 
     Raises:
-        ValueError: for a file that is not such a campaign: an unknown field, a wrong type, an empty
-            grid, two entries that mean the same run, for which data of one's own are read. It names
-            the entry.
+        ValueError: for a file that is not such a campaign: an unknown kind or field, a wrong type,
+            an empty grid, two entries that mean the same run, for which data of one's own are read.
+            It names the entry.
     """
     try:
         return _specs(load_yaml(Path(path)))
@@ -39,13 +41,13 @@ def read_campaign(path: str | Path) -> list[RunSpec]:
         raise ValueError(f"{path}: {error}") from error
 
 
-def _specs(campaign: Any) -> list[RunSpec]:
-    specs = []
-    entries: dict[tuple[str, RunSpec], str] = {}
+def _specs(campaign: Any) -> list[AnySpec]:
+    specs: list[AnySpec] = []
+    entries: dict[tuple[str, AnySpec], str] = {}
     data: dict[tuple[str, int | None], str] = {}  # read once
     for entry, values in _entries(campaign):
         try:
-            spec = RunSpec.from_dict(values)
+            spec: AnySpec = _kind(campaign).from_dict(values)
             check_name("dataset", spec.dataset)
             key = spec.dataset, spec.image_size
             if key not in data:
@@ -59,9 +61,17 @@ def _specs(campaign: Any) -> list[RunSpec]:
     return specs
 
 
+def _kind(campaign: dict[str, Any]) -> type[AnySpec]:
+    """What the campaign's specs are."""
+    kind = campaign.get("kind", RunSpec.kind)
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"Unknown kind {kind!r}: {nearest(kind, KINDS)}")
+    return KINDS[kind]
+
+
 def _entries(campaign: Any) -> Iterator[tuple[str, dict[str, Any]]]:
     """Yield the place of each run in a campaign, and its fields."""
-    _check_part(campaign, "the campaign", ("base", "grid", "also"))
+    _check_part(campaign, "the campaign", ("kind", "base", "grid", "also"))
     also = campaign.get("also", [])
     if not isinstance(also, list):
         raise ValueError("also must be a list of pairs of base and grid.")
@@ -101,8 +111,10 @@ def _check_part(part: Any, where: str, names: tuple[str, ...] = ()) -> None:
             raise ValueError(f"{where} has no part {name!r}: {nearest(name, names)}")
 
 
-def _meaning(spec: RunSpec) -> RunSpec:
+def _meaning(spec: AnySpec) -> AnySpec:
     """The spec with its criterion's values spelled out, and one value where any means the same."""
+    if isinstance(spec, MaskSpec):
+        return replace(spec, dataset=MaskSpec.dataset)
     if spec.criterion == "dense":
         unused: dict[str, Any] = dict.fromkeys(("samples_per_class", "group", "probes"), 1)
         unused |= {"scope": "global", "temperature": None, "rounds": None}
@@ -125,32 +137,40 @@ class Estimate:
 
     These have its model, width and data set, and were made on a CPU or a GPU as it will be.
     Training is proportional to epochs times images; scoring is as long as that of the same
-    criterion. Of each the median of the latest runs counts.
+    criterion. Of each the median of the latest runs counts. Masks take as long as those of other
+    seeds.
     """
 
     def __init__(self, store: Store, device: torch.device | None):
         self.store, self.device = store, device
         self.training: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         self.scoring: dict[tuple[Any, ...], list[float]] = defaultdict(list)
+        self.masking: dict[MaskSpec, list[float]] = defaultdict(list)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecordWarning)  # a sweep names those that are its own
-            records = store.records()
+            records: list[AnyRecord] = [*store.records(), *store.mask_records()]
         for record in sorted(records, key=lambda record: str(record.provenance.get("finished"))):
             self.add(record)
 
-    def add(self, record: Record) -> None:
+    def add(self, record: AnyRecord) -> None:
         """Learn from a record."""
         on_cpu = str(record.provenance.get("device")).startswith("CPU")
         elsewhere = self.device and on_cpu != (self.device.type == "cpu")
         if record.failure or elsewhere:
+            return
+        if isinstance(record, MaskRecord):
+            self.masking[_any_seed(record.spec)].append(record.result["seconds"])
             return
         spec, result = record.spec, record.result
         self.training[_like(spec)].append(result["training_seconds"] / _images(spec))
         for key in (_like(spec), (*_like(spec), spec.criterion, spec.rounds)):
             self.scoring[key].append(result["scoring_seconds"])
 
-    def seconds(self, spec: RunSpec) -> float | None:
+    def seconds(self, spec: AnySpec) -> float | None:
         """Seconds of what its checkpoint leaves of a run; ``None`` without a basis."""
+        if isinstance(spec, MaskSpec):
+            masking = self.masking.get(_any_seed(spec))
+            return statistics.median(masking[-9:]) if masking else None
         like = _like(spec)
         if like not in self.training:
             return None
@@ -162,6 +182,10 @@ class Estimate:
         return training * _images(spec) + statistics.median(scoring[-9:])
 
 
+def _any_seed(spec: MaskSpec) -> MaskSpec:
+    return replace(spec, dataset=spec.data, seed=MaskSpec.seed)
+
+
 def _like(spec: RunSpec) -> tuple[Any, ...]:
     return spec.data, spec.image_size, spec.model, spec.width
 
@@ -170,22 +194,31 @@ def _images(spec: RunSpec) -> float:
     return spec.epochs * spec.train_fraction * (2 if spec.when == "trained" else 1)
 
 
-def differing(specs: Iterable[RunSpec]) -> list[str]:
-    """Names of the fields that are not the same in all specs."""
-    specs = list(specs)
-    return [name for name in FIELDS if len({getattr(spec, name) for spec in specs}) > 1]
+def differing(specs: Sequence[AnySpec]) -> list[str]:
+    """Names of the fields that are not the same in all specs, which are of one kind."""
+    names = [option.name for option in fields(specs[0])] if specs else []
+    return [name for name in names if len({getattr(spec, name) for spec in specs}) > 1]
 
 
-def named(spec: RunSpec, names: Iterable[str]) -> str:
+def named(spec: AnySpec, names: Iterable[str]) -> str:
     """A run in a line: its id and the fields of the given names."""
-    return "  ".join([spec.id, *(f"{name}={getattr(spec, name)}" for name in names)])
+    return "  ".join([spec.id, *(f"{name}={_brief(getattr(spec, name))}" for name in names)])
 
 
-def outcome(record: Record) -> str:
+def _brief(value: Any) -> Any:
+    """A value, or of a long list its first one and the number of the others."""
+    long = isinstance(value, tuple) and len(value) > 3
+    return f"{value[0]} and {len(value) - 1} more" if long else value
+
+
+def outcome(record: AnyRecord) -> str:
     """What a run gave, in words, and the seconds of its work."""
     result, failure = record.result, record.failure
     if failure:
         words = f"failed in {failure['where']}: {failure['reason']}"
+    elif isinstance(record, MaskRecord):
+        cut = sum(mask["effective_sparsity"] == 1 for mask in result["masks"])
+        return f"{len(result['masks'])} masks, {cut} of them cut  {result['seconds']:.1f} s"
     else:
         words = f"test accuracy {100 * result['test_accuracy']:.2f} %"
     seconds = result.get("scoring_seconds", 0) + result.get("training_seconds", 0)
@@ -205,7 +238,7 @@ def lasting(seconds: float) -> str:
 
 
 def show_plan(
-    specs: list[RunSpec], store: Store, device: torch.device, retry_failed: bool = False
+    specs: Sequence[AnySpec], store: Store, device: torch.device, retry_failed: bool = False
 ) -> None:
     """Say of each run whether it has a record, and how long what is left would take.
 

@@ -14,9 +14,9 @@ from threading import Event
 from typing import Any
 
 from ..training.device import resolve_device
+from .mask_spec import AnySpec
 from .provenance import now, run_provenance
-from .records import Record
-from .spec import RunSpec
+from .records import AnyRecord, failed
 
 
 class Cluster:
@@ -39,7 +39,7 @@ class Cluster:
             self.machines |= {_host(address): machine for address, machine in told.items()}
         return len(workers)
 
-    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Any:
+    def submit(self, spec: AnySpec, checkpoint: Path, seconds: float) -> Any:
         """Have a worker do a run."""
         arguments = (spec, self.device, checkpoint.resolve(), seconds, self.event.name)
         return self.client.submit(self.work, *arguments, pure=False)
@@ -56,7 +56,7 @@ class Cluster:
         self.slots()  # workers may have come
         return [future for future in futures if future.done()]
 
-    def result(self, future: Any, spec: RunSpec, fingerprint: str) -> Record | None:
+    def result(self, future: Any, spec: AnySpec, fingerprint: str) -> AnyRecord | None:
         """Return what a run gave, or the failure of one that kills its workers."""
         try:
             return future.result()
@@ -69,7 +69,7 @@ class Cluster:
                 machine = {"device": f"unknown, of the worker {address}"}
             failure = {"reason": str(error), "where": "a worker"}
             made = {**machine, "precision": spec.precision, "started": now(), "finished": now()}
-            return Record(spec, {}, failure, {"fingerprint": fingerprint}, made)
+            return failed(spec, failure, fingerprint, made)
 
 
 def _machine(device: str | None) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Records of runs, one JSON file each, and the store that keeps them."""
+"""Records of runs and of masks, one JSON file each, and the store that keeps them."""
 
 from __future__ import annotations
 
@@ -9,13 +9,14 @@ import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar, Self, TypeVar, overload
 
 from filelock import FileLock
 
 from ..data.loading import dataset_names
 from ..files import write_whole
-from .spec import FIELDS, RunSpec
+from .mask_spec import AnySpec, MaskSpec
+from .spec import FIELDS, RunSpec, Spec
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,7 +30,54 @@ class RecordWarning(UserWarning):
 
 
 @dataclass(frozen=True)
-class Record:
+class _Record:
+    """What a spec gave, and what made it."""
+
+    spec: Spec
+    result: dict[str, Any]
+    failure: dict[str, Any] | None
+    data: dict[str, Any]
+    provenance: dict[str, Any]
+
+    of: ClassVar[type[AnySpec]]
+
+    def __post_init__(self) -> None:
+        fingerprint = self.data.get("fingerprint", self.spec.dataset)
+        object.__setattr__(self, "spec", self.spec.with_data(fingerprint))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The record as its JSON file holds it."""
+        kind = {} if self.of is RunSpec else {"kind": self.of.kind}
+        names = {"schema": SCHEMA, **kind, "id": self.spec.id}
+        return {**names, **asdict(self), "spec": self.spec.to_dict()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Read a record's JSON content.
+
+        Raises:
+            ValueError: for another schema or kind, or an id that is not its spec's.
+        """
+        schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
+        if schema != SCHEMA:
+            raise ValueError(f"schema {schema!r}: this version reads schema {SCHEMA}.")
+        kind = values.get("kind", RunSpec.kind)
+        if kind != cls.of.kind:
+            raise ValueError(f"it records {kind}, not {cls.of.kind}.")
+        kinds: dict[str, Any] = dict.fromkeys(("spec", "result", "data", "provenance"), dict)
+        for name, sound in {**kinds, "failure": dict | None}.items():
+            if not isinstance(values.get(name, ""), sound):
+                raise ValueError(f"it has no sound {name!r}.")
+        parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
+        record = cls(cls.of.from_dict(values["spec"]), **parts)
+        if (identity := values.get("id")) != record.spec.id:
+            spec = f"its spec's is {record.spec.id!r}"
+            raise ValueError(f"its id is {identity!r}, but {spec}: it was edited.")
+        return record
+
+
+@dataclass(frozen=True)
+class Record(_Record):
     """What one run gave, and what made it. A failed run has a ``failure`` and no accuracy.
 
     Its spec knows the data by the fingerprint in ``data``, wherever they are now.
@@ -41,39 +89,33 @@ class Record:
     """
 
     spec: RunSpec
-    result: dict[str, Any]
-    failure: dict[str, Any] | None
-    data: dict[str, Any]
-    provenance: dict[str, Any]
+    of = RunSpec
 
-    def __post_init__(self) -> None:
-        fingerprint = self.data.get("fingerprint", self.spec.dataset)
-        object.__setattr__(self, "spec", self.spec.with_data(fingerprint))
 
-    def to_dict(self) -> dict[str, Any]:
-        """The record as its JSON file holds it."""
-        return {"schema": SCHEMA, "id": self.spec.id, **asdict(self), "spec": self.spec.to_dict()}
+@dataclass(frozen=True)
+class MaskRecord(_Record):
+    """The masks of one network, without training, and what made them.
 
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> Record:
-        """Read a record's JSON content; ValueError for another schema, or an id that is not its."""
-        schema = values.get("schema") if isinstance(values, dict) else type(values).__name__
-        if schema != SCHEMA:
-            raise ValueError(f"schema {schema!r}: this version reads schema {SCHEMA}.")
-        kinds: dict[str, Any] = dict.fromkeys(("spec", "result", "data", "provenance"), dict)
-        for name, kind in {**kinds, "failure": dict | None}.items():
-            if not isinstance(values.get(name, ""), kind):
-                raise ValueError(f"it has no sound {name!r}.")
-        parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
-        record = cls(RunSpec.from_dict(values["spec"]), **parts)
-        if (identity := values.get("id")) != record.spec.id:
-            spec = f"its spec's is {record.spec.id!r}"
-            raise ValueError(f"its id is {identity!r}, but {spec}: it was edited.")
-        return record
+    ``result`` holds ``layers``, the number of prunable weights in each, and ``masks``, a list: for
+    each ``criterion`` and ``sparsity`` the number of weights ``kept`` in each of these layers,
+    ``effective_sparsity`` (1 for a mask that is cut), ``shared``, the part of the kept weights that
+    the mask of the spec's reference keeps, too, and ``seconds`` of its own scoring and ranking, as
+    if it were alone; ``warmup_seconds`` come before them. ``seconds`` are those that the record
+    took. ``peak_memory_bytes`` is that of all of it, told as in ``Record``.
+    """
+
+    spec: MaskSpec
+    of = MaskSpec
+
+
+AnyRecord = Record | MaskRecord
+R = TypeVar("R", bound=_Record)
 
 
 class Store:
     """A folder of records, one JSON file a run: ``<root>/<dataset>/<model>/<id>.json``.
+
+    Those of masks are apart, in ``<root>/masks/<dataset>/<model>/<id>.json``.
 
     A run on one's own data is one record, however their path is spelt; its folder has the name they
     had first.
@@ -85,21 +127,25 @@ class Store:
     def __init__(self, root: str | Path = "results"):
         self.root = Path(root)
 
-    def path(self, spec: RunSpec) -> Path:
+    def path(self, spec: AnySpec) -> Path:
         """Where the record of a spec is, or would be; see ``RunSpec.data``."""
-        name = f"{spec.model}/{spec.id}.json"
-        known = [] if spec.dataset in dataset_names() else sorted(self.root.glob(f"*/{name}"))
-        return known[0] if known else self.root / _short(spec.dataset) / name
+        folder, name = self.folder(type(spec)), f"{spec.model}/{spec.id}.json"
+        known = [] if spec.dataset in dataset_names() else sorted(folder.glob(f"*/{name}"))
+        return known[0] if known else folder / _short(spec.dataset) / name
 
-    def checkpoint(self, spec: RunSpec) -> Path:
+    def folder(self, of: type[AnySpec]) -> Path:
+        """Where the records of this kind of spec are, in a folder a data set."""
+        return self.root if of is RunSpec else self.root / of.kind
+
+    def checkpoint(self, spec: AnySpec) -> Path:
         """Where the checkpoint of an unfinished run is, or would be."""
         return self.root / ".checkpoints" / f"{spec.id}.safetensors"
 
-    def lock(self, spec: RunSpec) -> FileLock:
+    def lock(self, spec: AnySpec) -> FileLock:
         """Lock of a run among processes; however one ends, the system then releases it."""
         return FileLock(self.root / ".checkpoints" / f"{spec.id}.lock")
 
-    def tidy(self, spec: RunSpec) -> None:
+    def tidy(self, spec: AnySpec) -> None:
         """Remove half-written files of a run, for the holder of its lock."""
         for path in (self.path(spec), self.checkpoint(spec)):
             for rest in path.parent.glob(f".{path.stem}.*.tmp"):
@@ -115,12 +161,18 @@ class Store:
             reason = os.strerror(error.errno) if error.errno else error
             raise OSError(f"The results folder {self.root} is not writable: {reason}.") from error
 
-    def load(self, spec: RunSpec) -> Record | None:
+    @overload
+    def load(self, spec: RunSpec) -> Record | None: ...
+    @overload
+    def load(self, spec: MaskSpec) -> MaskRecord | None: ...
+    def load(self, spec: AnySpec) -> AnyRecord | None:
         """The record of a spec, or ``None`` without one; ValueError if it cannot be read."""
         path = self.path(spec)
-        return _read(path) if path.is_file() else None
+        if not path.is_file():
+            return None
+        return _read(path, MaskRecord) if isinstance(spec, MaskSpec) else _read(path, Record)
 
-    def find(self, spec: RunSpec, fingerprint: str) -> Record | None:
+    def find(self, spec: AnySpec, fingerprint: str) -> AnyRecord | None:
         """The record of a spec; one of other data, or that cannot be read, is only warned of."""
         spec = spec.with_data(fingerprint)
         try:
@@ -134,7 +186,7 @@ class Store:
         _warn(f"{path} was made with other data than those that are here now. It is not used.")
         return None
 
-    def save(self, record: Record) -> Path:
+    def save(self, record: AnyRecord) -> Path:
         """Write a record whole or not at all.
 
         A file that cannot be read, or is of other data, is set aside under a name that ends in
@@ -151,11 +203,18 @@ class Store:
         return path
 
     def records(self) -> list[Record]:
-        """All records by path; one that cannot be read, or comes again, is only warned of."""
+        """All runs' by path; one that cannot be read, or comes again, is only warned of."""
+        return self._all(Record)
+
+    def mask_records(self) -> list[MaskRecord]:
+        """All masks' by path, with the same warnings."""
+        return self._all(MaskRecord)
+
+    def _all(self, kind: type[R]) -> list[R]:
         records, paths = [], dict[str, Path]()
-        for path in sorted(self.root.glob("*/*/*.json")):
+        for path in sorted(self.folder(kind.of).glob("*/*/*.json")):
             try:
-                record = _read(path)
+                record = _read(path, kind)
             except ValueError as error:
                 _warn(f"{error} It is left out.")
                 continue
@@ -177,10 +236,20 @@ def _warn(text: str) -> None:
     warnings.warn(text, RecordWarning, stacklevel=3)
 
 
-def _make_room(path: Path, record: Record) -> None:
+def failed(
+    spec: AnySpec, failure: dict[str, Any], fingerprint: str, made: dict[str, Any]
+) -> AnyRecord:
+    """The record of work that failed before it gave anything."""
+    data = {"fingerprint": fingerprint}
+    if isinstance(spec, MaskSpec):
+        return MaskRecord(spec, {}, failure, data, made)
+    return Record(spec, {}, failure, data, made)
+
+
+def _make_room(path: Path, record: AnyRecord) -> None:
     """Set aside what is in the place of a record and is another, or nothing that can be read."""
     try:
-        there = _read(path)
+        there = _read(path, type(record))
     except ValueError:
         why = "unreadable"
     else:
@@ -238,14 +307,14 @@ def _short(dataset: str) -> str:
     return Path(os.path.abspath(Path(dataset).expanduser())).name
 
 
-def _read(path: Path) -> Record:
+def _read(path: Path, kind: type[R]) -> R:
     try:
         text = path.read_bytes().replace(b"\r\n", b"\n")  # git may have changed the ends of lines
         values = json.loads(text)
         digest = isinstance(values, dict) and values.get("digest")  # older records have none
         if digest and digest != hashlib.sha256(text.rpartition(DIGEST)[0]).hexdigest():
             raise ValueError("its digest does not fit its content: it was edited")
-        return Record.from_dict(values)
+        return kind.from_dict(values)
     except ValueError as error:
         reason = str(error).removesuffix(".")
         raise ValueError(f"{path} is not a readable record: {reason}.") from error

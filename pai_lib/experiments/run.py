@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import math
-import time
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -25,55 +24,15 @@ from ..pruning import masks
 from ..pruning.inspection import effective_sparsity
 from ..pruning.masks import prune
 from ..pruning.ranking import make_mask
-from ..pruning.scoring import Remember, score
+from ..pruning.scoring import score
 from ..training.checkpoint import Checkpoint, epochs_done
 from ..training.device import in_channels_last, resolve_device
 from ..training.loop import TrainingDivergedError, compiled, evaluate, train, warm_up
+from .mask_spec import AnySpec
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
+from .shared import Shared, seconds
 from .spec import FIELDS, RunSpec, check_name
-
-
-class Shared:
-    """Parts of runs that several have in common, kept for the next of them.
-
-    A part is found again only under a key that holds everything that shaped it. A run that finds
-    one counts the seconds that it took when it was computed, so that the times of a run are those
-    of a run alone.
-
-    Args:
-        networks: number of networks whose parts are kept, the latest ones.
-
-    >>> shared = Shared()
-    >>> for key in ("snip", "fts"):  # one warm-up, one gradient
-    ...     spec = RunSpec(dataset="digits", model="resnet8", width=2, criterion=key, epochs=1)
-    ...     record = run(spec, progress=False, shared=shared)
-    >>> shared.seconds > 0
-    True
-    """
-
-    def __init__(self, networks: int = 2):
-        self.networks = networks
-        self.parts: dict[Hashable, dict[Hashable, tuple[Any, float]]] = {}  # with their seconds
-        self.seconds = 0.0  # saved so far
-
-    def of(self, network: Hashable, device: torch.device) -> Remember:
-        """Return ``remember(key, compute)`` of a network, which computes only what is not known."""
-        parts = self.parts[network] = self.parts.pop(network, {})
-        while len(self.parts) > self.networks:
-            del self.parts[next(iter(self.parts))]
-
-        def remember(key: Hashable, compute: Callable[[], Any]) -> Any:
-            if key in parts:
-                self.seconds += parts[key][1]
-            else:
-                start, saved = _seconds(device), self.seconds
-                value = compute()
-                spent = _seconds(device) - start
-                parts[key] = value, spent + self.seconds - saved  # with what was found on the way
-            return parts[key][0]
-
-        return remember
 
 
 @checked_keywords
@@ -108,21 +67,37 @@ def run(
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
         OSError: for a store that cannot be written, before work starts.
     """
+    at = resolve_device(device)
+    work = partial(Work, device=at, progress=progress, shared=shared or Shared())
+    return recorded(spec, store, data, work)
+
+
+def recorded(
+    spec: AnySpec, store: Store | None, whole: Dataset | None, work: Callable[..., Any]
+) -> Any:
+    """Return the record that the store has of a spec, else that of its work, which is kept.
+
+    Args:
+        spec: what is to be recorded.
+        store: where records are kept; ``None`` keeps none.
+        whole: the spec's data set if it is loaded already.
+        work: makes of spec and data what does the work by ``record(checkpoint)``, or refuses it.
+    """
     check_name("dataset", spec.dataset)
-    device = resolve_device(device)
-    whole = load_data(spec.dataset, image_size=spec.image_size) if data is None else data
-    if store is None:
-        return perform(spec, whole, device, progress=progress, shared=shared)
+    if whole is None:
+        whole = load_data(spec.dataset, image_size=spec.image_size)
     spec = spec.with_data(whole.fingerprint)
+    if store is None:
+        return work(spec, whole).record(None)
     if record := store.find(spec, whole.fingerprint):
         return record
-    work = _Work(spec, whole, device, progress, shared=shared or Shared())  # refuses what cannot be
+    prepared = work(spec, whole)
     store.check_writable()
     with store.lock(spec):
         if record := store.find(spec, whole.fingerprint):  # another process was faster
             return record
         store.tidy(spec)
-        record = work.record(store.checkpoint(spec))
+        record = prepared.record(store.checkpoint(spec))
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record
@@ -163,12 +138,12 @@ def perform(
         ValueError: as ``run``.
     """
     spec = spec.with_data(whole.fingerprint)
-    return _Work(spec, whole, device, progress, stop, shared or Shared()).record(checkpoint)
+    return Work(spec, whole, device, progress, stop, shared or Shared()).record(checkpoint)
 
 
 def check(spec: RunSpec, whole: Dataset) -> None:
     """Raise ValueError, as ``run`` would, for a spec that its data do not allow."""
-    _Work(spec, whole, torch.device("cpu"))
+    Work(spec, whole, torch.device("cpu"))
 
 
 # Fields that do not shape the network that is scored.
@@ -196,8 +171,8 @@ class _State:
 
 
 @dataclass
-class _Work:
-    """A run under way."""
+class Work:
+    """A run under way, or what comes before its mask."""
 
     spec: RunSpec
     whole: Dataset
@@ -235,10 +210,13 @@ class _Work:
             dense = "" if state.phase == "masked" else "dense training, "
             failure = {"reason": str(error), "where": dense + error.where}
         state.result["peak_memory_bytes"] = peak_memory(self.device) if measured else None
-        sizes = {"train": len(self.data.train_labels), "test": len(self.data.test_labels)}
-        data = {"fingerprint": self.whole.fingerprint, **sizes}
         made = run_provenance(self.device, self.spec.precision, state.started, state.resumed)
-        return Record(self.spec, state.result, failure, data, made)
+        return Record(self.spec, state.result, failure, self.about(), made)
+
+    def about(self) -> dict[str, Any]:
+        """What a record says of the data."""
+        sizes = {"train": len(self.data.train_labels), "test": len(self.data.test_labels)}
+        return {"fingerprint": self.whole.fingerprint, **sizes}
 
     def go_on(self, path: Path | None) -> None:
         """Begin, or take over what the checkpoint holds if it fits."""
@@ -256,6 +234,7 @@ class _Work:
         state.result["parameters"] = sum(p.numel() for p in self.model.parameters())
 
     def build(self, seed: int) -> nn.Module:
+        """The network with the weights of a seed."""
         spec, channels = self.spec, self.batch.inputs.shape[1]
         size: dict[str, Any] = {"width": spec.width, "in_channels": channels}
         with torch.device("cpu"):  # whatever PyTorch's default is
@@ -267,21 +246,26 @@ class _Work:
         stream = random_stream(self.spec.seed, purpose)
         return int(torch.randint(2**31, (), generator=stream, device="cpu"))
 
+    def clock(self) -> float:
+        """Seconds, those included that what was shared took when it was computed."""
+        return seconds(self.device) + self.shared.seconds
+
     @contextmanager
     def timed(self, stage: str) -> Iterator[None]:
         """Add the seconds of a stage, also if it failed, to those of the record."""
         training = self.checkpoint.training if stage == "training" else {}
-        start, saved = _seconds(self.device), self.shared.seconds
+        start = self.clock()
         try:
             with _located(stage):
                 yield
         finally:
-            spent = _seconds(self.device) - start + self.shared.seconds - saved
+            spent = self.clock() - start
             result, name = self.state.result, f"{stage}_seconds"
             spent += training.get("seconds", 0.0)
             result[name] = round(result.get(name, 0.0) + spent, 3)
 
     def train(self, mask: ByParameter | None, seed: int) -> dict[str, Any]:
+        """Train under a mask; return the curves."""
         names = ("batch_size", *_TRAINING)
         options: dict[str, Any] = {name: getattr(self.spec, name) for name in names}
         options |= {"seed": seed, "compile": compiled(), "progress": self.progress}
@@ -312,6 +296,7 @@ class _Work:
         return mask
 
     def warm_up(self) -> None:
+        """Update the batch norms, and note how often and how long."""
         spec, model = self.spec, self.model
 
         def warmed_up() -> tuple[int, ByParameter]:
@@ -324,6 +309,8 @@ class _Work:
             model.load_state_dict(statistics, strict=False)
 
     def train_dense(self) -> None:
+        """Train before scoring, as the dense run is trained."""
+
         def trained() -> tuple[dict[str, Any], ByParameter]:
             curves, tensors = self.train(None, self.spec.seed), self.model.state_dict()
             return curves, {name: tensor.clone() for name, tensor in tensors.items()}
@@ -340,12 +327,21 @@ class _Work:
             error.where = f"epoch {self.spec.epochs}"
             raise error
 
-    def scored(self) -> ByParameter:
-        spec, model = self.spec, self.model
+    def scoring(self) -> dict[str, Any]:
+        """Options of ``score`` and ``prune``, with a random stream that begins."""
         names = ("group", "probes", "temperature", "variant")
-        options: dict[str, Any] = {name: getattr(spec, name) for name in names}
-        options |= {"generator": random_stream(spec.seed, "scores"), "remember": self.remember}
-        options["progress"] = self.progress
+        options = {name: getattr(self.spec, name) for name in names}
+        stream = random_stream(self.spec.seed, "scores")
+        return {
+            **options,
+            "generator": stream,
+            "remember": self.remember,
+            "progress": self.progress,
+        }
+
+    def scored(self) -> ByParameter:
+        """The mask of the spec's criterion, with its control applied."""
+        spec, model, options = self.spec, self.model, self.scoring()
         if spec.control == "invert":
             scores = score(model, self.batch, spec.criterion, **options)
             return make_mask(masks.invert_scores(scores), spec.sparsity, spec.scope)
@@ -376,10 +372,3 @@ def _located(where: str) -> Iterator[None]:
     except Exception as error:
         vars(error)["where"] = getattr(error, "where", where)
         raise
-
-
-def _seconds(device: torch.device) -> float:
-    """Time now, after what the device has been told to do."""
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

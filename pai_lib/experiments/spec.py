@@ -1,4 +1,4 @@
-"""One run, described: frozen, validated against the registries, hashed."""
+"""What a record is of, described: frozen, validated against the registries, hashed."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ import math
 import operator
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, NoReturn
+from dataclasses import Field, dataclass, field, fields
+from typing import Any, ClassVar, NoReturn, Self
 
 from ..data.loading import dataset_names, find_own, load_data
 from ..models import model_names
@@ -61,14 +61,71 @@ def _number(default: Any, about: str, bounds: str = "above 0") -> Any:
     return field(default=default, metadata={"kind": float, "help": about, "bounds": bounds})
 
 
+class Spec:
+    """A description, frozen, of what one record is of.
+
+    ``id`` hashes the fields that differ from their defaults, so that a field added later (with the
+    old behaviour as its default) renames no record. Data of one's own are hashed by their
+    fingerprint: however their path is spelt it is one record, and with other images it is another.
+    """
+
+    kind: ClassVar[str] = "runs"  # another kind is hashed with the fields
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+    _fingerprint = ""  # what `with_data` was told: no field
+
+    dataset: str
+    model: str
+    image_size: int | None
+
+    @property
+    def data(self) -> str:
+        """What tells the data from others: a registered name, or the fingerprint of one's own.
+
+        These are read for it, unless ``with_data`` was told it.
+        """
+        if self.dataset in dataset_names():
+            return self.dataset
+        return self._fingerprint or load_data(self.dataset, image_size=self.image_size).fingerprint
+
+    def with_data(self, fingerprint: str) -> Self:
+        """The same spec, which need not read one's own data again to know their fingerprint."""
+        spec = copy.copy(self)
+        object.__setattr__(spec, "_fingerprint", fingerprint)
+        return spec
+
+    @property
+    def id(self) -> str:
+        """Twelve hexadecimal digits of the SHA-256 over the fields that are not the default."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        defaults = {option.name: option.default for option in fields(self)}
+        differing = {name: v for name, v in values.items() if v != defaults[name]}
+        if "dataset" in differing:
+            differing["dataset"] = self.data
+        if self.kind != Spec.kind:
+            differing["kind"] = self.kind
+        return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Every field, in plain JSON types."""
+        values = {option.name: getattr(self, option.name) for option in fields(self)}
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values.items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """Build from a mapping; an unknown field is an error that names the nearest one."""
+        known = [option.name for option in fields(cls)]
+        for name in values:
+            if name not in known:
+                raise ValueError(f"{cls.__name__} has no field {name!r}: {nearest(name, known)}")
+        return cls(**values)
+
+
 @dataclass(frozen=True)
-class RunSpec:
+class RunSpec(Spec):
     """Everything that shapes one run: prune a network, new or trained, train it, test it.
 
-    The defaults are the paper's protocol on CIFAR-10. ``id`` hashes the fields that differ from
-    them, so that a field added later (with the old behaviour as its default) renames no record.
-    Data of one's own are hashed by their fingerprint: however their path is spelt it is one run,
-    and with other images it is another.
+    The defaults are the paper's protocol on CIFAR-10. ``id``, ``data`` and what else does not
+    depend on the fields are those of every ``Spec``.
 
     Raises:
         ValueError: for a value of another type, out of bounds or unknown, and for values that do
@@ -77,8 +134,6 @@ class RunSpec:
     >>> RunSpec(dataset="digits", model="resnet8", sparsity=0.9).id
     '0c6754f1fed4'
     """
-
-    _fingerprint = ""  # what `with_data` was told: no field
 
     dataset: str = _name(
         "cifar10",
@@ -172,43 +227,6 @@ class RunSpec:
         values = {name: f"{name}={getattr(self, name)!r}" for name in FIELDS}
         together = " ".join(values.get(word, word) for word in names.split())
         raise ValueError(f"{together}: {reason}.")
-
-    @property
-    def data(self) -> str:
-        """What tells the data from others: a registered name, or the fingerprint of one's own.
-
-        These are read for it, unless ``with_data`` was told it.
-        """
-        if self.dataset in dataset_names():
-            return self.dataset
-        return self._fingerprint or load_data(self.dataset, image_size=self.image_size).fingerprint
-
-    def with_data(self, fingerprint: str) -> RunSpec:
-        """The same spec, which need not read one's own data again to know their fingerprint."""
-        spec = copy.copy(self)
-        object.__setattr__(spec, "_fingerprint", fingerprint)
-        return spec
-
-    @property
-    def id(self) -> str:
-        """Twelve hexadecimal digits of the SHA-256 over the fields that are not the default."""
-        values = {name: getattr(self, name) for name in FIELDS}
-        differing = {name: v for name, v in values.items() if v != FIELDS[name].default}
-        if "dataset" in differing:
-            differing["dataset"] = self.data
-        return hashlib.sha256(json.dumps(differing, sort_keys=True).encode()).hexdigest()[:12]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Every field, in plain JSON types."""
-        return {**asdict(self), "lr_drops": list(self.lr_drops)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> RunSpec:
-        """Build from a mapping; an unknown field is an error that names the nearest one."""
-        for name in values:
-            if name not in FIELDS:
-                raise ValueError(f"RunSpec has no field {name!r}: {nearest(name, FIELDS)}")
-        return cls(**values)
 
 
 FIELDS = {option.name: option for option in fields(RunSpec)}

@@ -14,8 +14,9 @@ import signal
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from concurrent.futures import Future
+from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
@@ -29,17 +30,20 @@ from ..training.device import keep_freed_memory, resolve_device
 from ..training.loop import TrainingStoppedError
 from .campaign import Estimate, differing, lasting, named, outcome
 from .cluster import connected
+from .mask_run import MaskWork
+from .mask_spec import AnySpec, MaskSpec
 from .provenance import now, run_provenance
-from .records import Record, Store
-from .run import Shared, check, perform
-from .spec import RunSpec, check_name
+from .records import AnyRecord, Store, failed
+from .run import check, perform
+from .shared import Shared
+from .spec import check_name
 
-Loaded = dict[RunSpec, Dataset]
+Loaded = dict[AnySpec, Dataset]
 say = partial(print, flush=True)
 
 
 def sweep(
-    specs: list[RunSpec],
+    specs: Sequence[AnySpec],
     store: Store,
     *,
     device: str | None = None,
@@ -94,7 +98,7 @@ def sweep(
     return work.counts + Counter(interrupted=asked.is_set())
 
 
-def _loaded(specs: list[RunSpec]) -> Loaded:
+def _loaded(specs: Sequence[AnySpec]) -> Loaded:
     """Return the data of each spec, which then knows their fingerprint; they are read once."""
 
     @cache
@@ -110,13 +114,15 @@ class _Sweep:
 
     engine: Any  # where runs are done
 
-    def __init__(self, specs: list[RunSpec], data: Loaded, store: Store, retry: bool, quiet: bool):
+    def __init__(
+        self, specs: Sequence[AnySpec], data: Loaded, store: Store, retry: bool, quiet: bool
+    ):
         self.data, self.store, self.quiet = data, store, quiet
         self.names, self.total, self.counts = differing(specs), len(specs), Counter[str]()
-        self.left: list[RunSpec] = []
-        self.failed: dict[RunSpec, Record] = {}  # to be repeated
+        self.left: list[AnySpec] = []
+        self.failed: dict[AnySpec, AnyRecord] = {}  # to be repeated
         # With the locks that they hold.
-        self.running: dict[Future[Any], tuple[RunSpec, contextlib.ExitStack]] = {}
+        self.running: dict[Future[Any], tuple[AnySpec, contextlib.ExitStack]] = {}
         self.closed = False  # nothing more is started
         for spec in specs:
             spec = spec.with_data(data[spec].fingerprint)
@@ -132,21 +138,20 @@ class _Sweep:
 
     def check(self) -> None:
         """Refuse a run that its data do not allow, before the first one begins."""
-        kinds = {}
-        for spec in self.left:
-            samples = spec.criterion == "dense" or spec.samples_per_class
-            images = spec.dataset, spec.image_size, spec.train_fraction, samples
-            kinds[images, spec.model, spec.width] = spec
+        kinds = {_checked_once(spec): spec for spec in self.left}
         for spec in kinds.values():
             try:
-                check(spec, self.data[spec])
+                if isinstance(spec, MaskSpec):
+                    MaskWork(spec, self.data[spec], torch.device("cpu"))
+                else:
+                    check(spec, self.data[spec])
             except ValueError as error:
                 raise ValueError(f"{named(spec, self.names)}: {error}") from error
 
-    def find(self, spec: RunSpec) -> Record | None:
+    def find(self, spec: AnySpec) -> AnyRecord | None:
         return self.store.find(spec, self.data[spec].fingerprint)
 
-    def count(self, record: Record, otherwise: str) -> None:
+    def count(self, record: AnyRecord, otherwise: str) -> None:
         self.counts["failed" if record.failure else otherwise] += 1
 
     def go(self, estimate: Estimate, end: float) -> None:
@@ -178,7 +183,7 @@ class _Sweep:
             else:
                 self.start(spec)
 
-    def start(self, spec: RunSpec) -> None:
+    def start(self, spec: AnySpec) -> None:
         """Start a run, unless another process is at it or has done it since."""
         with contextlib.ExitStack() as lock:
             try:
@@ -207,7 +212,7 @@ class _Sweep:
         elif not self.quiet:
             self.tell(record)
 
-    def keep(self, record: Record) -> None:
+    def keep(self, record: AnyRecord) -> None:
         spec = record.spec
         if record.data["fingerprint"] != self.data[spec].fingerprint:
             raise ValueError(f"A worker's data set {spec.dataset!r} is not the one that is here.")
@@ -220,7 +225,7 @@ class _Sweep:
         self.estimate.add(record)
         self.count(record, "done")
 
-    def tell(self, record: Record) -> None:
+    def tell(self, record: AnyRecord) -> None:
         number = f"[{self.counts.total()}/{self.total}]"
         line = f"{number} {named(record.spec, self.names)}  {outcome(record)}"
         seconds = [self.estimate.seconds(spec) for spec in self.left]
@@ -228,6 +233,15 @@ class _Sweep:
             left = sum(each or 0 for each in seconds) / max(1, self.engine.slots())
             line += f", about {lasting(left)} left"
         say(line)
+
+
+def _checked_once(spec: AnySpec) -> Hashable:
+    """What is the same for specs that their data and network allow, or not, together."""
+    if isinstance(spec, MaskSpec):
+        return replace(spec, seed=0, warmup=0)
+    samples = spec.criterion == "dense" or spec.samples_per_class
+    images = spec.dataset, spec.image_size, spec.train_fraction, samples
+    return images, spec.model, spec.width
 
 
 # One run, and where it is done
@@ -246,16 +260,18 @@ class _Stop:
 
 
 def _attempt(
-    spec: RunSpec,
+    spec: AnySpec,
     whole: Dataset,
     device: torch.device,
     checkpoint: Path | None,
     stop: Callable[[], bool],
     shared: Shared,
-) -> Record | None:
+) -> AnyRecord | None:
     """Run a spec; ``None`` if it was stopped, and a failure if memory is exhausted."""
     started = now()
     try:
+        if isinstance(spec, MaskSpec):
+            return MaskWork(spec, whole, device, stop=stop, shared=shared).record()
         return perform(spec, whole, device, checkpoint=checkpoint, stop=stop, shared=shared)
     except TrainingStoppedError:
         return None
@@ -271,7 +287,7 @@ def _attempt(
     if device.type == "cuda":
         torch.cuda.empty_cache()
     made = run_provenance(device, spec.precision, started, [])
-    return Record(spec, {}, failure, {"fingerprint": whole.fingerprint}, made)
+    return failed(spec, failure, whole.fingerprint, made)
 
 
 _EXHAUSTED = (  # what PyTorch's CPU allocator and the system tell in words alone
@@ -296,8 +312,8 @@ class _Here:
     def slots(self) -> int:
         return 1
 
-    def submit(self, spec: RunSpec, checkpoint: Path, seconds: float) -> Future[Any]:
-        stop, done = _Stop(self.asked.is_set, seconds), Future[Record | None]()
+    def submit(self, spec: AnySpec, checkpoint: Path, seconds: float) -> Future[Any]:
+        stop, done = _Stop(self.asked.is_set, seconds), Future[AnyRecord | None]()
         whole = self.data[spec]
         done.set_result(_attempt(spec, whole, self.device, checkpoint, stop, self.shared))
         return done
@@ -307,7 +323,7 @@ class _Here:
             time.sleep(0.2)  # other processes are at work on what is left
         return futures
 
-    def result(self, future: Future[Any], spec: RunSpec, fingerprint: str) -> Record | None:
+    def result(self, future: Future[Any], spec: AnySpec, fingerprint: str) -> AnyRecord | None:
         return future.result()
 
 
@@ -315,8 +331,8 @@ _BUSY, _SHARED = threading.Lock(), Shared()  # of a worker
 
 
 def _on_worker(
-    spec: RunSpec, device: str | None, checkpoint: Path, seconds: float, event: str
-) -> Record | None:
+    spec: AnySpec, device: str | None, checkpoint: Path, seconds: float, event: str
+) -> AnyRecord | None:
     from distributed import Event
 
     keep_freed_memory()

@@ -76,9 +76,12 @@ def test_the_key_covers_what_a_chapter_depends_on(root):
         return keys.chapter_key(root, chapters.Job(chapter, profile, dict(overrides)))
 
     different = [key(), key("paper"), key(overrides={"seed": 2})]
-    (root / "results" / "digits").mkdir(parents=True)
-    (root / "results" / "digits" / "1.json").write_text("{}")
+    for folder in ("digits/resnet8", "masks/digits/resnet8"):
+        (root / "results" / folder).mkdir(parents=True)
+    (root / "results" / "digits" / "resnet8" / "1.json").write_text("{}")
     different.append(key())
+    (root / "results" / "masks" / "digits" / "resnet8" / "1.json").write_text("{}")
+    assert key() == different[-1]  # a chapter that shows masks says so
     write_notebook(root / "notebooks" / "tiny.ipynb", last="1 + 1")
     different.append(key())
     assert len(set(different)) == len(different)

@@ -63,7 +63,10 @@ def test_further_pairs_add_to_the_first_base(tmp_path):
         ("", "the campaign is empty."),
         ("- 1", "the campaign must hold names and values."),
         ("base: [", "while parsing"),
-        ("grids: {seed: [0]}", "the campaign has no part 'grids': did you mean 'grid'? Known: base, grid, also."),
+        (
+            "grids: {seed: [0]}",
+            "the campaign has no part 'grids': did you mean 'grid'? Known: kind, base, grid, also.",
+        ),
         (BASE + "grid: {}", "grid is empty."),
         (BASE + "grid:", "grid is empty."),
         (BASE + "grid: {seed: []}", "grid: seed must be a list of at least one value, not []."),
