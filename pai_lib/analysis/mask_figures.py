@@ -9,7 +9,7 @@ import pandas as pd
 import seaborn as sns
 from matplotlib.figure import Figure
 
-from .statistics import points, span
+from .statistics import span
 from .tables import by_criterion
 
 
@@ -38,7 +38,9 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     said = []
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
-        text = table.map("{:.3g}".format, na_action="ignore").fillna("") + cut.map({True: " ×", False: ""})
+        text = table.map("{:.3g}".format, na_action="ignore").fillna("") + cut.map(
+            {True: " ×", False: ""}
+        )
         small = {"fmt": "", "annot_kws": {"fontsize": 7}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         axes.set(xlabel="sparsity", ylabel="")
@@ -72,7 +74,7 @@ def costs(frame: pd.DataFrame, sparsity: float, warmup: int) -> pd.DataFrame:
     table = pd.DataFrame(
         {
             "shared with the reference, %": (100 * groups["shared"].mean()).map("{:.0f}".format),
-            "effective − asked sparsity": (100 * groups["excess"].mean()).map(points),
+            "effective − asked sparsity": groups["excess"].mean().map("{:.4f}".format),
             "seconds": groups["seconds"].median().map("{:.3g}".format),
             "seeds": groups["seed"].nunique(),
         }
@@ -83,3 +85,9 @@ def costs(frame: pd.DataFrame, sparsity: float, warmup: int) -> pd.DataFrame:
 def seeds(frame: pd.DataFrame) -> str:
     """From how few to how many seeds a criterion has."""
     return span(frame.groupby(["criterion", "warmup"])["seed"].nunique())
+
+
+def width_in_words(frame: pd.DataFrame) -> str:
+    """The width of one network's masks."""
+    width = frame["width"].iloc[0]
+    return "its own width" if pd.isna(width) else f"width {width:.0f}"
