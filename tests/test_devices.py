@@ -22,6 +22,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import pai_lib as pai
 from pai_lib.experiments import run as runs
+from pai_lib.experiments.mask_run import MaskWork
 from pai_lib.pruning.ranking import SCOPES
 from pai_lib.training.checkpoint import Checkpoint
 from pai_lib.training.loop import TrainingStoppedError
@@ -166,12 +167,13 @@ CASES = {
 }  # fmt: skip
 
 # Shown below, criterion by criterion and run by run.
-BELOW = {"CRITERIA", "Shared", "prune", "run", "score", "score_many"}
+BELOW = {"CRITERIA", "Shared", "prune", "run", "run_masks", "score", "score_many"}
 # They neither take nor give a tensor, or give one that is made on the CPU.
 WITHOUT = set(
     """
-    Criterion Record RunSpec SparsityWarning Store TiedScoresWarning build_model check_data check_parameters
-    criterion criterion_label dataset_names load_data model_names records_frame resolve_device
+    Criterion MaskRecord MaskSpec Record RunSpec SparsityWarning Store TiedScoresWarning build_model
+    check_data check_parameters criterion criterion_label dataset_names load_data model_names records_frame
+    resolve_device
     """.split()
 )
 RULES = [(rule.key, variant) for rule in pai.CRITERIA.values() for variant in rule.variants]
@@ -289,6 +291,23 @@ def test_a_run_is_the_same_on_a_second_device(name):
     expected = result_of(RUNS[name], "cpu")
     with second_device():
         assert result_of(RUNS[name], DEVICE, shared=pai.Shared()) == expected
+
+
+@pytest.mark.parametrize("reference", ["exact", "mc"])
+def test_masks_are_the_same_on_a_second_device(reference):
+    criteria = ("fts", "hutchinson_pruning", "random")
+    spec = pai.MaskSpec(
+        "digits", "resnet8", width=2, warmup=2, batch_size=64, samples_per_class=1, probes=2, criteria=criteria,
+        sparsities=(0.9,), reference=reference,
+    )  # fmt: skip
+
+    def made(device):
+        record = MaskWork(spec, pai.load_data("digits"), torch.device(device)).record()
+        return [{**mask, "seconds": None} for mask in record.result["masks"]], record.data
+
+    expected = made("cpu")
+    with second_device():
+        assert made(DEVICE) == expected
 
 
 @pytest.mark.parametrize("name", ["masked", "trained"])

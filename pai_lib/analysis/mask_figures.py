@@ -38,9 +38,8 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     said = []
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
-        text = table.map("{:.3g}".format, na_action="ignore").fillna("") + cut.map(
-            {True: " ×", False: ""}
-        )
+        text = table.map("{:.3g}".format, na_action="ignore").fillna("")
+        text += cut.map(lambda any_cut: " ×" if any_cut else "")
         small = {"fmt": "", "annot_kws": {"fontsize": 7}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         axes.set(xlabel="sparsity", ylabel="")
