@@ -34,7 +34,8 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     size = (1.4 + 2.9 * len(updates), 1.2 + 0.26 * rows)
     figure, grid = plt.subplots(1, len(updates), figsize=size, sharey=True, squeeze=False)
     most = max(table.max().max() for table in counts.values())
-    look: dict[str, Any] = {"cmap": "cividis", "vmin": 0, "vmax": max(most, 1), "linewidths": 0.5}
+    scale = sns.light_palette("#D55E00", as_cmap=True)
+    look: dict[str, Any] = {"cmap": scale, "vmin": 0, "vmax": max(most, 1), "linewidths": 0.5}
     said = []
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
