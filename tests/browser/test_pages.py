@@ -169,7 +169,7 @@ def test_no_link_is_broken(site):
 def test_the_first_screen_has_question_verdicts_and_figure(site, page):
     page.goto(f"{site}book/intro.html")
     settle(page)
-    question, badges = page.locator(".bd-article h1"), page.locator(".front .verdict-badge")
+    question, badges = page.locator(".bd-article h1"), page.locator(".front .claim .verdict-badge")
     assert "?" in question.inner_text()
     assert badges.count() == 5
     figure = page.locator(".front figure svg")
