@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 
+from ..pruning.criteria import criterion_label
 from .statistics import span
-from .tables import by_criterion
+from .tables import by_criterion, in_order
 
 
 def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
@@ -49,6 +53,53 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
         said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {names}")
     alt = "Heat maps: empty layers by criterion and sparsity. Mean at the highest sparsity, "
     return figure, f"{alt}{'. '.join(said)}."
+
+
+WHEN_CUT = {
+    "connected with and without warm-up": "#E8E8E8",
+    "cut after the warm-up only": "#D55E00",
+    "cut without the warm-up only": "#0072B2",
+    "cut with and without": "#000000",
+}
+
+
+def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
+    """Which masks leave no path from input to output, with and without warm-up: a panel a network.
+
+    A mask counts as cut if it is in one or more of the seeds.
+
+    Args:
+        networks: title to the rows of ``masks_frame`` of one network, of two warm-ups each.
+    """
+    criteria = in_order(pd.concat(networks.values())["criterion"])
+    names = [criterion_label(key) for key in criteria]
+    tables = {title: _when_cut(frame).reindex(names) for title, frame in networks.items()}
+    columns = min(len(tables), 3)
+    rows = -(-len(tables) // columns)
+    size = (1.2 + 2.1 * columns, rows * (1.0 + 0.2 * len(names)) + 0.5)
+    figure, grid = plt.subplots(rows, columns, figsize=size, sharey="row", squeeze=False)
+    look: dict[str, Any] = {"cmap": ListedColormap(list(WHEN_CUT.values())), "vmin": 0, "vmax": 3}
+    said = []
+    for axes in grid.flat[len(tables) :]:
+        axes.set_axis_off()
+    for axes, (title, table) in zip(grid.flat, tables.items(), strict=False):
+        sns.heatmap(table, ax=axes, cbar=False, linewidths=0.5, yticklabels=True, **look)
+        axes.set_title(title, fontsize="small")
+        axes.set(xlabel="sparsity", ylabel="")
+        axes.tick_params(labelsize="x-small")
+        counts = [int((table == code).sum().sum()) for code in range(4)]
+        said.append(f"{title}: {', '.join(map(str, counts))}")
+    handles = [Patch(color=colour, label=state) for state, colour in WHEN_CUT.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+    states = ", ".join(WHEN_CUT)
+    return figure, f"Heat maps by criterion and sparsity. Cells {states}: {'; '.join(said)}."
+
+
+def _when_cut(frame: pd.DataFrame) -> pd.DataFrame:
+    """Number of the state in ``WHEN_CUT`` by criterion and sparsity; NaN unless both are known."""
+    without, after = (_table(frame, updates, "cut") for updates in sorted(frame["warmup"].unique()))
+    known = without.notna() & after.notna()
+    return ((after > 0) * 1.0 + (without > 0) * 2.0).where(known)
 
 
 def _table(frame: pd.DataFrame, warmup: int, what: str) -> pd.DataFrame:

@@ -1,0 +1,39 @@
+"""The heat maps of which masks are cut with and without the warm-up."""
+
+import pandas as pd
+
+from pai_lib.analysis.mask_figures import WHEN_CUT, connectivity
+
+
+def network(cut):
+    """Rows of masks of one network; ``cut`` holds (criterion, sparsity, warmup, seed)."""
+    rows = [
+        {"criterion": c, "sparsity": s, "warmup": w, "seed": seed, "cut": (c, s, w, seed) in cut}
+        for c in ("snip", "fisher_diag")
+        for s in (0.98, 0.99)
+        for w in (0, 98)
+        for seed in (0, 1)
+    ]
+    return pd.DataFrame(rows)
+
+
+def test_each_state_is_counted_and_one_seed_is_enough():
+    after = {("fisher_diag", 0.98, 98, 1)}
+    both = {("fisher_diag", 0.99, 98, 0), ("fisher_diag", 0.99, 0, 0)}
+    before = {("snip", 0.99, 0, 0)}
+    figure, alt = connectivity({"net": network(after | both | before)})
+    assert alt.endswith("net: 1, 1, 1, 1.")
+    (shown,) = [axes for axes in figure.axes if axes.get_title() == "net"]
+    drawn = shown.collections[0].get_array().reshape(2, 2).tolist()
+    assert drawn == [[0, 2], [1, 3]]  # SNIP above FD, in the registry's order
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == list(WHEN_CUT)
+
+
+def test_networks_of_other_criteria_share_their_rows_and_what_is_unknown_stays_blank():
+    some = network(set())
+    some = some[(some["criterion"] == "snip") | (some["warmup"] == 0)]  # FD without the warm-up only
+    figure, alt = connectivity({"all": network(set()), "some": some})
+    assert alt.endswith("all: 4, 0, 0, 0; some: 2, 0, 0, 0.")
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["SNIP", "FD"]
+    assert figure.axes[1].collections[0].get_array().mask.reshape(2, 2).tolist() == [[False] * 2, [True] * 2]
