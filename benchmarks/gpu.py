@@ -148,6 +148,7 @@ def sweep(work: Work) -> dict:
     if budget <= 0:
         return {"skipped": "there was no time left"}
     records = work.folder / "records"
+    records.mkdir(parents=True, exist_ok=True)
     options = ("--device", work.device, "--budget", f"{budget:.0f}", "--results", str(records))
     work.call("-m", "pai_lib.cli", "sweep", campaign, *options)
     return {"records": [json.loads(path.read_text("utf-8")) for path in sorted(records.rglob("*.json"))]}

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import dis
 import os
+import re
 import sys
 import traceback
 import warnings
@@ -25,10 +26,10 @@ from .book import building as book
 from .book.chapters import PROFILES, find_root
 from .book.listing import list_chapters
 from .data.loading import check_data, dataset_names, load_data
-from .experiments.campaign import outcome, read_campaign, show_plan
+from .experiments.campaign import Estimate, announce, outcome, read_campaign, show_plan
 from .experiments.records import Store
 from .experiments.run import run
-from .experiments.spec import FIELDS, RunSpec, is_list
+from .experiments.spec import FIELDS, RunSpec, check_name, is_list
 from .experiments.sweep import sweep
 from .files import write_whole
 from .names import closest
@@ -93,6 +94,7 @@ def add_run(commands: argparse._SubParsersAction[Any]) -> None:
 
 
 METAVARS = {str: "NAME", int: "N", float: "X"}
+RESULTS = "results"
 
 
 def _add_places(parser: argparse.ArgumentParser) -> None:
@@ -102,8 +104,8 @@ def _add_places(parser: argparse.ArgumentParser) -> None:
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
-    about = "records (default: results)"
-    parser.add_argument("--results", default="results", metavar="DIR", help=about)
+    about = f"records (default: {RESULTS})"
+    parser.add_argument("--results", default=RESULTS, metavar="DIR", help=about)
 
 
 def _flag(name: str) -> str:
@@ -131,16 +133,45 @@ def _value(field: Field[Any], text: str) -> Any:
 
 def run_one(args: argparse.Namespace) -> int:
     """Run one spec, or find its record, and print a line about it."""
-    spec = RunSpec(**{name: value for name, value in vars(args).items() if name in FIELDS})
-    store, before = Store(args.results), None
+    values = {name: value for name, value in vars(args).items() if name in FIELDS}
+    if values.get("criterion") == "dense":
+        values.setdefault("sparsity", 0.0)
+    spec = RunSpec(**values)
+    check_name("dataset", spec.dataset)
+    store, before = _store(args), None
     with contextlib.suppress(ValueError):  # the run says what is wrong
         before = store.load(spec)
     keep_freed_memory()
+    if not args.quiet and before is None:
+        announce([spec], Estimate(store, resolve_device(args.device)))
     record = run(spec, store, device=args.device, progress=not args.quiet)
     start = f"{record.spec.id}  {criterion_label(spec.criterion)}  sparsity {spec.sparsity}"
     end = f"{store.path(record.spec)} ({'reused' if record == before else 'new'})"
     print(f"{start}  {outcome(record)}  {end}")
     return 1 if record.failure else 0
+
+
+def _in_options(sentence: str) -> str:
+    """A sentence about fields as one about options.
+
+    >>> _in_options("lr_drops=(0.5, 2.0): each is a fraction; criterion='snip' may stay.")
+    '--lr-drops 0.5,2.0: each is a fraction; --criterion snip may stay.'
+    """
+    value = r"""(\(.*?\)|"[^"]*"|'[^']*'|[\w.+-]*\w)"""
+
+    def option(match: re.Match[str]) -> str:
+        words = re.findall(r"""[^\s(),"']+""", match[2])
+        return f"{_flag(match[1])} {','.join(words)}"
+
+    return re.sub(rf"\b({'|'.join(FIELDS)})={value}", option, sentence)
+
+
+def _store(args: argparse.Namespace) -> Store:
+    """The records of ``--results``: a folder that is there, or the usual one."""
+    if args.results != RESULTS and not Path(args.results).is_dir():
+        missing = f"--results {args.results}: there is no such folder"
+        raise ValueError(f"{missing}; make it first, or correct its name")
+    return Store(args.results)
 
 
 def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
@@ -162,7 +193,13 @@ def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_campaign(args: argparse.Namespace) -> int:
     """Do a campaign, or say what it would do."""
-    specs, store = read_campaign(args.campaign), Store(args.results)
+    path = Path(args.campaign)
+    if not path.exists():
+        there = {file.stem: file for file in sorted(Path("campaigns").glob("*.yaml"))}
+        close = closest(path.stem, there)
+        hint = f": did you mean {there[close]}?" if close else ""
+        raise ValueError(f"there is no file {path}{hint}")
+    specs, store = read_campaign(path), _store(args)
     if args.dry_run:
         show_plan(specs, store, resolve_device(args.device), args.retry_failed)
         return 0
@@ -187,10 +224,12 @@ def run_export(args: argparse.Namespace) -> None:
     """Write the records' CSV, whole or not at all."""
     if args.file.is_dir():
         raise ValueError(f"{args.file} is a folder: give the name of a file")
+    if not args.file.parent.exists():
+        raise ValueError(f"{args.file}: there is no folder {args.file.parent}")
     if args.file.exists() and not args.overwrite:
         there = f"{args.file} is there already"
         raise ValueError(f"{there}: give another name, or --overwrite to replace it")
-    records = Store(args.results).records()
+    records = _store(args).records()
     if not records:
         none = f"{args.results} holds no records"
         raise ValueError(f"{none}: give the folder of the records with --results DIR")
@@ -296,7 +335,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
-        text = str(error)
+        text = _in_options(str(error)) if "run" in words else str(error)
         if isinstance(error, OSError) and error.filename is not None:  # without "[Errno 2]"
             text = f"{error.strerror}: {str(error.filename)!r}"
         print(f"pai: error: {' '.join(text.split())}", file=sys.stderr)

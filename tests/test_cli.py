@@ -62,6 +62,7 @@ def test_a_run_writes_its_record_and_says_so(capsys, elsewhere):
     assert (elsewhere / "results" / "digits" / "resnet8" / f"{record.spec.id}.json").is_file()
     code, again, _ = call(capsys, *QUICK)
     assert (code, again) == (0, out.replace("(new)", "(reused)"))
+    (elsewhere / "other").mkdir()
     code, out, _ = call(capsys, *QUICK, "--results", "other")
     assert out.endswith("(new)\n")
     assert len(Store("other").records()) == 1
@@ -105,6 +106,7 @@ def test_every_field_has_its_option(monkeypatch):
         ("--control none", {}),
         ("--lr 1", {"lr": 1.0}),
         ("--criterion dense --sparsity 0", {"criterion": "dense", "sparsity": 0}),
+        ("--criterion dense", {"criterion": "dense", "sparsity": 0}),  # it can be nothing else
     ],
 )
 def test_none_and_lists(monkeypatch, words, values):
@@ -124,15 +126,17 @@ def test_none_and_lists(monkeypatch, words, values):
         ("run --epochs none", "argument --epochs: 'none' is not a whole number"),
         ("run --width wide", "argument --width: 'wide' is not a whole number or none"),
         ("run --lr-drops 0.5;0.75", "'0.5;0.75' is not numbers with commas between them"),
-        ("run --lr-drops 1.5", "lr_drops=(1.5,): each is a fraction of the run"),
-        ("run --sparsity 1", "sparsity=1.0: it must be at least 0 and below 1"),
-        ("run --sparsity nan", "sparsity=nan: it must be finite"),
+        ("run --lr-drops 1.5", "--lr-drops 1.5: each is a fraction of the run"),
+        ("run --sparsity 1", "--sparsity 1.0: it must be at least 0 and below 1"),
+        ("run --sparsity nan", "--sparsity nan: it must be finite"),
+        ("run --criterion dense --sparsity 0.9", "--criterion dense with --sparsity 0.9: the dense network is"),
+        ("run --results reslts", "--results reslts: there is no such folder; make it first, or correct its name"),
         ("run --seed", "argument --seed: expected one argument"),
         ("run --criterion snap", "Unknown criterion 'snap': did you mean 'snip'?"),
         ("run --dataset cifer10", "Unknown dataset 'cifer10': did you mean 'cifar10'?"),
         ("run --dataset digits --model resnet8 --device gpu", 'device="gpu": it must be "cpu" or "cuda"'),
         ("run --dataset digits --model vgg11 --quiet --width 1", "images of 8×8 are too small"),
-        ("run --dataset digits --model resnet8 --samples-per-class 999", "samples_per_class=999 must be 1 to"),
+        ("run --dataset digits --model resnet8 --samples-per-class 999", "--samples-per-class 999 must be 1 to"),
         ("data check cifer10", "unknown dataset 'cifer10' (did you mean 'cifar10'?)"),
         ("data fetch nowhere", "unknown dataset 'nowhere'"),
         ("data look digits", "invalid choice: 'look'"),
@@ -246,8 +250,9 @@ def test_the_environment_is_the_same_switch(capsys, monkeypatch, value, shown):
         ("export results", "results is a folder: give the name of a file"),
         ("export taken.csv", "taken.csv is there already: give another name, or --overwrite to replace it"),
         ("export taken.csv/x.csv", "File exists: not written: 'taken.csv/x.csv'"),
-        ("export x.csv --results taken.csv", "taken.csv holds no records"),
-        ("export x.csv --results nowhere", "nowhere holds no records"),
+        ("export x.csv --results taken.csv", "--results taken.csv: there is no such folder"),
+        ("export x.csv --results nowhere", "--results nowhere: there is no such folder"),
+        ("export nowhere/x.csv", "nowhere/x.csv: there is no folder nowhere"),
         ("sweep results", "Is a directory: 'results'"),
     ],
 )
@@ -337,6 +342,7 @@ def test_the_options_of_a_sweep(capsys, campaign, monkeypatch):
         return Counter(interrupted=1)
 
     monkeypatch.setattr(cli, "sweep", note)
+    (campaign.parent / "other").mkdir()
     words = "--results other --device cpu --budget 60 --retry-failed --scheduler tcp://127.0.0.1:8786 --quiet"
     assert call(capsys, "sweep", str(campaign), *words.split())[0] == 130
     assert given == {
@@ -349,23 +355,38 @@ def test_the_options_of_a_sweep(capsys, campaign, monkeypatch):
     ("words", "sentence"),
     [
         ("sweep", "the following arguments are required: FILE"),
-        ("sweep nowhere.yaml", "No such file or directory: 'nowhere.yaml'"),
+        ("sweep nowhere.yaml", "there is no file nowhere.yaml"),
+        ("sweep digitz", "there is no file digitz: did you mean campaigns/digits.yaml?"),
+        ("sweep campaign.yaml --results reslts", "--results reslts: there is no such folder"),
         ("sweep campaign.yaml --budget soon", "argument --budget: invalid float value: 'soon'"),
         ("sweep campaign.yaml --budget 0", "budget=0.0: it must be above 0"),
         ("sweep campaign.yaml --workers 0", "workers=0: it must be above 0"),
         ("sweep campaign.yaml --workers 2 --scheduler tcp://a:1", "not allowed with argument"),
         ("sweep campaign.yaml --dryrun", "unknown argument '--dryrun': did you mean '--dry-run'?"),
         ("sweep campaign.yaml --device gpu", 'device="gpu": it must be "cpu" or "cuda"'),
-        ("sweep campaign.yaml --results campaign.yaml", "The results folder campaign.yaml is not writable: "),
+        ("sweep campaign.yaml --results campaign.yaml", "--results campaign.yaml: there is no such folder"),
     ],
 )
 def test_errors_of_a_sweep(capsys, campaign, words, sentence):
+    (campaign.parent / "campaigns").mkdir()
+    (campaign.parent / "campaigns" / "digits.yaml").touch()
     code, out, err = call(capsys, *words.split())
     assert (code, out) == (2, "")
     assert err.startswith("pai: error: ")
     assert sentence in err
     assert err.count("\n") == 1
     assert list(campaign.parent.rglob("*.json")) == []
+
+
+def test_what_takes_long_is_announced(capsys, campaign, monkeypatch):
+    monkeypatch.setattr("pai_lib.experiments.campaign.Estimate.seconds", lambda self, spec: 400.0)
+    assert call(capsys, "sweep", str(campaign), "--budget", "1")[1].startswith(
+        "4 runs to do: about 27 min in one process.\n"
+    )
+    assert "to do" not in call(capsys, *QUICK)[1]  # under ten minutes
+    monkeypatch.setattr("pai_lib.experiments.campaign.Estimate.seconds", lambda self, spec: 4000.0)
+    loud = [word for word in QUICK if word != "--quiet"]
+    assert call(capsys, *loud, "--seed", "3")[1].startswith("1 run to do: about 1 h 7 min in one process.\n")
 
 
 def test_data_is_checked_and_fetched(capsys):

@@ -9,7 +9,6 @@ import pandas as pd
 
 from ..experiments.records import Store, default_results
 from ..experiments.spec import RunSpec
-from .frames import data_note
 
 PLAIN = {"control": "none", "variant": "cited", "scope": "global", "when": "init"}
 VARIED = ("criterion", "sparsity", "seed", "temperature", "rounds", "warmup", *PLAIN)
@@ -56,24 +55,23 @@ def by_protocol(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     plain = plain_runs(frame)
     groups = [rows for _, rows in plain.groupby(_joined(plain, [*PROTOCOL, "warmup"]))]
     pruned = [rows for rows in groups if (rows["sparsity"] > 0).any()]
-    results = frame.attrs.get("results")
-    return [(in_words(rows, results), rows) for rows in sorted(pruned, key=len, reverse=True)]
+    return [(in_words(rows), rows) for rows in sorted(pruned, key=len, reverse=True)]
 
 
-def in_words(rows: pd.DataFrame, results: str | None = None) -> str:
+def in_words(rows: pd.DataFrame) -> str:
     """The protocol of runs in words: network, data, training and scoring.
+
+    What else is known of the data, ``data_note`` says: once on a page.
 
     Args:
         rows: of one protocol.
-        results: the folder whose ``data.yaml`` tells of the data; else ``default_results()``.
     """
     run = rows.iloc[0]
     size = "its own width" if pd.isna(run["width"]) else f"width {run['width']:.0f}"
-    data = run["dataset"] + data_note(run["fingerprint"], results)
     return (
-        f"{run['model']} ({size}) on {run['train_images']:,.0f} training images of {data}, "
-        f"{run['epochs']} epochs of {run['optimizer']} at batch {run['batch_size']}, "
-        f"learning rate {run['lr']:g}, {run['precision']}; "
+        f"{run['model']} ({size}) on {run['train_images']:,.0f} training images of "
+        f"{run['dataset']}, {run['epochs']} epochs of {run['optimizer']} "
+        f"at batch {run['batch_size']}, learning rate {run['lr']:g}, {run['precision']}; "
         f"scores from {run['samples_per_class']} images a class at group size {run['group']}, "
         f"after {run['warmup']} batch-norm updates"
     )

@@ -226,10 +226,8 @@ class Store:
         return records
 
     def frame(self) -> pd.DataFrame:
-        """``records_frame`` of all records; ``frame.attrs["results"]`` is where they are."""
-        frame = records_frame(self.records())
-        frame.attrs["results"] = str(self.root)
-        return frame
+        """``records_frame`` of all records."""
+        return records_frame(self.records())
 
 
 def _warn(text: str) -> None:

@@ -28,7 +28,7 @@ from ..data.dataset import Dataset
 from ..data.loading import load_data
 from ..training.device import keep_freed_memory, resolve_device
 from ..training.loop import TrainingStoppedError
-from .campaign import Estimate, differing, lasting, named, outcome
+from .campaign import Estimate, announce, differing, lasting, named, outcome
 from .cluster import connected
 from .mask_run import MaskWork
 from .mask_spec import AnySpec, MaskSpec
@@ -156,6 +156,8 @@ class _Sweep:
 
     def go(self, estimate: Estimate, end: float) -> None:
         self.estimate, self.end = estimate, end
+        if not self.quiet:
+            announce(self.left, estimate)
         try:
             while self.running or (self.left and not self.closed):
                 self.fill()

@@ -198,7 +198,7 @@ def test_export(store, tmp_path, monkeypatch, capsys):
 
     code, _, err = call(capsys, "export", "none.csv", "--results", "nowhere")
     assert code == 2
-    assert err == "pai: error: nowhere holds no records: give the folder of the records with --results DIR\n"
+    assert err == "pai: error: --results nowhere: there is no such folder; make it first, or correct its name\n"
     assert files(tmp_path) == ["all.csv"]
 
 

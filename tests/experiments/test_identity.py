@@ -113,6 +113,7 @@ def test_a_sweep_does_it_once(specs, store, capsys):
 def test_the_command_finds_it(specs, store, capsys):
     own = [("--" + name.replace("_", "-"), value) for name, value in OWN.to_dict().items()]
     told = []
+    store.root.mkdir(exist_ok=True)
     for spec in specs:
         values = [(flag, spec.dataset if flag == "--dataset" else value) for flag, value in own]
         words = [str(word) for pair in values for word in pair if pair[1] is not None and pair[0] != "--lr-drops"]

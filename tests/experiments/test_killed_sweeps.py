@@ -106,6 +106,7 @@ class Sweeper:
 
     def start(self, *words, **options):
         command = [sys.executable, self.driver, "sweep", self.campaign]
+        self.store.root.mkdir(exist_ok=True)
         command += ["--results", self.store.root, "--device", "cpu", *words]
         pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
         self.running.append(subprocess.Popen(command, env=self.environment(**options), **pipes))

@@ -310,15 +310,17 @@ def test_a_mistake_in_one_is_one_sentence(tmp_path, old, new, sentence, capsys):
     path.write_text(FILE.replace(old, new))
     if sentence.startswith("RunSpec has no field 'sed'"):
         sentence = "MaskSpec has no field 'sed': did you mean 'seed'?"
+    (tmp_path / "results").mkdir()
     assert cli.main(["sweep", str(path), "--results", str(tmp_path / "results")]) == 2
     error = capsys.readouterr().err
     assert error.startswith(f"pai: error: {path}: ")
     assert sentence in error
-    assert not (tmp_path / "results").exists()
+    assert list((tmp_path / "results").iterdir()) == []
 
 
 def test_the_command_lists_and_does_them(tmp_path, capsys):
     path, root = tmp_path / "masks.yaml", tmp_path / "results"
+    root.mkdir()
     path.write_text(FILE.replace("[0, 1]", "[5]"))
     words = ["sweep", str(path), "--results", str(root), "--device", "cpu"]
     assert cli.main([*words, "--dry-run"]) == 0

@@ -192,6 +192,7 @@ def test_the_command_shows_the_traceback_of_a_run_and_its_name(store, tmp_path, 
     campaign = tmp_path / "campaign.yaml"
     campaign.write_text(json.dumps({"base": TINY.to_dict()}))
     raising(monkeypatch, "prune", error)
+    store.root.mkdir(exist_ok=True)
     words = ["sweep", str(campaign), "--results", str(store.root), "--device", "cpu"]
     with pytest.raises(type(error)) as raised:  # no sentence for one's own mistake
         cli.main(words)
