@@ -23,7 +23,7 @@ help:  ## list these targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "%-13s %s\n", $$1, $$2}' Makefile
 
 test: $(READY)  ## every test: library, doctests, and the stored outputs of the notebooks
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 	TQDM_DISABLE=1 $(BIN)/python -m pytest -n 2 --dist loadfile --nbval-lax notebooks
 
 coverage: $(READY)  ## which lines of the library no test of it runs

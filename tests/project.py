@@ -29,6 +29,7 @@ seeds: list[int] = [0, 42]
 name: str | None = None  # a | b
 fail: bool = False  # raise in the middle"""
 CHECK = "import pai_lib as pai\n\npai.check_parameters(globals())"
+UNCHECKED = "pass  # PyTorch is most of what a kernel loads: CHECK is here where a test is about the library"
 FIGURE = f"""\
 from IPython.display import display
 info = {{"alt": "One pixel.", "caption": "A *pixel*.", "name": "fig-pixel"}}
@@ -38,12 +39,12 @@ glue("beside", 1.0, display=False)"""
 GLUE = 'from myst_nb import glue\n\nglue("value", seed + 0.125, display=False)\nprint("compared", seed)'
 
 
-def write_notebook(path, parameters=PARAMETERS, last=GLUE, prose="See {numref}`fig-pixel`."):
+def write_notebook(path, parameters=PARAMETERS, last=GLUE, prose="See {numref}`fig-pixel`.", check=UNCHECKED):
     code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
     cells = [
         text("# A chapter"),
         code(parameters, metadata={"tags": ["parameters"]}),
-        code(CHECK),
+        code(check),
         text(prose),
         code(FIGURE),
         code('if fail:\n    raise RuntimeError("as asked")'),

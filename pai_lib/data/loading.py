@@ -132,7 +132,7 @@ def _load(name: str, path: Path, image_size: int | None, files: tuple[Any, ...])
 def read_arrays(path: Path) -> list[np.ndarray]:
     """Read x_train, y_train, x_test, y_test of an .npz file; ValueError for what is none."""
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
             return [arrays[key] for key in ARRAYS]
     except Exception as error:  # a damaged archive raises one of many kinds
         raise ValueError(f"{path} must be .npz with arrays {', '.join(ARRAYS)}: {error}") from error

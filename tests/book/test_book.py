@@ -8,7 +8,7 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from project import FIGURE, jupyter_book, made, write_chapters, write_notebook
+from project import CHECK, FIGURE, jupyter_book, made, write_chapters, write_notebook
 
 from pai_lib import cli
 from pai_lib.book import building as book
@@ -135,6 +135,7 @@ def test_only_stale_chapters_run_and_a_failure_keeps_the_page(root, capsys):
     ],
 )
 def test_plain_papermill_checks_too(root, tmp_path, option, value, sentence):
+    write_notebook(root / "notebooks" / "tiny.ipynb", check=CHECK)
     command = [sys.executable, "-m", "papermill", "-k", "python3", root / "notebooks" / "tiny.ipynb"]
     command += [tmp_path / "out.ipynb", option, *value]
     done = subprocess.run(command, capture_output=True, text=True)

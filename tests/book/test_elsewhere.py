@@ -81,7 +81,7 @@ def test_another_host_has_no_links_but_an_address(root):
 def test_an_address_reaches_notebooks_and_pages(root):
     """All that a maintainer does: fill in the address, then `pai notebooks` and `pai book`."""
     path = root / "notebooks" / "tiny.ipynb"
-    check = 'missing = "pai_lib is missing: somehow."\nimport pai_lib as pai\npai.check_parameters(globals())'
+    check = 'missing = "pai_lib is missing: somehow."'
     nb = nbformat.read(path, 4)
     nb.cells[2].source = check
     nbformat.write(nb, path)

@@ -10,7 +10,7 @@ import time
 import numpy as np
 import pytest
 from PIL import Image
-from project import REPO, made, write_chapters, write_notebook
+from project import CHECK, REPO, made, write_chapters, write_notebook
 
 import pai_lib
 from pai_lib import cli
@@ -57,7 +57,7 @@ def test_the_kernel_runs_the_library_that_runs_it(root, monkeypatch, tmp_path_fa
     monkeypatch.setenv("PYTHONPATH", str(other))  # as an environment of another checkout
     monkeypatch.setenv("PAI_DATA", "data")
     last = "import os\nimport pai_lib\nprint(pai_lib.__file__, os.environ['PAI_DATA'])"
-    write_notebook(root / "notebooks" / "tiny.ipynb", last=last)
+    write_notebook(root / "notebooks" / "tiny.ipynb", last=last, check=CHECK)
     assert run("first") == 0
     page = made(root)
     code = [cell for cell in page["cells"] if cell["cell_type"] == "code"]

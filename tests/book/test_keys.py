@@ -5,7 +5,7 @@ import subprocess
 import sys
 
 import pytest
-from project import REPO, write_notebook
+from project import CHECK, REPO, write_notebook
 
 import pai_lib
 from pai_lib.book import chapters, keys
@@ -46,7 +46,7 @@ def library(tmp_path, monkeypatch):
 
 @pytest.fixture
 def digest(root):
-    write_notebook(root / "notebooks" / "tiny.ipynb", last=LAST)
+    write_notebook(root / "notebooks" / "tiny.ipynb", last=LAST, check=CHECK)
     chapter = chapters.load_chapters(root)["first"]
     return lambda: keys.code_digest(chapter)
 
@@ -81,7 +81,8 @@ def test_comments_and_docstrings_do_not_count(library, digest):
 
 
 def test_comments_count_where_the_page_shows_them(library, root, digest):
-    write_notebook(root / "notebooks" / "tiny.ipynb", last="import inspect\ninspect.getsource(pai.Batch)")
+    last = "import inspect\ninspect.getsource(pai.Batch)"
+    write_notebook(root / "notebooks" / "tiny.ipynb", last=last, check=CHECK)
     before, path = digest(), library / "data" / "batch.py"
     path.write_text(path.read_text().replace("# images", "# pictures"))
     assert digest() != before
@@ -90,7 +91,7 @@ def test_comments_count_where_the_page_shows_them(library, root, digest):
 @pytest.mark.parametrize("last", ["from pai_lib.analysis import (", "%%bash\nls", "files = !ls"])
 def test_a_cell_that_is_no_python_has_a_digest_too(library, root, digest, last):
     before = digest()
-    write_notebook(root / "notebooks" / "tiny.ipynb", last=last)
+    write_notebook(root / "notebooks" / "tiny.ipynb", last=last, check=CHECK)
     assert digest() != before
 
 

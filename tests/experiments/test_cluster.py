@@ -1,12 +1,13 @@
 """The engine for Dask, with a stand-in that does its work at once, here: what fails leaves nothing behind."""
 
+import functools
 import sys
 import threading
 import types
 from concurrent.futures import CancelledError, Future
 
 import pytest
-from conftest import SPECS, TINY, assert_complete, files
+from conftest import SPECS, TINY, assert_complete, files, quick
 
 from pai_lib.data.loading import load_data
 from pai_lib.experiments import cluster
@@ -89,6 +90,17 @@ def store(tmp_path):
     return Store(tmp_path / "results")
 
 
+@pytest.fixture
+def once(monkeypatch):
+    """Each run is done once for all tests that ask only what becomes of it."""
+    monkeypatch.setattr(engine, "perform", lambda spec, *args, **options: done_once(spec))
+
+
+@functools.cache
+def done_once(spec):
+    return quick(spec)
+
+
 def swept(monkeypatch, store, dask, specs=SPECS):
     monkeypatch.setitem(sys.modules, "distributed", dask)
     return sweep(specs, store, device="cpu", workers=2)
@@ -107,7 +119,7 @@ def test_runs_are_done_and_everything_is_closed(store, records, monkeypatch):
     "broken", ["Client", "Event", "nthreads", "run", "submit", "wait", "work", "Client.close"]
 )
 @pytest.mark.parametrize("error", [OSError("timed out"), RuntimeError("a bug"), KeyboardInterrupt()], ids=repr)
-def test_a_failing_client_leaves_no_cluster_and_no_lock(store, records, monkeypatch, broken, error):
+def test_a_failing_client_leaves_no_cluster_and_no_lock(store, records, once, monkeypatch, broken, error):
     if broken == "work" and isinstance(error, KeyboardInterrupt):
         pytest.skip("an interrupt is for the process that was started")
     dask = Dask(broken, error)

@@ -133,14 +133,17 @@ KINDS = {
     "trained": {"when": "trained", "control": "shuffle"},
     "dense": {"criterion": "dense", "sparsity": 0},
 }
-DEFAULTS = {
-    "float64": lambda: torch.set_default_dtype(torch.float64),
-    "bfloat16": lambda: torch.set_default_dtype(torch.bfloat16),
-    "meta": lambda: torch.set_default_device("meta"),  # where nothing is computed: no part of a run may be there
-    "cpu": lambda: torch.set_default_device("cpu"),
-    "seed": lambda: torch.manual_seed(1),
-    "no_grad": lambda: torch.set_grad_enabled(False),
-}
+
+
+def _no_default():
+    """Nothing that PyTorch takes where it is not told: bad numbers, and a device that computes none."""
+    torch.set_default_dtype(torch.bfloat16)
+    torch.set_default_device("meta")
+    torch.manual_seed(1)
+    torch.set_grad_enabled(False)
+
+
+DEFAULTS = {"float64": lambda: torch.set_default_dtype(torch.float64), "all": _no_default}
 
 
 @cache

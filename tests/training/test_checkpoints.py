@@ -58,6 +58,12 @@ def fit(data, checkpoint=None, stop=None, **options):
     return model.state_dict(), curves
 
 
+@pytest.fixture(scope="module")
+def whole_curves(data):
+    """The curves of a training that nothing stops."""
+    return fit(data)[1]
+
+
 RECIPES = [
     {},
     {"momentum": 0.0},
@@ -153,14 +159,14 @@ def test_another_network_is_not_filled(data, tmp_path):
     assert torch.equal(model[1].weight, before)
 
 
-def test_a_run_on_the_cpu_leaves_the_gpu_alone(data, tmp_path, monkeypatch):
+def test_a_run_on_the_cpu_leaves_the_gpu_alone(data, whole_curves, tmp_path, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_rng_state", lambda *args: pytest.fail("the GPU was asked"))
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *args: pytest.fail("the GPU was changed"))
     path = tmp_path / "run.safetensors"
     with pytest.raises(TrainingStoppedError):
         fit(data, Checkpoint(path, KEY), after(1))
-    assert fit(data, Checkpoint(path, KEY))[1] == fit(data)[1]
+    assert fit(data, Checkpoint(path, KEY))[1] == whole_curves
 
 
 def test_it_is_written_when_it_is_due(data, tmp_path):
@@ -190,7 +196,7 @@ def spoil(path, how):
 
 
 @pytest.mark.parametrize("how", ["truncated", "empty", "header", "other file", "other key"])
-def test_a_file_that_does_not_fit_is_named_and_not_used(data, tmp_path, how):
+def test_a_file_that_does_not_fit_is_named_and_not_used(data, whole_curves, tmp_path, how):
     path = tmp_path / "run.safetensors"
     with pytest.raises(TrainingStoppedError):
         fit(data, Checkpoint(path, KEY), after(2))
@@ -200,10 +206,10 @@ def test_a_file_that_does_not_fit_is_named_and_not_used(data, tmp_path, how):
     assert len(told) == 1
     assert (checkpoint.values, checkpoint.tensors, checkpoint.training) == ({}, {}, {})
     assert epochs_done(path) == 0
-    assert fit(data, checkpoint)[1] == fit(data)[1]
+    assert fit(data, checkpoint)[1] == whole_curves
 
 
-def test_what_cannot_be_written_is_told_and_training_goes_on(data, tmp_path, monkeypatch):
+def test_what_cannot_be_written_is_told_and_training_goes_on(data, whole_curves, tmp_path, monkeypatch):
     path = tmp_path / "run.safetensors"
     with pytest.raises(TrainingStoppedError):
         fit(data, Checkpoint(path, KEY), after(2))
@@ -215,7 +221,7 @@ def test_what_cannot_be_written_is_told_and_training_goes_on(data, tmp_path, mon
     monkeypatch.setattr(os, "fsync", full)
     with pytest.warns(CheckpointWarning, match=f"could not be written: .*No space left on device.*{path}"):
         curves = fit(data, Checkpoint(path, KEY, interval=0.0))[1]
-    assert curves == fit(data)[1]
+    assert curves == whole_curves
     assert path.read_bytes() == before
     assert len(list(tmp_path.iterdir())) == 1
 
