@@ -14,7 +14,7 @@ DEVICE ?= cuda
 GPU_PYTHON = $(if $(wildcard $(BIN)/python),$(BIN)/python,$(PYTHON))
 GPU_RESULTS ?= _build/gpu
 
-.PHONY: book help test coverage test-all test-browser test-slow mutants lint links notebooks picture bench gpu clean
+.PHONY: book help test coverage test-all test-browser test-slow mutants lint lab pdf links notebooks picture bench gpu clean
 
 book: $(READY)  ## execute missing or stale chapters, build the book, print where to open it
 	$(BIN)/pai book
@@ -53,6 +53,14 @@ lint: $(READY)  ## style, docstrings, formatting, types, workflows
 
 notebooks: $(READY)  ## re-execute the notebook sources and refresh the outputs that tests compare
 	$(BIN)/pai notebooks
+
+lab: $(READY)  ## open the notebooks in JupyterLab, with this project's kernel
+	$(INSTALL) -e '.[lab]'
+	$(BIN)/jupyter lab notebooks
+
+pdf: book  ## the whole book as _build/book.pdf (Chromium, as for test-browser)
+	$(INSTALL) -e '.[pdf]'
+	$(BIN)/python book/print.py
 
 bench: $(READY)  ## time and memory of the estimators beside their peers: a quarter of an hour
 	$(INSTALL) -e '.[bench]'

@@ -46,6 +46,8 @@ def add_book(commands: argparse._SubParsersAction[Any]) -> None:
     option("--chapter", action="append", default=[], metavar="NAME", help=about)
     about = "a run with this value beside the chapter, for example -p sparsity=0.95"
     option("-p", dest="pairs", action="append", default=[], metavar="NAME=VALUE", help=about)
+    about = "a YAML file of such values, name: value; -p counts more"
+    option("--parameters", type=Path, metavar="FILE", help=about)
     option("--name", metavar="NAME", help="of the run (default: after chapter and values)")
     option("--list", action="store_true", help="list chapters, their parameters, and your runs")
     option("--no-build", action="store_true", help="execute only, build no pages")
@@ -57,11 +59,17 @@ def run_book(args: argparse.Namespace) -> None:
     root = find_root()
     if args.list:
         return list_chapters(root, args.chapter)
-    if not args.chapter and (args.pairs or args.name is not None):
-        option = f"-p {args.pairs[0]}" if args.pairs else "--name"
+    given = {
+        "-p": args.pairs and args.pairs[0],
+        "--parameters": args.parameters,
+        "--name": args.name,
+    }
+    option = next((f"{name} {value}" for name, value in given.items() if value), "")
+    if option and not args.chapter:
         raise ValueError(f"{option} needs --chapter NAME: parameters belong to a notebook")
     build = not args.no_build
-    page = book.build_book(root, args.profile, args.chapter, args.pairs, build, args.name)
+    asked = (args.profile, args.chapter, args.pairs, build, args.name, args.parameters)
+    page = book.build_book(root, *asked)
     if build:
         print(f"The book is ready. Open {page.as_uri()}")
 

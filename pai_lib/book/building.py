@@ -72,18 +72,19 @@ def build_book(
     pairs: Iterable[str] = (),
     html: bool = True,
     run: str | None = None,
+    file: Path | None = None,
 ) -> Path:
     """Execute the stale chapters and build the pages; return the page that was asked for.
 
-    With `names`, these chapters get `profile`; with overrides `pairs` or a name of their `run` they
-    are left alone, and a run of theirs is made beside them. Of the others, those that are missing
-    or stale are executed before the pages are built. Where several pages were asked for, the front
-    page is returned.
+    With `names`, these chapters get `profile`; with overrides, by `pairs` or a YAML `file`, or with
+    a name of their `run`, they are left alone, and a run of theirs is made beside them. Of the
+    others, those that are missing or stale are executed before the pages are built. Where several
+    pages were asked for, the front page is returned.
     """
     names = list(names)
     if html:
         check_contents(root, root / "_toc.yml")
-    asked = asked_jobs(root, profile, names, pairs, run)
+    asked = asked_jobs(root, profile, names, pairs, run, file)
     jobs = [job for job in asked if not is_fresh(root, job)]
     if html or not names:
         jobs += stale_jobs(root, load_chapters(root), but=[job.page for job in asked])

@@ -18,6 +18,7 @@ from typing import Any
 from ..experiments.provenance import LIBRARY
 from ..files import load_yaml
 from ..names import nearest
+from ..training.device import resolve_device
 from .choices import check_values, located
 from .parameters import checked, notebook_parameters, parse_overrides, text_of
 
@@ -182,12 +183,18 @@ def digest(*parts: Any) -> str:
 
 
 def asked_jobs(
-    root: Path, profile: str, names: Iterable[str], pairs: Iterable[str], run: str | None = None
+    root: Path,
+    profile: str,
+    names: Iterable[str],
+    pairs: Iterable[str],
+    run: str | None = None,
+    file: Path | None = None,
 ) -> list[Job]:
     """Return what a command asks for, checked in all its names, types and values.
 
-    Values of the command line, a `run` name, and notebooks that no chapter is named after make runs
-    beside the chapters; everything else makes chapters.
+    Values of the command line or of a YAML `file`, a `run` name, and notebooks that no chapter is
+    named after make runs beside the chapters; everything else makes chapters. At the paper's size
+    these are the chapters that have one.
     """
     chapters, names = load_chapters(root), list(names)
     if run is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", run):
@@ -196,16 +203,46 @@ def asked_jobs(
     chosen = pick(with_notebooks(root, chapters) if names else chapters, names, "chapter")
     if run is not None and len(chosen) > 1:
         raise ValueError(f"--name {run} needs one --chapter NAME: it names one page")
-    return [_asked_job(chapter, profile, pairs, run) for chapter in chosen]
+    if profile == "paper" and not names:
+        chosen = [chapter for chapter in chosen if chapter.paper]
+    values = _values_of(file) if file else {}
+    return [_asked_job(chapter, profile, values, pairs, run) for chapter in chosen]
 
 
-def _asked_job(chapter: Chapter, profile: str, pairs: Iterable[str], run: str | None) -> Job:
-    """Return the checked job of one chapter."""
+def _values_of(file: Path) -> dict[str, Any]:
+    """Return the names and values of a YAML file, which are checked where a notebook has them."""
+    try:
+        values = load_yaml(file)
+    except ValueError as error:
+        raise ValueError(f"--parameters {file}: {error}") from error
+    if not isinstance(values, dict) or not values:
+        raise ValueError(f"--parameters {file}: it must hold lines of name: value")
+    return values
+
+
+def _asked_job(
+    chapter: Chapter,
+    profile: str,
+    values: Mapping[str, Any],
+    pairs: Iterable[str],
+    run: str | None,
+) -> Job:
+    """Return the checked job of one chapter; a pair counts more than a value of the file."""
+    if profile == "paper" and not chapter.paper:
+        alike = f"chapter {chapter.name} has no values of its own there"
+        raise ValueError(f"--profile paper: {alike}; leave --profile out")
     declared = notebook_parameters(chapter.notebook)
-    overrides = located(parse_overrides(pairs, declared))
+    types = {name: parameter.annotation for name, parameter in declared.items()}
+    overrides = located(checked(values, types, "--parameters") | parse_overrides(pairs, declared))
     if run is None and (overrides or chapter.alone):
         run = run_name(chapter, profile, overrides)
     job = Job(chapter, profile, overrides, run)
+    if profile == "paper" and job.parameters.get("device") == "cuda":
+        try:
+            resolve_device("cuda")
+        except ValueError as error:
+            size = f"chapter {chapter.name} takes hours or days on a GPU"
+            raise ValueError(f"--profile paper: {size}, and PyTorch finds none here") from error
     comments = {name: parameter.help for name, parameter in declared.items()}
     check_values(job.parameters, f"chapter {chapter.name}", comments)
     return job

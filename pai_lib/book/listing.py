@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+from ..experiments.campaign import lasting
 from ..experiments.spec import choices
 from .chapters import RUNS, Chapter, heading, load_chapters, pick, with_notebooks
 from .choices import allowed, bounds_of, field_of
-from .keys import is_fresh, run_files, run_job
+from .keys import is_fresh, run_files, run_job, stored
 from .parameters import Parameter, notebook_parameters, text_of
 
 WIDTH, COLUMN = 100, 38
@@ -47,7 +48,8 @@ def list_chapters(root: Path, names: Iterable[str] = ()) -> None:
     chosen = pick(sources, names, "chapter") if names else list(chapters.values())
     fields: set[str] = set()
     for notebook in dict.fromkeys(chapter.notebook for chapter in chosen):
-        _list_notebook(notebook, [chapter for chapter in chosen if chapter.notebook == notebook])
+        shown = [chapter for chapter in chosen if chapter.notebook == notebook]
+        _list_notebook(root, notebook, shown)
         fields.update(filter(None, map(field_of, notebook_parameters(notebook))))
     for field in sorted(fields):
         if len(choices(field)) > INLINE:
@@ -55,18 +57,25 @@ def list_chapters(root: Path, names: Iterable[str] = ()) -> None:
     _list_runs(root, sources, chosen if names else sources.values())
 
 
-def _list_notebook(notebook: Path, chapters: list[Chapter]) -> None:
+def _list_notebook(root: Path, notebook: Path, chapters: list[Chapter]) -> None:
     """Print a notebook's chapters and its parameters; of a single chapter with its values."""
     print(f"notebooks/{notebook.name}: {heading(notebook)}")
     values = chapters[0].values("smoke", {}) if len(chapters) == 1 else {}
     for chapter in chapters:
         differing = {} if len(chapters) == 1 else chapter.values("smoke", {})
-        assignments = [f"{name}={text_of(value)}" for name, value in differing.items()]
-        about = f" with {' '.join(assignments)}" if assignments else ""
+        seconds = stored(root, chapter.name).get("seconds")
+        about = f" (took {lasting(seconds)})" if seconds else ""
+        about += f" with {_assignments(differing)}" if differing else ""
         print(_wrapped(f"chapter {chapter.name}{about}", 6, "  "))
+        if chapter.paper:
+            print(_wrapped(f"--profile paper: {_assignments(chapter.paper)}", 6))
     for name, parameter in notebook_parameters(notebook).items():
         print(list_parameter(parameter, values.get(name, parameter.default)))
     print()
+
+
+def _assignments(values: Mapping[str, object]) -> str:
+    return " ".join(f"{name}={text_of(value)}" for name, value in values.items())
 
 
 def _list_runs(root: Path, sources: dict[str, Chapter], chosen: Iterable[Chapter]) -> None:

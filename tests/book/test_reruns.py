@@ -143,6 +143,42 @@ def test_the_papers_size_makes_the_chapter_itself(quickly, root):
     assert title == ["# Nice: the paper's size, `sparsity=0.5`"]
 
 
+def test_the_papers_size_is_refused_where_it_changes_nothing_or_there_is_no_gpu(root, capsys, monkeypatch):
+    cell = "seed: int = 0  # random seed\ndevice: str | None = None  # where"
+    write_notebook(root / "notebooks" / "tiny.ipynb", cell)
+    write_chapters(root, "chapters: {first: {notebook: tiny}, second: {notebook: tiny, paper: {device: cuda}}}")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    for words, sentence in (
+        (["--chapter", "first"], "chapter first has no values of its own there; leave --profile out"),
+        (["--chapter", "second"], "chapter second takes hours or days on a GPU, and PyTorch finds none here"),
+        ([], "chapter second takes hours or days on a GPU"),  # first, which it would not change, is left alone
+    ):
+        assert cli.main(["book", "--no-build", "--profile", "paper", *words]) == 2
+        assert f"pai: error: --profile paper: {sentence}" in capsys.readouterr().err
+    assert not (root / "_build").exists()
+    (job,) = chapters.asked_jobs(root, "paper", ["second"], ["device=cpu"])
+    assert job.parameters["device"] == "cpu"  # who insists may
+
+
+def test_values_from_a_file_are_checked_and_a_pair_counts_more(quickly, root, capsys):
+    file = root / "mine.yaml"
+    file.write_text("seed: 5\nname: a\n")
+    assert run("first", "--parameters", str(file), "-p", "seed=6", "--name", "mine") == 0
+    assert made(root, "runs/mine")["metadata"]["pai"]["overrides"] == {"seed": 6, "name": "a"}
+    capsys.readouterr()
+    for text, sentence in (
+        ("sede: 5", "--parameters: no parameter is named 'sede'; did you mean 'seed'?"),
+        ("seed: five", "--parameters: seed must be int, not 'five' (str)"),
+        ("- 5", f"--parameters {file}: it must hold lines of name: value"),
+        ("seed: 1\nseed: 2", f"--parameters {file}: line 2: 'seed' stands there twice"),
+    ):
+        file.write_text(text)
+        assert run("first", "--parameters", str(file)) == 2
+        assert sentence in capsys.readouterr().err
+    assert cli.main(["book", "--parameters", str(file)]) == 2
+    assert "needs --chapter NAME" in capsys.readouterr().err
+
+
 def test_runs_are_made_again_as_they_were_when_they_are_stale(quickly, root, monkeypatch, capsys):
     write_chapters(root, "chapters: {first: {notebook: tiny, records: ['{name}/*.json']}}")
     for folder in ("digits", "other"):
@@ -232,6 +268,16 @@ def test_the_list_shows_runs_and_allowed_values(quickly, root, capsys):
     lines = [" ".join(line.split()) for line in out.splitlines()]
     assert "chapter first with seed=1" in lines
     assert "chapter second" in lines
+    write_chapters(
+        root,
+        "chapters: {first: {notebook: tiny, parameters: {seed: 1}}, second: {notebook: tiny, paper: {seed: 9}}}",
+    )
+    book.build_book(root, html=False, names=["second"])
+    capsys.readouterr()
+    assert cli.main(["book", "--list"]) == 0
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    at = next(n for n, line in enumerate(lines) if re.fullmatch(r"chapter second \(took \d+ s\)", line))
+    assert lines[at + 1] == "--profile paper: seed=9"
     assert "model: str = resnet8 architecture [a model, see below]" in lines
     assert any(line.startswith("model: resnet18, ") for line in lines)
     assert "seed: int = 0 random seed [not negative]" in lines

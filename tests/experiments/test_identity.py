@@ -306,20 +306,17 @@ def test_the_page_of_records_links_to_each_by_the_name_in_its_row(home, store, t
 
 
 def test_notes_are_those_of_the_records_that_are_shown(home, store):
-    pytest.importorskip("pai_lib.analysis.figures")
-    from pai_lib.analysis import protocols
+    from pai_lib.analysis.frames import data_note
 
     page = pytest.importorskip("test_explorer").records_page
     record = quick(replace(OWN, dataset="mine.npz"), store)
     (store.root / "data.yaml").write_text(f"{record.data['fingerprint']}: noise\n")
     Path("results").mkdir()
     Path("results/data.yaml").write_text(f"{record.data['fingerprint']}: not these\n")
-    ((words, _),) = protocols.by_protocol(store.frame().query("seed == 0"))
-    assert "of mine.npz (noise), " in words
+    assert data_note(record.data["fingerprint"], store.root) == " (noise)"
     (group,) = page.page_data(store.root)[0]["groups"]
     assert "20 training images (noise), " in group["protocol"]
     untold = Store(store.root.with_name("other"))
     untold.save(record)
-    ((words, _),) = protocols.by_protocol(untold.frame())
-    assert "of mine.npz, " in words
+    assert data_note(record.data["fingerprint"], untold.root) == ""
     assert untimed(untold.records()[0]) == untimed(record)
