@@ -68,6 +68,11 @@ class Own:
     criteria: tuple[str, ...]
     profiles: tuple[str, ...]
 
+    @property
+    def keys(self) -> tuple[str, ...]:
+        """All of them."""
+        return self.criteria + self.profiles
+
 
 KNOWN: list[OwnFile] = []
 """The files that are known now; records made meanwhile hold their texts, and workers load them."""
@@ -83,13 +88,13 @@ def known(file: OwnFile) -> Iterator[Own]:
         ValueError: naming the line, for an error in the file, no function, a name that exists or
             cannot be a file's, and an argument that is no quantity of ``criteria.py``.
     """
-    before = dict(CRITERIA), dict(PROFILES)
+    criteria, profiles = dict(CRITERIA), dict(PROFILES)
     try:
         with file.blamed():
             space = {"__name__": "own", "__file__": file.name}
             exec(compile(file.text, file.name, "exec"), space)
-        own = Own(file, _new(file, CRITERIA, before[0]), _new(file, PROFILES, before[1]))
-        if not own.criteria + own.profiles:
+        own = Own(file, _new(file, CRITERIA, criteria), _new(file, PROFILES, profiles))
+        if not own.keys:
             way = "decorate one with @pai.criterion(…) or @pai.profile(…)"
             raise ValueError(f"{file.name} registers no function: {way}.")
         for key in own.criteria:
@@ -97,9 +102,10 @@ def known(file: OwnFile) -> Iterator[Own]:
         KNOWN.append(file)
         yield own
     finally:
-        for registry, old in zip((CRITERIA, PROFILES), before, strict=True):
-            registry.clear()
-            registry.update(old)  # type: ignore[arg-type]
+        CRITERIA.clear()
+        CRITERIA.update(criteria)
+        PROFILES.clear()
+        PROFILES.update(profiles)
         if KNOWN and KNOWN[-1] is file:
             KNOWN.pop()
 
