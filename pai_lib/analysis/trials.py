@@ -130,7 +130,7 @@ def side(base: RunSpec, **settings: Any) -> Settings:
 
 
 def parts(frame: pd.DataFrame, base: RunSpec, key: str) -> dict[str, Paired]:
-    """What order within layers, profile, the very weights and the very samples are worth, in points.
+    """What order in layers, profile, the very weights and the very samples are worth, in points.
 
     Order is the criterion minus its mask shuffled within layers; profile the shuffled mask minus
     ERK's densities; weights the criterion minus its mask on new weights; samples the criterion

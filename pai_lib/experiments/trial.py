@@ -93,19 +93,20 @@ def _fixed(spec: RunSpec) -> dict[str, object]:
 
 
 def trial_specs(protocol: Protocol, own: Own) -> list[RunSpec]:
-    """The runs of a trial, seed by seed: each criterion plain and under its controls.
+    """The runs of a trial: each criterion plain and under its controls.
 
-    Another scoring batch is for criteria that use one. A profile is filled by lot, which leaves
-    nothing for a control to take away.
+    Those that the verdict rests on come first, seed by seed. Another scoring batch is for criteria
+    that use one. A profile is filled by lot, which leaves nothing for a control to take away.
     """
     ways: list[dict[str, Any]] = [
         {"criterion": key, "control": control}
-        for key in own.criteria
         for control in CONTROLS
+        for key in own.criteria
         if control != "resample" or CRITERIA[key].uses_data
     ]
     ways += [{"scope": key} for key in own.profiles]
-    return [replace(protocol.base, **way, seed=seed) for seed in protocol.seeds for way in ways]
+    specs = [replace(protocol.base, **way, seed=seed) for seed in protocol.seeds for way in ways]
+    return sorted(specs, key=lambda spec: spec.control in CONTROLS[2:])
 
 
 def check_trial(protocol: Protocol, own: Own, committed: Store) -> None:
