@@ -16,6 +16,7 @@ from scipy import stats
 
 from ..experiments.spec import RunSpec
 from ..pruning.criteria import CRITERIA, criterion_label
+from .protocols import plain_runs
 from .statistics import LEVEL, Paired, paired, points
 from .verdicts import SEEDS, Contrast, Settings, Verdict, by_seed, judge
 
@@ -83,7 +84,8 @@ class Judgement:
         profile = self.verdicts.get(PROFILE)
         if profile and profile.equivalence < LEVEL:
             said.append(f"equal to {PROFILE} within {WITHIN:g} point")
-        return f"{self.label}: {self.word} ({WORDS[self.word]}). {'; '.join(said).capitalize()}."
+        text = "; ".join(said)
+        return f"{self.label}: {self.word} ({WORDS[self.word]}). {text[:1].upper()}{text[1:]}."
 
 
 UNTESTED = "not tested yet"
@@ -97,20 +99,23 @@ def judge_trial(frame: pd.DataFrame, base: RunSpec, key: str) -> Judgement:
         base: the protocol's.
         key: of the criterion or profile, which is known.
     """
-    treated = side(base, **way(key))
-    contrasts = [
-        Contrast(name, f"{key} does better than {name}.", treated, side(base, **rival))
-        for name, rival in RIVALS.items()
-    ]
-    if key in CRITERIA:
-        own = side(base, criterion=(key,), control="shuffle")
-        contrasts.append(Contrast(PROFILE, f"{key} does better than its profile.", treated, own))
-    verdicts = {v.contrast.key: v for v in judge(frame, contrasts, equivalence={PROFILE: WITHIN})}
-    accuracies = by_seed(frame, treated).dropna()
-    rows = frame[(frame["criterion"] == way(key)["criterion"][0]) & (frame["control"] == "none")]
-    rows = rows[rows["scope"] == way(key)["scope"]]
+    rule = judge(frame, contrasts_of(base, key), equivalence={PROFILE: WITHIN})
+    rows = plain_runs(frame, **side(base, **way(key)))
     cut = int((rows["effective_sparsity"] == 1).sum())
-    return Judgement(label_of(key), verdicts, cut, len(accuracies))
+    verdicts = {verdict.contrast.key: verdict for verdict in rule}
+    return Judgement(label_of(key), verdicts, cut, int(rows["test_accuracy"].count()))
+
+
+def contrasts_of(base: RunSpec, key: str) -> list[Contrast]:
+    """What a criterion or profile is compared with, and corrected for, together."""
+    rivals = dict(RIVALS)
+    if key in CRITERIA:
+        rivals[PROFILE] = {"criterion": (key,), "control": "shuffle"}
+    treated, claim = side(base, **way(key)), f"{key} does better than {{}}."
+    return [
+        Contrast(name, claim.format(name), treated, side(base, **rival))
+        for name, rival in rivals.items()
+    ]
 
 
 def way(key: str) -> dict[str, Any]:
