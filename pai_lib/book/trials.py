@@ -80,9 +80,8 @@ def put_on_trial(
 
 def tell(protocol: Protocol, own: Own, store: Store) -> None:
     """Print the verdict on each function of a file."""
-    records = [*protocol.records(Store(default_results())), *store.records()]
-    frame = records_frame(records)
-    frame = frame[frame["sparsity"] == protocol.base.sparsity]
+    recorded = protocol.records(Store(default_results()))
+    frame = records_frame([*recorded, *protocol.alike(store)])
     for key in own.keys:
         print(judge_trial(frame, protocol.base, key))
 

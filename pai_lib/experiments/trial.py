@@ -48,6 +48,11 @@ class Protocol:
         found = [store.load(spec) for spec in self.specs]
         return [record for record in found if record is not None]
 
+    def alike(self, store: Store) -> list[Record]:
+        """What a store has of this protocol, however it is pruned."""
+        fixed = _fixed(self.base)
+        return [record for record in store.records() if _fixed(record.spec) == fixed]
+
     def calibration(self, store: Store) -> list[RunSpec]:
         """Two recorded specs of the first seed, to be run again here."""
         seed, recorded = self.seeds[0], [record.spec for record in self.records(store)]

@@ -27,7 +27,7 @@ also:
 - base: {criterion: dense, sparsity: 0}
 - base: {sparsity: 0.9, criterion: random, scope: erk}
 - base: {sparsity: 0.9, criterion: snip, warmup: 0}
-- base: {sparsity: 0.8, criterion: snip}
+- grid: {seed: [0], criterion: [random, snip], sparsity: [0.8]}
 """
 
 
@@ -45,7 +45,8 @@ def tree(tmp_path, monkeypatch):
 
 @pytest.fixture
 def recorded(tree):
-    sweep(trial.read_protocol("tiny", 0.9).specs, Store(tree / "results"), quiet=True)
+    for sparsity in (0.9, 0.8):
+        sweep(trial.read_protocol("tiny", sparsity).specs, Store(tree / "results"), quiet=True)
     return Store(tree / "results")
 
 
@@ -161,6 +162,11 @@ def test_a_trial_makes_its_own_runs_once_and_another_text_has_others(recorded, c
     assert sorted(recorded.root.rglob("*.json")) == before
     assert main([*words, "--quiet"]) == 0
     assert "8 runs: 0 done, 8 reused" in capsys.readouterr().out
+    both = ["trial", "idea.py", "--protocol", "tiny", "--sparsity", "0.9,0.8"]
+    assert main([*both, "--quiet"]) == 0  # two protocols, in one folder
+    said = capsys.readouterr().out
+    assert "12 runs: 4 done, 8 reused" in said
+    assert said.count("Mine: not judged") == said.count("page of tiny") == 2
     (tree / "idea.py").write_text(GOOD + "# another\n")
     assert main([*words, "--dry-run"]) == 0
     assert "8 runs: 8 to do" in capsys.readouterr().out
