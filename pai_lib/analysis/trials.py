@@ -37,9 +37,9 @@ WORKS = "works"
 WORDS = {  # what each verdict says, from the gravest on; the first that applies is given
     "not judged": "too few seeds are recorded",
     "cut": "its masks leave no path from input to output",
-    "no better than a lot": "weights drawn by lot do as well",
-    "a placebo does as well": "noise in the place of its scores does as well",
-    "its profile does it, not its order": "as many weights of each layer, drawn by lot, do as well",
+    "no better than a lot": "weights drawn by lot are not shown to do worse",
+    "a placebo does as well": "noise in the place of scores is not shown to do worse",
+    "its profile does it, not its order": "its mask, shuffled in layers, is not shown to do worse",
     WORKS: "which weights it keeps, and how many of each layer, beats lots, placebos and profile",
 }
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -71,11 +72,7 @@ def read_protocol(name: str, sparsity: float = SPARSITY) -> Protocol:
         ValueError: for no such file, one without runs of its own base at this sparsity, and what
             ``read_campaign`` refuses.
     """
-    folder = default_results().parent / "campaigns"
-    known = [path.stem for path in sorted(folder.glob("*.yaml"))]
-    if name not in known:
-        raise ValueError(f"Unknown protocol {name!r}: {nearest(name, known)}")
-    path = folder / f"{name}.yaml"
+    path = protocol_file(name)
     specs = [spec for spec in read_campaign(path) if isinstance(spec, RunSpec) and spec.sparsity]
     values = {**load_yaml(path).get("base", {}), "criterion": "random", "seed": 0}
     alike: dict[float, list[RunSpec]] = {}
@@ -90,6 +87,15 @@ def read_protocol(name: str, sparsity: float = SPARSITY) -> Protocol:
         )
     base = RunSpec.from_dict({**values, "sparsity": sparsity})
     return Protocol(name, base, tuple(alike[sparsity]))
+
+
+def protocol_file(name: str) -> Path:
+    """The campaign file of a protocol; ValueError, with the nearest name, if there is none."""
+    folder = default_results().parent / "campaigns"
+    known = [path.stem for path in sorted(folder.glob("*.yaml"))]
+    if name not in known:
+        raise ValueError(f"Unknown protocol {name!r}: {nearest(name, known)}")
+    return folder / f"{name}.yaml"
 
 
 def _fixed(spec: RunSpec) -> dict[str, object]:
