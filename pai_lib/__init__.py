@@ -33,6 +33,7 @@ from .pruning.masks import (
     shuffle_within_layers,
     sparsity_of,
 )
+from .pruning.profiles import profile
 from .pruning.ranking import SparsityWarning, TiedScoresWarning, make_mask
 from .pruning.scoring import score, score_many
 from .training.device import resolve_device
@@ -79,6 +80,7 @@ __all__ = [
     "load_mask",
     "make_mask",
     "model_names",
+    "profile",
     "prunable",
     "prune",
     "random_stream",

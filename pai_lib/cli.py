@@ -15,7 +15,7 @@ import re
 import sys
 import traceback
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import Field
 from functools import partial
 from pathlib import Path
@@ -25,15 +25,18 @@ from .analysis.frames import records_csv
 from .book import building as book
 from .book.chapters import PROFILES, find_root
 from .book.listing import list_chapters
+from .book.trials import put_on_trial
 from .data.loading import check_data, dataset_names, load_data
 from .experiments.campaign import Estimate, announce, outcome, read_campaign, show_plan
 from .experiments.records import Store
 from .experiments.run import run
 from .experiments.spec import FIELDS, RunSpec, check_name, is_list
 from .experiments.sweep import sweep
+from .experiments.trial import SPARSITY
 from .files import write_whole
 from .names import closest
 from .pruning.criteria import CRITERIA, criterion_label
+from .pruning.own import OwnFile
 from .training.device import keep_freed_memory, resolve_device
 
 
@@ -188,15 +191,24 @@ def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
     option = parser.add_argument
     option("campaign", metavar="FILE", help="YAML with base, grid, also and kind")
     _add_places(parser)
+    _add_engine(parser)
+    parser.set_defaults(call=run_campaign)
+
+
+def _add_engine(parser: argparse.ArgumentParser) -> None:
+    """Add how many runs are done."""
+    option = parser.add_argument
     option("--dry-run", action="store_true", help="list the runs and how long they would take")
     option("--budget", type=float, metavar="SECONDS", help="start nothing that would end later")
     option("--retry-failed", action="store_true", help="repeat the runs that failed")
+    option("--quiet", action="store_true", help="print the counts only")
     option = parser.add_mutually_exclusive_group().add_argument
     option("--workers", type=int, metavar="N", help="so many processes on this machine, by Dask")
     about = "of a Dask cluster in a trusted network"
     option("--scheduler", metavar="tcp://HOST:PORT", help=about)
-    parser.add_argument("--quiet", action="store_true", help="print the counts only")
-    parser.set_defaults(call=run_campaign)
+
+
+ENGINE = ("device", "budget", "retry_failed", "workers", "scheduler", "quiet")
 
 
 def run_campaign(args: argparse.Namespace) -> int:
@@ -211,11 +223,38 @@ def run_campaign(args: argparse.Namespace) -> int:
     if args.dry_run:
         show_plan(specs, store, resolve_device(args.device), args.retry_failed)
         return 0
-    names = ("device", "budget", "retry_failed", "workers", "scheduler", "quiet")
-    options = {name: vars(args)[name] for name in names}
     keep_freed_memory()
-    counts = sweep(specs, store, **options)
+    return _status(sweep(specs, store, **{name: vars(args)[name] for name in ENGINE}))
+
+
+def _status(counts: Mapping[str, int]) -> int:
     return 130 if counts["interrupted"] else 1 if counts["failed"] else 0
+
+
+def add_trial(commands: argparse._SubParsersAction[Any]) -> None:
+    """Add ``pai trial``."""
+    about = "judge your own criterion beside all that are recorded, and make its page"
+    parser = commands.add_parser("trial", help=about)
+    option = parser.add_argument
+    option("file", metavar="FILE.py", help="your functions under @pai.criterion or @pai.profile")
+    about = "whose records it is compared with: a file of campaigns/ (default: digits-trial)"
+    option("--protocol", default="digits-trial", metavar="NAME", help=about)
+    levels = partial(_value, FIELDS["lr_drops"])
+    about = "fractions removed, a page each (default: 0.98)"
+    option("--sparsity", type=levels, default=(SPARSITY,), metavar="X,X", help=about)
+    about = "where your records are kept (default: trials)"
+    option("--trials", type=Path, default="trials", metavar="DIR", help=about)
+    option("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+    _add_engine(parser)
+    parser.set_defaults(call=run_trial)
+
+
+def run_trial(args: argparse.Namespace) -> int:
+    """Put a file's functions on trial."""
+    options = {name: vars(args)[name] for name in (*ENGINE, "dry_run")}
+    keep_freed_memory()
+    file = OwnFile.read(args.file)
+    return _status(put_on_trial(file, args.protocol, args.sparsity, args.trials, **options))
 
 
 def add_export(commands: argparse._SubParsersAction[Any]) -> None:
@@ -284,7 +323,10 @@ def list_criteria(args: argparse.Namespace) -> None:
         print("  ".join(cells).rstrip())
 
 
-SUBCOMMANDS = (add_book, add_notebooks, add_run, add_sweep, add_export, add_data, add_criteria)
+SUBCOMMANDS = (
+    *(add_book, add_notebooks, add_run, add_sweep, add_trial, add_export, add_data),
+    add_criteria,
+)
 
 
 class Parser(argparse.ArgumentParser):

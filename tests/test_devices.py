@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 import pai_lib as pai
 from pai_lib.experiments import run as runs
 from pai_lib.experiments.mask_run import MaskWork
-from pai_lib.pruning.ranking import SCOPES
+from pai_lib.pruning.ranking import scopes
 from pai_lib.training.checkpoint import Checkpoint
 from pai_lib.training.loop import TrainingStoppedError
 
@@ -145,7 +145,7 @@ CASES = {
     "jaccard": across(pai.jaccard),
     "layer_density": lambda x: pai.layer_density(x.mask),
     "load_mask": changed(loaded),
-    "make_mask": lambda x: [pai.make_mask(x.scores, 0.7, scope) for scope in SCOPES],
+    "make_mask": lambda x: [pai.make_mask(x.scores, 0.7, scope) for scope in scopes()],
     "prunable": lambda x: pai.prunable(x.model),
     "random_stream": lambda x: pai.random_stream(0, "here").get_state(),
     "rank_correlation": lambda x: [

@@ -149,7 +149,7 @@ def inline_svg(figure: Figure, alt: str) -> str:
 def family(key: str) -> str:
     """The quantity that a criterion rests on, which gives it its colour."""
     needs = CRITERIA[key].needs
-    return next(name for name in _FAMILIES if name in needs)
+    return next((name for name in _FAMILIES if name in needs), "noise")  # one's own may have none
 
 
 def criterion_styles() -> dict[str, dict[str, Any]]:

@@ -270,9 +270,18 @@ def judge(
     mixed = [name for name in fixed if frame[name].map(str).nunique() > 1]
     if mixed:
         raise ValueError(f"The records differ in {', '.join(mixed)}: judge one protocol at a time.")
+    pairs = [(contrast, differences_of(frame, contrast)) for contrast in contrasts]
+    return decide(pairs, seeds, equivalence)
+
+
+def decide(
+    pairs: Iterable[tuple[Contrast, pd.Series]],
+    seeds: int = SEEDS,
+    equivalence: Mapping[str, float] | None = None,
+) -> list[Verdict]:
+    """The rule of ``judge``, applied to each contrast's differences by seed."""
     verdicts, p, outside = {}, {}, {}
-    for contrast in contrasts:
-        differences = differences_of(frame, contrast)
+    for contrast, differences in pairs:
         verdict = Verdict(contrast, "not tested yet", differences.to_dict(), seeds)
         if verdict.n >= seeds:
             mean, half, _ = paired(differences)

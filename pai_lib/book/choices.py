@@ -17,8 +17,11 @@ from typing import Any
 from ..data.loading import dataset_names, find_own
 from ..experiments import spec
 from ..experiments.spec import FIELDS, LIMIT, RunSpec, is_list
+from ..experiments.trial import protocol_file
 from ..training.device import resolve_device
 from .parameters import INJECTED, checked, comment_of, kind_of, text_of
+
+PLACES = ("file", "records")  # parameters that hold a path, or nothing
 
 
 def field_of(parameter: str) -> str | None:
@@ -85,6 +88,10 @@ def _check_value(name: str, value: Any, bounds: str) -> None:
     field = field_of(name)
     if name == "device":
         resolve_device(value)
+    if name == "protocol":
+        protocol_file(value)
+    if name in PLACES and value and not Path(value).exists():
+        raise ValueError(f"{name}={value}: there is no such place.")
     if bounds or (field and not is_list(field)):
         _check_bounds(name, value, bounds)
     if field is None or value is None:  # where a notebook allows None it says what that means

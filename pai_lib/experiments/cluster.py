@@ -13,6 +13,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..pruning.own import KNOWN
 from ..training.device import resolve_device
 from .mask_spec import AnySpec
 from .provenance import now, run_provenance
@@ -41,7 +42,8 @@ class Cluster:
 
     def submit(self, spec: AnySpec, checkpoint: Path, seconds: float) -> Any:
         """Have a worker do a run."""
-        arguments = (spec, self.device, checkpoint.resolve(), seconds, self.event.name)
+        event, own = self.event.name, tuple(KNOWN)  # by text: a worker may come at any time
+        arguments = (spec, self.device, checkpoint.resolve(), seconds, event, own)
         return self.client.submit(self.work, *arguments, pure=False)
 
     def wait(self, futures: list[Any]) -> list[Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 
+from ..pruning.own import KNOWN
 from ..training.loop import compiled
 
 LIBRARY = Path(__file__).resolve().parents[1]
@@ -65,7 +66,7 @@ def now() -> str:
 def run_provenance(
     device: torch.device, precision: str, started: str, resumed: list[dict[str, Any]]
 ) -> dict[str, Any]:
-    """What made a record: revision, versions, device, times; and what made its earlier pieces."""
+    """What made a record: revision, versions, device, times; its earlier pieces; own files."""
     revision, dirty = git_revision()
     return {
         "git": revision,
@@ -79,6 +80,7 @@ def run_provenance(
         "finished": now(),
         **({"compiled": True} if compiled() else {}),
         **({"resumed": resumed} if resumed else {}),
+        **({"own": [{"digest": own.digest, **vars(own)} for own in KNOWN]} if KNOWN else {}),
     }
 
 

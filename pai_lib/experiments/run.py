@@ -185,13 +185,16 @@ class Work:
         spec = self.spec
         self.data = _part(self.whole, spec.train_fraction, self.device)
         samples = 1 if spec.criterion == "dense" else spec.samples_per_class
-        self.batch = self.data.scoring_batch(samples, spec.seed)
+        resampled = spec.control == "resample"
+        self.batch = self.data.scoring_batch(
+            samples, self.drawn("resample") if resampled else spec.seed
+        )
         self.model = self.build(spec.seed)
         with torch.no_grad(), evaluation_mode(self.model):
             self.model(self.batch.inputs[:1])  # refuses images that do not fit
         later = _SCORING if spec.when == "trained" else _SCORING + _TRAINING
         shaping = [getattr(spec, name) for name in FIELDS if name not in later]
-        network = (spec.when, self.whole.fingerprint, str(self.device), *shaping)
+        network = (spec.when, resampled, self.whole.fingerprint, str(self.device), *shaping)
         self.remember = self.shared.of(network, self.device)
 
     @torch.enable_grad()

@@ -16,10 +16,10 @@ from ..data.loading import dataset_names, find_own, load_data
 from ..models import model_names
 from ..names import nearest
 from ..pruning.criteria import CRITERIA, get_criterion
-from ..pruning.ranking import SCOPES
+from ..pruning.ranking import scopes
 from ..training.loop import OPTIMIZERS, PRECISIONS, SCHEDULES
 
-CONTROLS = ("none", "shuffle", "reinit", "invert")
+CONTROLS = ("none", "shuffle", "reinit", "invert", "resample")
 WHEN = ("init", "trained")
 
 _LIMITS = {
@@ -153,7 +153,7 @@ class RunSpec(Spec):
         "global",
         "one ranking over all weights (global), one a layer (layer), or at densities by a formula "
         "(erk, smart_ratio)",
-        SCOPES,
+        scopes,
     )
     samples_per_class: int = _whole(10, "scoring samples a class")
     group: int = _whole(1, "samples averaged before a gradient is squared or probed")
@@ -162,7 +162,10 @@ class RunSpec(Spec):
     rounds: int | None = _whole(None, "rounds of scoring and masking; none is the criterion's own")
     warmup: int = _whole(98, "batch-norm updates before scoring", "at least 0")
     control: str = _name(
-        "none", "sanity check applied to the mask: none, shuffle, reinit or invert", CONTROLS
+        "none",
+        "sanity check applied to the mask: none, shuffle, reinit or invert; or resample, which "
+        "scores on other samples",
+        CONTROLS,
     )
     epochs: int = _whole(160, "passes over the training images")
     batch_size: int = _whole(512, "images a step")

@@ -26,6 +26,7 @@ from filelock import Timeout
 
 from ..data.dataset import Dataset
 from ..data.loading import load_data
+from ..pruning.own import OwnFile, known
 from ..training.device import keep_freed_memory, resolve_device
 from ..training.loop import TrainingStoppedError
 from .campaign import Estimate, announce, differing, lasting, named, outcome
@@ -333,13 +334,22 @@ _BUSY, _SHARED = threading.Lock(), Shared()  # of a worker
 
 
 def _on_worker(
-    spec: AnySpec, device: str | None, checkpoint: Path, seconds: float, event: str
+    spec: AnySpec,
+    device: str | None,
+    checkpoint: Path,
+    seconds: float,
+    event: str,
+    own: Sequence[OwnFile],
 ) -> AnyRecord | None:
     from distributed import Event
 
     keep_freed_memory()
     seen = checkpoint.with_suffix(".lock").exists()  # else the results folder is on another machine
-    with _BUSY:  # a run has the process to itself, however many threads the worker has
+    with contextlib.ExitStack() as stack:
+        # A run has the process to itself, however many threads the worker has.
+        stack.enter_context(_BUSY)
+        for file in own:
+            stack.enter_context(known(file))
         stop = _Stop(Event(event).is_set, seconds)
         whole = load_data(spec.dataset, image_size=spec.image_size)
         path = checkpoint if seen else None

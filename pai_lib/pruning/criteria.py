@@ -33,6 +33,11 @@ from torch import Tensor
 from ..names import nearest
 
 Rule = Callable[..., Tensor]
+NEEDS = (
+    *("weight", "gradient", "hessian_gradient", "fisher", "hutchinson", "exact", "row_norm"),
+    *("flow", "noise", "normal", "group"),
+)
+"""What an argument may be called, beside ``variant``."""
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,27 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 
 Shapes = Mapping[str, Sequence[int]]
+Profile = Callable[[Shapes, float], dict[str, float]]
+PROFILES: dict[str, Profile] = {}
 
 
+def profile(key: str) -> Callable[[Profile], Profile]:
+    """Register the decorated function as a profile: a scope of this name."""
+
+    def register(function: Profile) -> Profile:
+        PROFILES[key] = function
+        return function
+
+    return register
+
+
+@profile("layer")
 def uniform(shapes: Shapes, density: float) -> dict[str, float]:
     """The same density in each layer."""
     return dict.fromkeys(shapes, density)
 
 
+@profile("erk")
 def erk(shapes: Shapes, density: float) -> dict[str, float]:
     """Erdős–Rényi-kernel densities min(1, ε·(Σ dims)/(Π dims)) (Evci et al., 2020).
 
@@ -25,6 +39,7 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
     return _in_proportion({n: sum(d) / math.prod(d) for n, d in shapes.items()}, shapes, density)
 
 
+@profile("smart_ratio")
 def smart_ratio(shapes: Shapes, density: float) -> dict[str, float]:
     """Densities min(1, ε·(k² + k)), k layers before the end: *smart ratio* (Su et al., 2020).
 
@@ -52,10 +67,3 @@ def _in_proportion(
             return {name: 1.0 if name in full else scale * factors[name] for name in shapes}
         full |= over
     return dict.fromkeys(shapes, 1.0)
-
-
-PROFILES: dict[str, Callable[[Shapes, float], dict[str, float]]] = {
-    "layer": uniform,
-    "erk": erk,
-    "smart_ratio": smart_ratio,
-}

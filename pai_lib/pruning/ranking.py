@@ -18,7 +18,6 @@ from ..curvature.calls import ByParameter
 from ..names import checked_keywords, nearest
 from .profiles import PROFILES
 
-SCOPES = ("global", *PROFILES)
 RANKED = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16),
     *(torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8),
@@ -81,10 +80,15 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     return mask
 
 
+def scopes() -> tuple[str, ...]:
+    """Names of the ways to rank: all weights together, or at the densities of a profile."""
+    return ("global", *PROFILES)
+
+
 def check_scope(scope: str) -> None:
     """Raise ValueError unless the scope is known."""
-    if scope not in SCOPES:
-        raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, SCOPES)}")
+    if scope not in scopes():
+        raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, scopes())}")
 
 
 def checked_scores(scores: Mapping[str, Any]) -> ByParameter:

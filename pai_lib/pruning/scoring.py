@@ -16,9 +16,9 @@ from ..curvature.diagonals import exact_diag, fisher_diag
 from ..curvature.hutchinson import hessian_row_norm, hutchinson_diag
 from ..curvature.parameters import resolve_parameters
 from ..data.batch import Batch, as_batch
-from ..names import checked_keywords
+from ..names import checked_keywords, nearest
 from ..progress import Bar, steps
-from .criteria import get_criterion
+from .criteria import NEEDS, get_criterion
 
 Remember = Callable[[Hashable, Callable[[], Any]], Any]
 
@@ -199,7 +199,7 @@ class _Quantities:
                 return dict.fromkeys(names, min(group or len(batch.labels), len(batch.labels)))
             case "variant":
                 return dict.fromkeys(names, self.variant)
-        raise ValueError(f"No quantity is called {need!r}: criteria.py lists them.")
+        raise ValueError(f"No quantity is called {need!r}: {nearest(need, NEEDS)}")
 
     def draw(self, draw: Callable[..., Tensor]) -> ByParameter:
         """Draw float32 noise where the generator is: a seed's is the same for all weights."""

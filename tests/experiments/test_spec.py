@@ -15,7 +15,7 @@ from pai_lib.data.loading import dataset_names
 from pai_lib.experiments.spec import CONTROLS, WHEN, RunSpec, check_name
 from pai_lib.models import model_names
 from pai_lib.pruning.criteria import CRITERIA
-from pai_lib.pruning.ranking import SCOPES
+from pai_lib.pruning.ranking import scopes
 from pai_lib.training.loop import OPTIMIZERS, PRECISIONS
 
 # Frozen: ids hash what differs from these, so a changed default would orphan every record. A new field may be
@@ -232,7 +232,7 @@ valid = st.fixed_dictionaries(
         "model": st.sampled_from(model_names()),
         "width": st.none() | count,
         "sparsity": st.floats(0.001, 0.9999),
-        "scope": st.sampled_from(SCOPES),
+        "scope": st.sampled_from(scopes()),
         "samples_per_class": count,
         "group": count,
         "probes": count,

@@ -18,7 +18,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import pai_lib as pai
-from pai_lib.pruning.ranking import SCOPES
+from pai_lib.pruning.ranking import scopes
 
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
@@ -64,7 +64,7 @@ def test_a_mask_keeps_the_first_of_a_stable_sort(scores, sparsity):
 
 
 @quiet
-@given(score_maps(), sparsities, sparsities, st.sampled_from(SCOPES))
+@given(score_maps(), sparsities, sparsities, st.sampled_from(scopes()))
 def test_masks_nest_as_sparsity_grows(scores, one, other, scope):
     assume(informative(scores))
     denser, sparser = (flat(pai.make_mask(scores, s, scope)) for s in sorted((one, other)))
@@ -72,7 +72,7 @@ def test_masks_nest_as_sparsity_grows(scores, one, other, scope):
 
 
 @quiet
-@given(score_maps(), sparsities, st.sampled_from(SCOPES))
+@given(score_maps(), sparsities, st.sampled_from(scopes()))
 def test_only_the_order_of_scores_matters(scores, sparsity, scope):
     assume(informative(scores))
     ranks = torch.unique(flat(scores), return_inverse=True)[1].split([v.numel() for v in scores.values()])
@@ -265,7 +265,7 @@ def test_ties_matter_from_a_tenth_of_the_kept_weights_on(tied, warned, sign):
         pai.make_mask({"a": ranks.index_fill(0, edge, 1000.5)}, 0.5)
 
 
-@pytest.mark.parametrize("scope", SCOPES)
+@pytest.mark.parametrize("scope", scopes())
 def test_scores_that_are_all_equal_are_refused_if_some_must_go(scope):
     scores = {"a": torch.full((40,), 0.5), "b": torch.full((4, 10), 0.5)}
     with pytest.raises(ValueError, match="All scores are equal, so they cannot tell which weights to remove"):

@@ -1,0 +1,101 @@
+"""`pai trial`: the runs of a user's own criterion, the words about it, and its page."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..analysis.trials import judge_trial
+from ..experiments.campaign import show_plan
+from ..experiments.records import Store, default_results, records_frame
+from ..experiments.sweep import sweep
+from ..experiments.trial import Protocol, check_trial, read_protocol, trial_specs
+from ..files import write_whole
+from ..pruning.own import Own, OwnFile, known
+from ..training.device import resolve_device
+from .building import build_book
+
+CALIBRATION = "calibration"  # folder of the committed runs that are done again
+
+
+def put_on_trial(
+    file: OwnFile,
+    protocol: str,
+    sparsities: Sequence[float],
+    folder: Path,
+    *,
+    dry_run: bool = False,
+    budget: float | None = None,
+    **options: Any,
+) -> Counter[str]:
+    """Do the runs of a trial that have no record yet, judge them, and make the page.
+
+    Args:
+        file: of the user.
+        protocol: name of a file in ``campaigns/``.
+        sparsities: fractions removed, each a trial of its own.
+        folder: of all trials; this one's is named by the digest of the file's text.
+        dry_run: list the runs only.
+        budget: seconds, of the runs.
+        options: further ones of ``sweep``.
+
+    Returns:
+        The counts of ``sweep``.
+
+    Raises:
+        ValueError: before any training, for what ``known``, ``read_protocol`` and ``check_trial``
+            refuse.
+    """
+    end = None if budget is None else time.monotonic() + budget
+    committed, store = Store(default_results()), Store(folder / file.title)
+    with known(file) as own:
+        protocols = [read_protocol(protocol, sparsity) for sparsity in sparsities]
+        for each in protocols:
+            check_trial(each, own, committed)
+        specs = [spec for each in protocols for spec in trial_specs(each, own)]
+    again = protocols[0].calibration(committed)
+    if dry_run:
+        with known(file):
+            show_plan(specs, store, resolve_device(options["device"]), options["retry_failed"])
+        return Counter()
+    write_whole(store.root / Path(file.name).name, file.text.encode())
+    counts = sweep(again, Store(folder / CALIBRATION), budget=budget, **options)
+    if counts["interrupted"]:
+        return counts
+    left = None if end is None else max(1e-3, end - time.monotonic())
+    with known(file) as own:
+        counts = sweep(specs, store, budget=left, **options)
+        for each in protocols:
+            tell(each, own, store)
+    if counts["left"]:
+        print("The same command goes on, and makes the page when all runs are recorded.")
+    else:
+        for each in protocols:
+            make_page_of(each, store, Path(file.name).name)
+    return counts
+
+
+def tell(protocol: Protocol, own: Own, store: Store) -> None:
+    """Print the verdict on each function of a file."""
+    recorded = protocol.records(Store(default_results()))
+    frame = records_frame([*recorded, *protocol.alike(store)])
+    for key in own.keys:
+        print(judge_trial(frame, protocol.base, key))
+
+
+def make_page_of(protocol: Protocol, store: Store, name: str) -> None:
+    """Execute the chapter's notebook for a trial, to a page beside the chapters."""
+    run = f"{store.root.name}-{protocol.name}-{protocol.base.sparsity:g}"
+    values = {
+        "file": store.root.resolve() / name,
+        "records": store.root.resolve(),
+        "protocol": protocol.name,
+        "sparsity": protocol.base.sparsity,
+    }
+    pairs = [f"{key}={value}" for key, value in values.items()]
+    root = default_results().parent
+    build_book(root, names=["trial"], pairs=pairs, html=False, run=run)
+    print(f"The page is {root / 'book' / 'runs' / run}.ipynb; pai book shows it with the others.")

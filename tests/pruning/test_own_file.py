@@ -1,0 +1,72 @@
+"""A file of one's own: known within the block, to nothing else, and refused with the line where it is wrong."""
+
+import pytest
+
+import pai_lib as pai
+from pai_lib.pruning.own import KNOWN, OwnFile, known
+from pai_lib.pruning.profiles import PROFILES
+from pai_lib.pruning.ranking import scopes
+
+HEAD = "import pai_lib as pai\n"
+MINE = '@pai.criterion("mine", "Mine", "Mine", "", "")\ndef mine(weight):\n    return weight.abs()\n'
+FLAT = '@pai.profile("flat")\ndef flat(shapes, density):\n    return dict.fromkeys(shapes, density)\n'
+
+
+def test_its_functions_are_known_within_the_block_alone():
+    before, file = (dict(pai.CRITERIA), dict(PROFILES)), OwnFile("idea.py", HEAD + MINE + FLAT)
+    with known(file) as own:
+        assert own.keys == ("mine", "flat")
+        assert [file] == KNOWN
+        assert pai.RunSpec(criterion="mine", scope="flat").scope == "flat"
+        assert "flat" in scopes()
+        model, data = pai.build_model("resnet8", 10, in_channels=1), pai.load_data("digits")
+        mask = pai.prune(model, data.scoring_batch(1), "mine", 0.9, scope="flat")
+        assert set(pai.layer_density(mask)) == set(pai.prunable(model))
+    assert before == (pai.CRITERIA, PROFILES)
+    assert not KNOWN
+    with pytest.raises(ValueError, match="Unknown criterion 'mine'"):
+        pai.RunSpec(criterion="mine")
+    with pytest.raises(ValueError, match="Unknown scope 'flat'"):
+        pai.RunSpec(scope="flat")
+
+
+def test_the_title_is_of_the_text_and_not_of_the_folder(tmp_path):
+    (tmp_path / "idea.py").write_text(HEAD + MINE)
+    one, two = OwnFile.read(tmp_path / "idea.py"), OwnFile("idea.py", HEAD + MINE)
+    assert one.title == two.title
+    assert one.title != OwnFile("idea.py", HEAD + MINE + "\n").title
+    assert one.title.startswith("idea-")
+
+
+def named(change):
+    return HEAD + MINE.replace(*change)
+
+
+WRONG = {
+    "x = 1\n": r"^idea.py registers no function: decorate one with @pai.criterion",
+    named(('"mine"', '"snip"')): r"^idea.py, line 2: the name 'snip' exists already: give another",
+    HEAD + FLAT.replace('"flat"', '"erk"'): r"^idea.py, line 2: the name 'erk' exists already",
+    named(('"mine"', '"dense"')): "the name 'dense' exists already",
+    named(('"mine"', '"a/b"')): "'a/b' names files, too",
+    named(("weight)", "weigth)")): r"^idea.py, line 2: mine asks for 'weigth': did you mean 'weight'\?",
+    named(('"Mine"', '"SNIP"')): "the label 'SNIP' is that of 'snip'",
+    HEAD + "\n1 / 0\n": r"^idea.py, line 3: ZeroDivisionError: division by zero$",
+    HEAD + "def f(:\n": r"^idea.py, line 2: SyntaxError: invalid syntax$",
+    HEAD + "pai.criterion('mine')(len)\n": r"^idea.py, line 2: TypeError: .*missing 4 required",
+}
+
+
+@pytest.mark.parametrize("text", WRONG, ids=range(len(WRONG)))
+def test_what_is_wrong_with_a_file_is_one_sentence_and_leaves_nothing(text):
+    before = dict(pai.CRITERIA), dict(PROFILES)
+    with pytest.raises(ValueError, match=WRONG[text]), known(OwnFile("idea.py", text)):
+        pass
+    assert before == (pai.CRITERIA, PROFILES)
+    assert not KNOWN
+
+
+def test_an_error_within_the_block_leaves_nothing_either():
+    with pytest.raises(KeyError), known(OwnFile("idea.py", HEAD + MINE)):
+        raise KeyError
+    assert "mine" not in pai.CRITERIA
+    assert not KNOWN
