@@ -11,12 +11,10 @@ import argparse
 import contextlib
 import dis
 import os
-import re
 import sys
 import traceback
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import Field
 from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
@@ -28,6 +26,7 @@ from .book.listing import list_chapters
 from .book.trials import put_on_trial
 from .data.loading import check_data, dataset_names, load_data
 from .experiments.campaign import Estimate, announce, outcome, read_campaign, show_plan
+from .experiments.options import flag, in_options, read, text_of
 from .experiments.records import Store
 from .experiments.run import run
 from .experiments.spec import FIELDS, RunSpec, check_name, is_list
@@ -96,9 +95,9 @@ def add_run(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser("run", help="prune, train and test one network; write its record")
     for name, field in FIELDS.items():
         metavar = "X,X" if is_list(name) else METAVARS[field.metadata["kind"]]
-        about = f"{field.metadata['help']} (default: {_text(field.default)})".replace("%", "%%")
+        about = f"{field.metadata['help']} (default: {text_of(field.default)})".replace("%", "%%")
         form = {"metavar": metavar, "help": about, "default": argparse.SUPPRESS}
-        parser.add_argument(_flag(name), type=partial(_value, field), **form)
+        parser.add_argument(flag(name), type=partial(read, field), **form)
     _add_places(parser)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.set_defaults(call=run_one)
@@ -119,29 +118,6 @@ def _add_results(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--results", default=RESULTS, metavar="DIR", help=about)
 
 
-def _flag(name: str) -> str:
-    return f"--{name.replace('_', '-')}"
-
-
-def _text(value: Any) -> str:
-    """Return a default as it is written on the command line."""
-    return ",".join(map(str, value)) if isinstance(value, tuple) else str(value).lower()
-
-
-def _value(field: Field[Any], text: str) -> Any:
-    """Return an option's text as its field's type; ``none`` is None, or no number in a list."""
-    kind, several = field.metadata["kind"], is_list(field.name)
-    ending = " or none" if field.default is None else ""
-    if text.lower() == "none" and (ending or several):
-        return () if several else None
-    try:
-        return tuple(map(kind, text.split(","))) if several else kind(text)
-    except ValueError:
-        wanted = "a whole number" if kind is int else "a number"
-        wanted = "numbers with commas between them" if several else wanted
-        raise argparse.ArgumentTypeError(f"{text!r} is not {wanted}{ending}") from None
-
-
 def run_one(args: argparse.Namespace) -> int:
     """Run one spec, or find its record, and print a line about it."""
     values = {name: value for name, value in vars(args).items() if name in FIELDS}
@@ -160,21 +136,6 @@ def run_one(args: argparse.Namespace) -> int:
     end = f"{store.path(record.spec)} ({'reused' if record == before else 'new'})"
     print(f"{start}  {outcome(record)}  {end}")
     return 1 if record.failure else 0
-
-
-def _in_options(sentence: str) -> str:
-    """A sentence about fields as one about options.
-
-    >>> _in_options("lr_drops=(0.5, 2.0): each is a fraction; criterion='snip' may stay.")
-    '--lr-drops 0.5,2.0: each is a fraction; --criterion snip may stay.'
-    """
-    value = r"""(\(.*?\)|"[^"]*"|'[^']*'|[\w.+-]*\w)"""
-
-    def option(match: re.Match[str]) -> str:
-        words = re.findall(r"""[^\s(),"']+""", match[2])
-        return f"{_flag(match[1])} {','.join(words)}"
-
-    return re.sub(rf"\b({'|'.join(FIELDS)})={value}", option, sentence)
 
 
 def _store(args: argparse.Namespace) -> Store:
@@ -239,7 +200,7 @@ def add_trial(commands: argparse._SubParsersAction[Any]) -> None:
     option("file", metavar="FILE.py", help="your functions under @pai.criterion or @pai.profile")
     about = "whose records it is compared with: a file of campaigns/ (default: digits-trial)"
     option("--protocol", default="digits-trial", metavar="NAME", help=about)
-    levels = partial(_value, FIELDS["lr_drops"])
+    levels = partial(read, FIELDS["lr_drops"])
     about = "fractions removed, a page each (default: 0.98)"
     option("--sparsity", type=levels, default=(SPARSITY,), metavar="X,X", help=about)
     about = "where your records are kept (default: trials)"
@@ -385,7 +346,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
-        text = _in_options(str(error)) if "run" in words else str(error)
+        text = in_options(str(error)) if "run" in words else str(error)
         if isinstance(error, OSError) and error.filename is not None:  # without "[Errno 2]"
             text = f"{error.strerror}: {str(error.filename)!r}"
         print(f"pai: error: {' '.join(text.split())}", file=sys.stderr)
@@ -405,7 +366,7 @@ def _call(parser: Parser, words: list[str]) -> int:
     args, rest = parser.parse_known_args(words)
     if rest:
         fields = FIELDS if vars(args).get("call") is run_one else ()
-        close = closest(rest[0], map(_flag, {*vars(args), *fields, "help", "version"} - {"call"}))
+        close = closest(rest[0], map(flag, {*vars(args), *fields, "help", "version"} - {"call"}))
         hint = f": did you mean {close!r}?" if close else ""
         raise ValueError(f"unknown argument {rest[0]!r}{hint}")
     if "call" not in args:

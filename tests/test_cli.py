@@ -13,6 +13,7 @@ import torch
 
 import pai_lib
 from pai_lib import cli
+from pai_lib.experiments import options
 from pai_lib.experiments.records import Store
 from pai_lib.experiments.spec import RunSpec
 from pai_lib.pruning.criteria import CRITERIA, criterion_label
@@ -307,7 +308,7 @@ def parse(words):
     """Return the fields of the words of ``pai run``."""
     args = dict(zip(words[1::2], words[2::2], strict=False))
     names = {f"--{each.name.replace('_', '-')}": each for each in fields(RunSpec)}
-    return {names[word].name: cli._value(names[word], text) for word, text in args.items() if word in names}
+    return {names[word].name: options.read(names[word], text) for word, text in args.items() if word in names}
 
 
 def test_a_sweep_does_what_is_left_and_counts(capsys, campaign):

@@ -170,7 +170,7 @@ def test_values_from_a_file_are_checked_and_a_pair_counts_more(quickly, root, ca
         ("sede: 5", "--parameters: no parameter is named 'sede'; did you mean 'seed'?"),
         ("seed: five", "--parameters: seed must be int, not 'five' (str)"),
         ("- 5", f"--parameters {file}: it must hold lines of name: value"),
-        ("seed: 1\nseed: 2", f"--parameters {file}: line 2: 'seed' stands there twice"),
+        ("seed: 1\nseed: 2", f"--parameters {file}: line 1: 'seed' stands there twice"),
     ):
         file.write_text(text)
         assert run("first", "--parameters", str(file)) == 2
