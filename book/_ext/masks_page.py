@@ -20,7 +20,7 @@ FOLDER = "masks-data"  # in the built book's _static
 SCALES = "scales/scores.json"  # in results/: made by benchmarks/score_scales.py
 SCRIPTS = (
     *(f"{FOLDER}/{name}.js" for name in ("index", "scales")),
-    *(f"records/{name}.js" for name in ("charts", "profiles", "masks")),
+    *(f"records/{name}.js" for name in ("charts", "profiles", "masks", "lottery")),
 )
 
 NETWORK = ["dataset", "model", "width", "image_size", "fingerprint"]
@@ -134,7 +134,7 @@ def network(rows: pd.DataFrame, sizes: dict[str, int], root: Path) -> dict:
 def accuracies(frame: pd.DataFrame, root: Path) -> Iterator[tuple[pd.Series, dict]]:
     """Give each mean of plain runs, as the page of records has it, with a row of its runs."""
     for group in groups(frame, root):
-        about = {name: group[name] for name in ("warmup", "protocol")}
+        about = {name: group[name] for name in ("dataset", "model", "warmup", "protocol")}
         for point in group["points"]:
             yield frame.loc[group["rows"][0]], about | point
 
