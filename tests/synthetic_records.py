@@ -66,7 +66,7 @@ LAYERS = {
 
 
 def masks_of(spec):
-    """Return a record of masks: deeper layers keep less; from 0.98 on one of SNIP's and three of FD's are empty."""
+    """Return a record of masks: deeper layers keep less; from 0.98 on SNIP empties one, FD three."""
     masks = []
     for key in spec.criteria:
         for sparsity in spec.sparsities:

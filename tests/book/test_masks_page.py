@@ -163,7 +163,7 @@ def test_costs_are_those_that_the_chapter_counts():
     for term in terms.terms():
         (line,) = [line for line in text.splitlines() if line.strip().startswith(f"{term['label']} ")]
         counted = line.split()[-3]
-        if counted == "–":
+        if "×" in line:  # rounds of one input
             assert term["cost"] == "100 gradients of one input, and no data"
         else:
             number = float(counted)
@@ -171,7 +171,7 @@ def test_costs_are_those_that_the_chapter_counts():
 
 
 def test_an_unknown_command_does_not_stop_the_book():
-    assert terms.in_letters(r"(\theta\, g)^2 \cdot a") == "(θ\u2009g)² cdota"
+    assert terms.in_letters(r"(\theta\, g)^2 \cdot a") == "(θ\u2009g)²cdota"
 
 
 # --- figures on dark pages
