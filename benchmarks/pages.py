@@ -2,11 +2,11 @@
 
     python benchmarks/pages.py [PAGE ...] [--html _build/html] [--json FILE]
 
-Of each page: bytes of a first visit, nothing compressed (at most 1.5 MB); seconds until everything is loaded; what axe-core
-calls serious or critical, in the light and in the dark; blocks wider than their column at 1,280 and at 375 pixels, those that
-scroll by themselves and those that widen the page; the smallest letters of figures at 375 pixels, in pixels (of pictures
-they are reckoned from 7 points at 160 dots an inch, the smallest that a figure of the book has). It needs the packages
-of `pip install -e '.[browser]'` and Chromium, on the PATH or in PAI_CHROMIUM.
+Of each page: bytes of a first visit, nothing compressed (at most 1.5 MB); seconds until everything is loaded;
+what axe-core calls serious or critical, in the light and in the dark; blocks wider than their column at 1,280 and at
+375 pixels, those that scroll by themselves and those that widen the page; the smallest letters of figures at 375
+pixels, in pixels (of pictures they are reckoned from 7 points at 160 dots an inch, the smallest in the book). It
+needs the packages of `pip install -e '.[browser]'` and Chromium, on the PATH or in PAI_CHROMIUM.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import argparse
 import functools
 import http.server
 import json
+import math
 import os
 import shutil
 import sys
@@ -27,8 +28,8 @@ SMALLEST_LETTER = 7 / 72 * 160  # pixels of a picture at its full size
 BLOCKS = "pre, table, div.math, mjx-container, figure, img, svg, .output"
 WIDE = """width => {
   const scrolls = e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
-  const wide = [...document.querySelectorAll('.bd-article *')].filter(e => e.scrollWidth > e.clientWidth + 1 && scrolls(e)
-    && e.clientWidth);
+  const wide = [...document.querySelectorAll('.bd-article *')]
+    .filter(e => e.clientWidth && e.scrollWidth > e.clientWidth + 1 && scrolls(e));
   const out = [...document.querySelectorAll('.bd-article :is(BLOCKS)')].filter(e => {
     if (e.getBoundingClientRect().right <= width + 0.5) return false;
     for (let p = e; p; p = p.parentElement) if (scrolls(p)) return false;
@@ -38,8 +39,8 @@ WIDE = """width => {
 LETTERS = """smallest => Math.min(...[...document.querySelectorAll('.bd-article :is(img, svg)')].flatMap(e => {
   if (!e.getClientRects().length || e.closest('button, label, .records-options')) return [];
   if (e.naturalWidth) return e.src.endsWith('.png') ? [smallest * e.clientWidth / e.naturalWidth] : [];
-  return [...e.querySelectorAll('text')].map(t => parseFloat(getComputedStyle(t).fontSize) * (t.getScreenCTM()?.d || 1))
-    .filter(Boolean).map(Math.abs);
+  return [...e.querySelectorAll('text')]
+    .map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().b, t.getScreenCTM().d));
 }))"""
 
 
@@ -77,7 +78,7 @@ def measure(context, site: str, name: str, axe: str) -> dict:
     page.evaluate("document.querySelectorAll('img').forEach(e => { e.loading = 'eager' })")
     page.wait_for_load_state("networkidle")
     smallest = page.evaluate(LETTERS, SMALLEST_LETTER)
-    found["letters at 375"] = None if smallest is None else round(smallest, 1)
+    found["letters at 375"] = round(smallest, 1) if math.isfinite(smallest) else None  # no figure
     page.close()
     return found
 
@@ -111,9 +112,8 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         browser.close()
         server.shutdown()
     heavy = [row["page"] for row in rows if row["bytes"] > MOST_BYTES]
-    print(
-        f"{len(rows)} pages; heaviest {max(row['bytes'] for row in rows):,} bytes; above the limit: {heavy or 'none'}"
-    )
+    heaviest = max(row["bytes"] for row in rows)
+    print(f"{len(rows)} pages; heaviest {heaviest:,} bytes; above the limit: {heavy or 'none'}")
     if options.json:
         options.json.write_text(json.dumps(rows, indent=1) + "\n", "utf-8")
     return rows
