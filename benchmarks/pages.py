@@ -4,9 +4,9 @@
 
 Of each page: bytes of a first visit, nothing compressed (at most 1.5 MB); seconds until everything is loaded;
 what axe-core calls serious or critical, in the light and in the dark; blocks wider than their column at 1,280 and
-at 375 pixels, those that scroll by themselves and those that widen the page; the smallest letters of figures at 375
-pixels, in pixels (of pictures they are reckoned from 7 points at 160 dots an inch, the smallest in the book). It
-needs the packages of `pip install -e '.[browser]'` and Chromium, on the PATH or in PAI_CHROMIUM.
+at 375 pixels, those that scroll by themselves and those that widen the page; the smallest letters of figures at
+375 pixels, in pixels (of pictures they are reckoned from 7 points at 160 dots an inch, the smallest in the book).
+It needs the packages of `pip install -e '.[browser]'` and Chromium, on the PATH or in PAI_CHROMIUM.
 """
 
 from __future__ import annotations
