@@ -4,7 +4,7 @@
 
 ResNet-18 of width 16 on CIFAR-10, seed 0, scored as ``pai.run_masks`` scores it, without warm-up and after 98
 updates, by Hutchinson and by Fisher pruning. A bin is 0.2 wide in natural logarithms; the first one holds all that
-is smaller, too, and a score of zero is counted apart. Two minutes on one CPU thread.
+is smaller, too, and a score of zero is counted apart. Four minutes on one CPU thread.
 """
 
 from __future__ import annotations
