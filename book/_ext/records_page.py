@@ -67,15 +67,19 @@ def page_data(root: Path) -> tuple[dict, list]:
     frame = full_frame(records)
     columns = COLUMNS | further(frame)
     table = frame[list(columns)].convert_dtypes().astype(object)
-    table = table.map(lambda value: ", ".join(map(str, value)) if type(value) is tuple else value)
     data = {
         "columns": [{"key": key, "label": label} for key, label in columns.items()],
-        "rows": table.where(table.notna(), None).values.tolist(),
+        "rows": [list(map(plain, row)) for row in table.where(table.notna(), None).values],
         "criteria": looks(),
         "groups": groups(frame, root),
         "unreadable": [str(warning.message).replace(f"{root}/", "") for warning in caught],
     }
     return data, records
+
+
+def plain(value: object) -> object:
+    """Return a value of a table's cell as JSON has it: a list is ``0.5, 0.75``."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def further(frame: pd.DataFrame) -> dict[str, str]:
