@@ -7,6 +7,7 @@ stands for: name, formula, cost, and the way to the glossary.
 
 import json
 import re
+import unicodedata
 from html import escape
 from pathlib import Path
 
@@ -55,7 +56,7 @@ def in_letters(formula: str) -> str:
     text = escape(formula)
     for pattern, letters in LETTERS:
         text = re.sub(pattern, letters, text)
-    return text
+    return unicodedata.normalize("NFC", text)
 
 
 def cost(needs: tuple[str, ...]) -> str:

@@ -10,7 +10,7 @@
   // Where a name stays as it is: what is no prose, what can be pressed, and the entries of the glossary itself.
   const OUT =
     "pre, code, h1, h2, h3, h4, h5, h6, figure, table, a, button, label, summary, select, nav, dt, svg, script, style, " +
-    ".math, mjx-container, .records, #criteria .glossary, .term-card, .headerlink, .admonition-title";
+    ".math, mjx-container, .records, #criteria .glossary, .citation, .term-card, .headerlink, .admonition-title";
 
   /** Make the first mention of each name in a block a button. */
   function mark(article) {
