@@ -5,8 +5,8 @@ from dataclasses import replace
 
 import pandas as pd
 
-from pai_lib import CRITERIA, RunSpec
-from pai_lib.experiments.records import Record, Store
+from pai_lib import CRITERIA, MaskSpec, RunSpec
+from pai_lib.experiments.records import MaskRecord, Record, Store
 
 PLAIN = RunSpec(width=16, epochs=12, batch_size=128, lr=0.1, precision="bf16", train_fraction=0.2)
 FAILURE = {"reason": 'The loss is nan, "not a number", in epoch 2.', "where": "training, epoch 2"}
@@ -55,6 +55,47 @@ def write_records(root, seeds=5):
         failed = spec.criterion == "synflow" and spec.sparsity == 0.99 and spec.seed > 1
         store.save(record_of(spec, failed))
     return store
+
+
+LAYERS = {
+    "stem.0.weight": 432,
+    "blocks.0.convs.0.weight": 2304,
+    "blocks.1.convs.0.weight": 36864,
+    "fc.weight": 640,
+}
+
+
+def masks_of(spec):
+    """Return a record of masks: deeper layers keep less; from 0.98 on SNIP empties one, FD three."""
+    masks = []
+    for key in spec.criteria:
+        for sparsity in spec.sparsities:
+            kept = [
+                int(size * (1 - sparsity) / (layer + 1 + spec.seed)) for layer, size in enumerate(LAYERS.values())
+            ]
+            emptied = {"snip": 1 if spec.seed == 0 else 0, "fisher_diag": 3}.get(key, 0) if sparsity >= 0.98 else 0
+            kept[len(kept) - emptied :] = [0] * emptied
+            cut = key == "fisher_diag" and sparsity >= 0.98
+            mask = {"kept": kept, "effective_sparsity": 1.0 if cut else sparsity, "shared": 0.5, "seconds": 1.5}
+            masks.append({**mask, "criterion": key, "sparsity": sparsity})
+    of_all = {"parameters": 50_000, "warmup_updates": spec.warmup, "warmup_seconds": 1.0, "seconds": 9.0}
+    result = {**of_all, "peak_memory_bytes": None, "layers": LAYERS, "masks": masks}
+    return MaskRecord(spec, result, None, {"fingerprint": "8e" * 32}, {"device": "CPU (AMD EPYC)"})
+
+
+def write_masks(root):
+    """Write records of masks of three networks below ``root``, one of them scored in two ways."""
+    store = Store(root)
+    plain = MaskSpec(
+        width=16, criteria=("snip", "fisher_diag", "hutchinson_pruning"), sparsities=(0.9, 0.98, 0.99)
+    )
+    specs = [replace(plain, seed=seed, warmup=warmup) for seed in range(3) for warmup in (0, 98)]
+    specs += [replace(plain, model="vgg19", width=None), replace(plain, dataset="cifar100", width=None)]
+    specs.append(
+        replace(plain, model="vgg19", width=None, group=5, criteria=("hutchinson_pruning",), sparsities=(0.9,))
+    )
+    for spec in specs:
+        store.save(masks_of(spec))
 
 
 def three_seeds():

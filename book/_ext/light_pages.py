@@ -1,10 +1,14 @@
-"""Sphinx extension: what a page loads, and what it says about itself to whoever previews a link.
+"""Sphinx extension: what a page loads, how its figures look, and what it says about itself.
 
 The theme loads 1.5 MB of icons as a script, the whole of MathJax with its menu, the search index on
 every page, a script for live cells that this book does not use, and 0.5 MB of styles, most of them
 for things that no page has. Here a page gets what it needs, all of it from the book's own folder.
 """
 
+import base64
+import hashlib
+import io
+import json
 import re
 import textwrap
 from collections.abc import Iterator
@@ -16,12 +20,19 @@ from docutils import nodes
 from PIL import Image
 from sphinx.application import Sphinx
 from sphinx.config import Config
+from sphinx.util.i18n import format_date
 
 # MathJax in parts: TeX in, HTML out, and hidden MathML for screen readers.
 MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]}}
-SCRIPTS = ("_static", "_static/scripts", "_static/records")  # folders of those that name classes
+SCRIPTS = (
+    "_static",
+    "_static/scripts",
+    "_static/records",
+    "_static/reading",
+)  # folders of those that name classes
 UNUSED = ("thebe", "design-tabs")  # live cells and tabs: no page has them
 DESCRIPTION = 200  # characters
+PICTURE = re.compile(r'<img ([^>]*src="([^"]*_images/)([^"/]+)"[^>]*)>')
 # Names, brackets and spaces of code: they have the colour of all code.
 PLAIN_CODE = re.compile(r'<span class="[npw]">([^<]*)</span>')
 UNTOUCHED_OR_TEXT = re.compile(
@@ -36,6 +47,7 @@ def choose(app: Sphinx, config: Config) -> None:
     config.mathjax_path = "mathjax/startup.js"
     config.mathjax3_config = MATHJAX
     config.html_theme_options["navbar_persistent"] = []
+    config.html_theme_options["extra_footer"] = imprint()
     config.html_theme_options["logo"] = {"text": config.html_title, "alt_text": ""}
 
 
@@ -50,8 +62,22 @@ def complete(
     context["description"] = textwrap.shorten(words, DESCRIPTION, placeholder=" …")
     if "body" in context:
         files = {name: Path(app.srcdir) / source for source, name in app.builder.images.items()}
-        picture = re.compile(r'<img (?=[^>]*src="[^"]*_images/([^"/]+)")')
-        body = picture.sub(lambda match: _deferred(files.get(match[1])), context["body"])
+        dark = dark_pictures(Path(app.env.doc2path(page)))
+        images = Path(app.outdir) / app.builder.imagedir
+
+        def shown(match: re.Match) -> str:
+            attributes, folder, name = match.groups()
+            there = files.get(name)
+            if (stem := Path(name).stem) not in dark or there is None:
+                return f"<img {_size(there)}{attributes}>"
+            images.mkdir(parents=True, exist_ok=True)
+            (images / f"{stem}-dark.png").write_bytes(dark[stem])
+            size = _size(io.BytesIO(dark[stem]))
+            other = attributes.replace(folder + name, f"{folder}{stem}-dark.png")
+            light = f'<img class="only-light" {_size(there)}{attributes}>'
+            return f'{light}<img class="only-dark" {size}{other}>'
+
+        body = PICTURE.sub(shown, context["body"])
         # docutils writes a role that no longer exists: an entry of a list is a listitem
         body = body.replace('role="doc-biblioentry"', 'role="listitem"')
         context["body"] = PLAIN_CODE.sub(r"\1", UNTOUCHED_OR_TEXT.sub(_typeset, body))
@@ -71,12 +97,46 @@ def _power(match: re.Match) -> str:
     return f"\u00b710<sup>{match[1].replace('-', '−')}{match[2]}</sup>"
 
 
-def _deferred(file: Path | None) -> str:
-    """The beginning of a picture's tag: it loads when it comes near, into a place of its size."""
-    if file is None or file.suffix != ".png":
-        return '<img loading="lazy" '
+def imprint() -> str:
+    """The footer of every page: which version, when it was built, and the licence."""
+    from pai_lib import __version__
+
+    day = format_date("%d %B %Y", language="en").lstrip("0")
+    return f"<p>pai-lib {__version__}, built on {day}. MIT License.</p>"
+
+
+def dark_pictures(path: Path) -> dict[str, bytes]:
+    """Return an executed notebook's figures for the dark pages, by the SHA-256 of the light ones.
+
+    The files that MyST-NB writes have this for a name.
+    """
+    if path.suffix != ".ipynb":
+        return {}
+    pictures = {}
+    for cell in json.loads(path.read_text("utf-8"))["cells"]:
+        for out in cell.get("outputs", []):
+            dark = out.get("metadata", {}).get("image/png", {}).get("dark")
+            if dark:
+                light = base64.b64decode("".join(out["data"]["image/png"]))
+                pictures[hashlib.sha256(light).hexdigest()] = base64.b64decode(dark)
+    return pictures
+
+
+def _size(file: Path | io.BytesIO | None) -> str:
+    """A picture's attributes: it loads when it comes near, into a place of its size."""
+    if file is None or getattr(file, "suffix", ".png") != ".png":
+        return 'loading="lazy" '
     with Image.open(file) as image:
-        return f'<img loading="lazy" width="{image.width}" height="{image.height}" '
+        size = f'width="{image.width}" height="{image.height}"'
+        return f'loading="lazy" {size} style="--full: {image.width}px" '
+
+
+def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
+    """Load what enlarges figures; and, where one searches, what mends excerpts."""
+    if pagename in app.env.found_docs:
+        app.add_js_file("reading/figures.js", loading_method="defer")
+    if pagename == "search":
+        app.add_js_file("reading/search.js", loading_method="defer")
 
 
 def _is_unused(file: Any) -> bool:
@@ -125,6 +185,7 @@ def _can_apply(selector: str, words: set[str]) -> bool:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx, after the extensions that set what is changed here."""
     app.connect("config-inited", choose, priority=900)
+    app.connect("html-page-context", add_scripts)
     app.connect("html-page-context", complete, priority=900)
     app.connect("build-finished", prune_styles, priority=900)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -46,7 +46,10 @@ COLUMNS = {
 SAID = (
     "dataset model width train_images epochs batch_size lr precision samples_per_class group"
 ).split()
-SCRIPTS = (f"{FOLDER}/data.js", "records/drawing.js", "records/figure.js", "records/table.js")
+SCRIPTS = (
+    f"{FOLDER}/data.js",
+    *(f"records/{name}.js" for name in ("charts", "drawing", "figure", "table")),
+)
 
 
 def page_data(root: Path) -> tuple[dict, list]:
@@ -55,28 +58,48 @@ def page_data(root: Path) -> tuple[dict, list]:
     Args:
         root: the folder of records; it may be empty or absent.
     """
-    from pai_lib.analysis import figures
     from pai_lib.analysis.frames import full_frame
     from pai_lib.experiments.records import RecordWarning, Store
-    from pai_lib.pruning.criteria import criterion_label
 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always", RecordWarning)
         records = Store(root).records()
     frame = full_frame(records)
-    table = frame[list(COLUMNS)].convert_dtypes().astype(object)
-    criteria = []
-    for key, style in figures.criterion_styles().items():
-        look = {"color": style["color"], "marker": outline(style["marker"])}
-        criteria.append({"key": key, "label": criterion_label(key), **look})
+    columns = COLUMNS | further(frame)
+    table = frame[list(columns)].convert_dtypes().astype(object)
     data = {
-        "columns": [{"key": key, "label": label} for key, label in COLUMNS.items()],
-        "rows": table.where(table.notna(), None).values.tolist(),
-        "criteria": criteria,
+        "columns": [{"key": key, "label": label} for key, label in columns.items()],
+        "rows": [list(map(plain, row)) for row in table.where(table.notna(), None).values],
+        "criteria": looks(),
         "groups": groups(frame, root),
         "unreadable": [str(warning.message).replace(f"{root}/", "") for warning in caught],
     }
     return data, records
+
+
+def plain(value: object) -> object:
+    """Return a value of a table's cell as JSON has it: a list is ``0.5, 0.75``."""
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def further(frame: pd.DataFrame) -> dict[str, str]:
+    """Return the other fields of a specification in which runs differ: they tell runs apart."""
+    from pai_lib.experiments.spec import FIELDS
+
+    others = [name for name in FIELDS if name not in COLUMNS]
+    return {name: name.replace("_", " ") for name in others if len(set(frame[name].map(str))) > 1}
+
+
+def looks() -> list[dict]:
+    """Return key, label, colour and marker of every criterion, and of the dense network."""
+    from pai_lib.analysis import figures
+    from pai_lib.pruning.criteria import criterion_label
+
+    return [
+        {"key": key, "label": criterion_label(key), "color": look["color"]}
+        | {"marker": outline(look["marker"])}
+        for key, look in figures.criterion_styles().items()
+    ]
 
 
 def groups(frame: pd.DataFrame, root: Path) -> list[dict]:

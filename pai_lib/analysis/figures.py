@@ -5,7 +5,6 @@ Needs the book's packages (matplotlib, seaborn). Each figure comes with its alt 
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import html
 import io
@@ -23,11 +22,11 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
-from PIL import Image
 
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
+from .dark import GROUND, darken, png
 from .statistics import paired, span
 from .tables import in_order, summarize
 
@@ -67,6 +66,8 @@ def use_style() -> None:
 def show(figure: Figure, alt: str, caption: str | None = None, name: str | None = None) -> None:
     """Display a figure with alt text, and a caption and label where the book shows them.
 
+    The output's metadata hold it for the dark pages as well.
+
     Args:
         figure: is closed afterwards.
         alt: what a reader who cannot see the figure should know.
@@ -77,15 +78,12 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
 
     if folder := os.environ.get(FIGURES):
         save(figure, Path(folder) / f"{name or 'figure'}.svg")
-    drawn, image = io.BytesIO(), io.BytesIO()
-    figure.savefig(drawn, format="png", bbox_inches="tight", facecolor="white")
+    image = png(figure, "white")
+    darken(figure)
+    texts = {"alt": alt, "caption": caption, "name": name, "dark": png(figure, GROUND)}
     plt.close(figure)
-    # A third of the bytes, and the eye sees no difference.
-    colours = Image.open(drawn).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
-    colours.save(image, format="PNG", optimize=True)
-    texts = {"alt": alt, "caption": caption, "name": name}
     display(
-        {"image/png": base64.b64encode(image.getvalue()).decode(), "text/plain": alt},
+        {"image/png": image, "text/plain": alt},
         raw=True,
         metadata={"image/png": {key: text for key, text in texts.items() if text is not None}},
     )

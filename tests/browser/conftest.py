@@ -14,6 +14,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
+SEEDS = 5  # of the invented records
 PATIENCE = 120_000  # milliseconds: a machine may be busy
 BROWSERS = "chromium chromium-browser google-chrome".split()
 QUIET = (
@@ -65,3 +66,35 @@ def page(browser):
     tab.set_default_timeout(PATIENCE)
     yield tab
     context.close()
+
+
+@pytest.fixture
+def visit(browser):
+    """``visit(path, width, mode)`` opens a page; what it complains of is in ``page.said``."""
+    contexts = []
+
+    def opened(path, width=1280, mode="light", **options):
+        context = browser.new_context(
+            viewport={"width": width, "height": 900}, color_scheme=mode, accept_downloads=True, **options
+        )
+        context.set_default_timeout(120_000)  # milliseconds: the machine may be busy
+        contexts.append(context)
+        page = context.new_page()
+        page.said, page.asked = [], []
+        page.on("console", lambda message: page.said.append(message.text) if message.type == "error" else None)
+        page.on("pageerror", lambda error: page.said.append(str(error)))
+        page.on("request", lambda request: page.asked.append(request.url))
+        page.goto(path.as_uri(), wait_until="domcontentloaded")  # by then the page's own scripts have run
+        return page
+
+    yield opened
+    for context in contexts:
+        context.close()
+
+
+@pytest.fixture(scope="session")
+def built(tmp_path_factory):
+    """Return the page of records of a book of about a thousand of them."""
+    from .small_book import build
+
+    return build(tmp_path_factory.mktemp("book"), SEEDS)

@@ -3,20 +3,9 @@
 "use strict";
 if (window.RECORDS) {
   const data = window.RECORDS;
+  const { INK, svg, text, percent, ticks, marker, ring } = window.CHARTS;
   const styles = new Map(data.criteria.map((criterion) => [criterion.key, criterion]));
   const order = data.criteria.map((criterion) => criterion.key);
-  const INK = "#333333";
-  const MARKER = 8; // pixels
-
-  function svg(name, attributes, ...children) {
-    const element = document.createElementNS("http://www.w3.org/2000/svg", name);
-    for (const [key, value] of Object.entries(attributes)) element.setAttribute(key, value);
-    element.append(...children);
-    return element;
-  }
-
-  const percent = (fraction) => (100 * fraction).toFixed(2);
-
   function inWords(point) {
     const spread = point.sd === null ? "" : `, standard deviation ${percent(point.sd)}`;
     const where = point.criterion === "dense" ? "" : `, sparsity ${point.sparsity}`;
@@ -28,24 +17,7 @@ if (window.RECORDS) {
 
   const warmupInWords = (updates) => (updates ? `with (${updates} updates)` : "without");
 
-  /** A piece of line with its marker, for legends. */
-  function sample(key, x, y) {
-    const { color, marker } = styles.get(key);
-    const line = { x1: x - 13, x2: x + 13, y1: y, y2: y, stroke: color, "stroke-width": 1.8 };
-    if (key === "dense") return [svg("line", { ...line, "stroke-dasharray": "5 3" })];
-    const place = `translate(${x} ${y}) scale(${MARKER})`;
-    return [svg("line", line), svg("path", { d: marker, fill: color, transform: place })];
-  }
-
-  /** About `count` round numbers that cover the range. */
-  function ticks(low, high, count) {
-    const rough = (high - low) / count;
-    const power = 10 ** Math.floor(Math.log10(rough));
-    const step = [1, 2, 5, 10].map((factor) => factor * power).find((size) => size >= rough);
-    const found = [];
-    for (let i = Math.ceil(low / step); i * step <= high + 1e-9; i++) found.push(Number((i * step).toPrecision(12)));
-    return found;
-  }
+  const sample = (key, x, y) => window.CHARTS.sample(styles.get(key), x, y, key === "dense" && "5 3");
 
   /** A text as lines of at most so many letters. */
   function lines(words, letters) {
@@ -81,8 +53,6 @@ if (window.RECORDS) {
     return [low - margin, high + margin];
   }
 
-  const text = (content, attributes) => svg("text", { fill: INK, "font-size": 12, ...attributes }, content);
-
   /** The two axes with their ticks, and their words. */
   function axes({ width, height, box, low, high, x, y, sparsities }) {
     const ink = svg("g", { stroke: INK, "aria-hidden": "true" });
@@ -111,7 +81,7 @@ if (window.RECORDS) {
     const height = y(100 * point.mean);
     const line = { x1: box.left, x2: box.right, y1: height, y2: height };
     const parts = [
-      svg("line", { ...line, stroke: styles.get("dense").color, "stroke-dasharray": "6 4" }),
+      svg("line", { ...line, stroke: INK, "stroke-dasharray": "6 4" }),
       svg("line", { ...line, class: "records-ring" }),
     ];
     return mark(point, parts, [null, height]);
@@ -128,15 +98,12 @@ if (window.RECORDS) {
 
   /** What a mark is made of: a bar of one standard deviation to each side, the marker, the ring of the focus. */
   function markParts(point, [px, py], y) {
-    const { color, marker } = styles.get(point.criterion);
-    const parts = [
-      svg("path", { d: marker, fill: color, transform: `translate(${px} ${py}) scale(${MARKER})` }),
-      svg("circle", { class: "records-ring", cx: px, cy: py, r: 8, fill: "none" }),
-    ];
+    const look = styles.get(point.criterion);
+    const parts = [marker(look, px, py), ring(px, py)];
     if (point.sd === null) return parts;
     const [top, bottom] = [point.mean + point.sd, point.mean - point.sd].map((mean) => y(100 * mean));
     const bar = `M${px - 3} ${top}H${px + 3}M${px} ${top}V${bottom}M${px - 3} ${bottom}H${px + 3}`;
-    return [svg("path", { d: bar, stroke: color, "stroke-width": 1.4, fill: "none" }), ...parts];
+    return [svg("path", { d: bar, stroke: look.color, "stroke-width": 1.4, fill: "none" }), ...parts];
   }
 
   /** Below the figure: the names of its curves, and its runs in words. */
@@ -163,6 +130,7 @@ if (window.RECORDS) {
     const root = svg("svg", {
       xmlns: "http://www.w3.org/2000/svg", width, height: whole, viewBox: `0 0 ${width} ${whole}`,
       role: "group", "aria-label": `Accuracy against sparsity: ${names}`, "font-family": "sans-serif",
+      ...(title ? { color: "#333333" } : {}), // a file has no page to take its ink from
     });
     root.append(...axes(plan));
     plan.keys.forEach((key, i) => {
@@ -178,5 +146,5 @@ if (window.RECORDS) {
     return root;
   }
 
-  data.drawing = { order, styles, svg, percent, inWords, warmupInWords, sample, draw };
+  data.drawing = { order, styles, inWords, warmupInWords, sample, draw };
 }

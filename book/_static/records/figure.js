@@ -2,7 +2,8 @@
 "use strict";
 if (window.RECORDS) {
   const data = window.RECORDS;
-  const { order, styles, svg, percent, inWords, warmupInWords, sample, draw } = window.RECORDS.drawing;
+  const { svg, percent, input, radios, address, explorer, table } = window.CHARTS;
+  const { order, styles, inWords, warmupInWords, sample, draw } = data.drawing;
   const byId = (name) => document.getElementById(`records-${name}`);
   const criterionColumn = data.columns.findIndex(({ key }) => key === "criterion");
   const hidden = new Set(); // criteria whose box is not ticked, in every protocol
@@ -10,7 +11,6 @@ if (window.RECORDS) {
   const choice = {};
   let group = null; // the chosen runs: one entry of data.groups
   const HINT = "Point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read its numbers here.";
-  let told = null; // key of the point that the arrow keys start from
 
   byId("missing").hidden = true;
   byId("figure").hidden = false;
@@ -38,26 +38,12 @@ if (window.RECORDS) {
     group = data.groups.find((runs) => levels.every((name) => runs[name] === choice[name]));
     offerCriteria();
     redraw();
-  }
-
-  /** A radio button or a check box with its words. */
-  function input(properties, change, ...words) {
-    const element = document.createElement("input");
-    Object.assign(element, properties);
-    element.addEventListener("change", () => change(element.checked));
-    const label = document.createElement("label");
-    label.append(element, ...words);
-    return label;
+    if (level) toAddress();
   }
 
   function offerWarmups(offered) {
-    const focused = byId("warmup").contains(document.activeElement);
-    const labels = offered.map((updates) => {
-      const radio = { type: "radio", name: "records-warmup", value: updates, checked: updates === choice.warmup };
-      return input(radio, () => choose("warmup", updates), warmupInWords(updates));
-    });
-    byId("warmup").replaceChildren(...labels);
-    if (focused) byId("warmup").querySelector(":checked").focus();
+    const words = offered.map((updates) => [updates, warmupInWords(updates)]);
+    radios(byId("warmup"), "records-warmup", words, choice.warmup, (updates) => choose("warmup", updates));
   }
 
   const present = () => order.filter((key) => group.points.some((point) => point.criterion === key));
@@ -79,6 +65,7 @@ if (window.RECORDS) {
     }
     for (const box of byId("criteria").querySelectorAll("input")) box.checked = !hidden.has(box.value);
     redraw();
+    toAddress();
   }
 
   const shownPoints = () => group.points.filter((point) => !hidden.has(point.criterion));
@@ -88,69 +75,23 @@ if (window.RECORDS) {
 
   /* --- the figure on the page, and its numbers in words */
 
-  const keyOf = (point) => `${point.criterion} ${point.sparsity}`;
-
-  /** A point that can be hovered, tapped and reached by keys. */
-  function mark(point, parts, [x, y]) {
-    const attributes = { tabindex: -1, role: "img", "aria-label": inWords(point), "data-point": keyOf(point), "data-y": y };
-    const element = svg("g", attributes, ...parts);
-    if (x !== null) element.dataset.x = x;
-    element.addEventListener("focus", () => tell(element, point));
-    return element;
-  }
-
-  /** The mark nearest to the pointer: they lie too close to each other to be hit. */
-  function nearest(event) {
-    const { left, top } = byId("plot").firstChild.getBoundingClientRect();
-    let [found, least] = [null, 30];
-    for (const element of byId("plot").querySelectorAll("[data-point]")) {
-      const across = "x" in element.dataset ? event.clientX - left - element.dataset.x : 0;
-      const distance = Math.hypot(across, event.clientY - top - element.dataset.y);
-      if (distance < least) [found, least] = [element, distance];
-    }
-    return found;
-  }
-
-  function hover(event) {
-    const element = nearest(event);
-    if (element) tell(element, group.points.find((point) => keyOf(point) === element.dataset.point));
-  }
-
-  function tell(element, point) {
-    for (const other of byId("plot").querySelectorAll("[tabindex]")) {
-      other.setAttribute("tabindex", other === element ? 0 : -1);
-      other.classList.toggle("records-told", other === element);
-    }
-    told = keyOf(point);
-    byId("point").textContent = inWords(point);
-  }
-
   /** Left and right: along a curve. Up and down: the next higher or lower mean at the same sparsity. */
-  function move(event) {
-    const here = event.target.closest("[data-point]");
-    const points = shownPoints();
-    const point = here && points.find((other) => keyOf(other) === here.dataset.point);
-    const rank = { ArrowLeft: -1, ArrowRight: 1, ArrowUp: 1, ArrowDown: -1 }[event.key];
-    if (!point || !rank) return;
-    event.preventDefault();
-    const along = event.key === "ArrowLeft" || event.key === "ArrowRight";
+  function neighbour(point, arrow) {
+    const along = arrow === "ArrowLeft" || arrow === "ArrowRight";
     const across = (other) =>
       [other, point].some(({ criterion }) => criterion === "dense") || other.sparsity === point.sparsity;
-    const curve = points.filter((other) => (along ? other.criterion === point.criterion : across(other)));
+    const curve = shownPoints().filter((other) => (along ? other.criterion === point.criterion : across(other)));
     curve.sort((a, b) => (along ? a.sparsity - b.sparsity : a.mean - b.mean));
-    const next = curve[curve.indexOf(point) + rank];
-    if (next) byId("plot").querySelector(`[data-point="${keyOf(next)}"]`).focus();
+    return curve[curve.indexOf(point) + (arrow === "ArrowRight" || arrow === "ArrowUp" ? 1 : -1)];
   }
 
+  const key = (point) => `${point.criterion} ${point.sparsity}`;
+  const parts = { plot: byId("plot"), readout: byId("point"), hint: HINT };
+  const figure = explorer({ ...parts, items: shownPoints, key, words: inWords, neighbour });
+
   function redraw() {
-    const focused = byId("plot").contains(document.activeElement);
-    byId("plot").replaceChildren(draw(shownPoints(), Math.max(260, byId("plot").clientWidth - 2), mark));
-    const marks = [...byId("plot").querySelectorAll("[data-point]")];
-    const last = marks.find((element) => element.dataset.point === told);
-    (last ?? marks[0])?.setAttribute("tabindex", 0);
-    if (focused && last) last.focus();
-    else byId("point").textContent = HINT;
     const points = shownPoints();
+    figure.show(draw(points, figure.width(), figure.mark));
     const curves = new Set(points.map((point) => point.criterion)).size;
     const runs = points.reduce((sum, point) => sum + point.n, 0);
     byId("drawn").textContent =
@@ -169,24 +110,10 @@ if (window.RECORDS) {
     [...points].sort((a, b) => order.indexOf(a.criterion) - order.indexOf(b.criterion) || a.sparsity - b.sparsity);
 
   function numbers(points) {
-    const table = byId("numbers");
-    table.replaceChildren();
-    const head = table.createTHead().insertRow();
-    for (const word of HEAD) {
-      const cell = document.createElement("th");
-      Object.assign(cell, { scope: "col", textContent: word });
-      head.append(cell);
-    }
-    const body = table.createTBody();
-    for (const point of ordered(points)) {
-      const row = body.insertRow();
-      const { mean, sd, n } = point;
-      const cells = [point.sparsity, percent(mean), sd === null ? "" : percent(sd), n, point.seeds.join(", ")];
-      const name = document.createElement("th");
-      Object.assign(name, { scope: "row", textContent: styles.get(point.criterion).label });
-      row.append(name);
-      for (const content of cells) row.insertCell().textContent = content;
-    }
+    const rows = ordered(points).map(({ criterion, sparsity, mean, sd, n, seeds }) =>
+      [styles.get(criterion).label, sparsity, percent(mean), sd === null ? "" : percent(sd), n, seeds.join(", ")],
+    );
+    table(byId("numbers"), HEAD, rows);
   }
 
   /* --- downloads */
@@ -223,23 +150,38 @@ if (window.RECORDS) {
     }
     byId("all").addEventListener("click", () => tick(present(), true));
     byId("none").addEventListener("click", () => tick(present(), false));
-    byId("plot").addEventListener("keydown", move);
-    byId("plot").addEventListener("pointermove", hover);
-    byId("plot").addEventListener("click", (event) => nearest(event)?.focus());
     byId("svg").addEventListener("click", () => download(fileName("svg"), "image/svg+xml", svgFile()));
     byId("shown").addEventListener("click", () => download(fileName("csv"), "text/csv", shownAsCsv()));
-    let width = 0;
-    new ResizeObserver(() => {
-      if (byId("plot").clientWidth === width) return;
-      width = byId("plot").clientWidth;
-      redraw();
-    }).observe(byId("plot"));
+    figure.follow(redraw);
+    address.watch(fromAddress);
+  }
+
+  /* --- the address: what differs from the first view */
+
+  function fromAddress() {
+    const said = address.read();
+    const { dataset, model, protocol, warmup } = data.groups[0]; // the one with the most runs, unless it says otherwise
+    Object.assign(choice, { dataset, model, warmup, protocol: said.dataset ? undefined : protocol }, said);
+    choice.warmup = Number(choice.warmup);
+    hidden.clear();
+    const ticked = said.criteria?.split(",");
+    if (ticked) for (const key of order) if (!ticked.includes(key)) hidden.add(key);
+    choose();
+  }
+
+  function toAddress() {
+    const first = data.groups.find((runs) => runs.dataset === choice.dataset && runs.model === choice.model);
+    const ticked = present().filter((key) => !hidden.has(key));
+    const chosen = {};
+    for (const name of levels) chosen[name] = group === data.groups[0] ? "" : choice[name];
+    if (choice.protocol === first.protocol) chosen.protocol = "";
+    chosen.criteria = ticked.length === present().length ? "" : ticked.join() || "none";
+    address.write(chosen);
   }
 
   if (data.groups.length) {
     listen();
-    Object.assign(choice, data.groups[0]); // the one with the most runs
-    choose();
+    fromAddress();
   } else {
     byId("nothing").hidden = false;
     byId("choices").hidden = true;

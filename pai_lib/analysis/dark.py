@@ -1,0 +1,48 @@
+"""A figure as PNG, and for the dark pages: other ink and ground, the data in their colours."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from matplotlib.colors import to_rgb, to_rgba_array
+from matplotlib.figure import Figure
+from matplotlib.patches import Patch
+from matplotlib.text import Text
+from PIL import Image
+
+GROUND = "#12171d"  # as in book/_static/custom.css
+INKS = {"#333333": "#d9e0e7", "black": "#f0f4f8"}
+PARTS = ("color", "edgecolor", "facecolor", "markeredgecolor", "markerfacecolor")
+
+
+def darken(figure: Figure) -> None:
+    """Exchange ink and ground where an artist has one of them alone; colours stay.
+
+    The figure must have been drawn once: ticks exist from then on. Faces of bars, of cells and in
+    legends are data; white letters stand on cells.
+    """
+    for artist in figure.findobj():
+        inks = INKS if isinstance(artist, Text) else {**INKS, "white": GROUND}
+        for part in PARTS:
+            get = getattr(artist, f"get_{part}", None)
+            if get is None or (part == "facecolor" and isinstance(artist, Patch)):
+                continue
+            colours = to_rgba_array(get())
+            for ink, other in inks.items():
+                if len(colours) and np.allclose(colours[:, :3], to_rgb(ink)):
+                    exchanged = [(*to_rgb(other), alpha) for alpha in colours[:, 3]]
+                    artist.set(**{part: exchanged[0] if len(exchanged) == 1 else exchanged})
+                    break
+    for axes in figure.axes:
+        axes.set_facecolor(GROUND)
+
+
+def png(figure: Figure, ground: str) -> str:
+    """In base64 and 256 colours: a third of the bytes, and the eye sees no difference."""
+    drawn, image = io.BytesIO(), io.BytesIO()
+    figure.savefig(drawn, format="png", bbox_inches="tight", facecolor=ground)
+    colours = Image.open(drawn).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
+    colours.save(image, format="PNG", optimize=True)
+    return base64.b64encode(image.getvalue()).decode()

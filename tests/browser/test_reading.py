@@ -1,0 +1,160 @@
+"""What every page offers its reader: terms that say what they are, figures that enlarge, edges that show."""
+
+import re
+
+import pytest
+
+from pai_lib import CRITERIA
+
+pytestmark = pytest.mark.browser
+FOUR = [(width, mode) for width in (375, 1280) for mode in ("light", "dark")]
+
+
+@pytest.fixture(scope="module")
+def rich(built):
+    return built.with_name("rerun.html")
+
+
+@pytest.fixture
+def page(visit, rich):
+    return visit(rich)
+
+
+# --- terms
+
+
+def test_the_first_mention_in_a_block_is_a_term_and_nothing_else_is(page):
+    terms = page.locator("button.term")
+    assert terms.all_inner_texts() == ["HP", "SNIP", "FTS", "HP"]  # not in code, maths, links, tables, captions
+    paragraph = page.locator("p:has(> button.term)")
+    assert paragraph.first.inner_text().count("HP") == 2
+
+
+def test_a_term_shifts_nothing(page):
+    box = page.locator("p:has(> button.term)").first.bounding_box()
+    page.evaluate("document.querySelectorAll('button.term').forEach(e => e.replaceWith(e.textContent))")
+    assert page.locator("p", has_text="HP and SNIP").first.bounding_box() == box
+
+
+@pytest.mark.parametrize(("width", "mode"), FOUR)
+def test_a_term_shows_name_formula_cost_and_the_way_to_the_glossary(visit, rich, width, mode):
+    from axe_playwright_python.sync_playwright import Axe
+
+    page = visit(rich, width, mode, has_touch=width == 375)
+    page.emulate_media(reduced_motion="reduce", color_scheme=mode)
+    term, card = page.locator("button.term").first, page.locator(".term-card")
+    height = page.evaluate("document.documentElement.scrollHeight")
+    if width == 375:
+        term.tap()
+    else:
+        term.hover()
+    for words in (
+        "Hutchinson pruning",
+        "½θ²ĥ",
+        "Cost: 21 gradients an image with ten probes",
+        "HP in the glossary",
+    ):
+        assert words in card.inner_text()
+    assert term.get_attribute("aria-expanded") == "true"
+    box = card.bounding_box()
+    assert box["x"] >= 0
+    assert box["x"] + box["width"] <= width
+    assert page.evaluate("document.documentElement.scrollHeight") == height
+    found = Axe().run(page, context=".bd-article", options={"preload": False}).response
+    assert [(each["id"], each["nodes"][0]["html"][:200]) for each in found["violations"]] == []
+    card.locator("a").click()
+    assert page.url.endswith("book/glossary.html#term-HP")
+    assert page.locator("#term-HP").inner_text().startswith("HP")
+
+
+def test_a_term_works_by_keys(page):
+    term, card = page.locator("button.term").first, page.locator(".term-card")
+    for _ in range(80):
+        page.keyboard.press("Tab")
+        if term.evaluate("e => e === document.activeElement"):
+            break
+    assert card.is_visible()
+    page.keyboard.press("Tab")
+    assert page.evaluate("document.activeElement.textContent") == "HP in the glossary"
+    page.keyboard.press("Escape")
+    assert card.count() == 0
+    assert term.evaluate("e => e === document.activeElement")
+    page.keyboard.press("Enter")
+    assert card.is_visible()
+    page.keyboard.press("Enter")
+    assert card.count() == 0
+    page.keyboard.press("Tab")  # to the next term, whose card it is then
+    assert "SNIP" in card.inner_text()
+
+
+def test_the_pointer_may_go_into_the_card_and_away(page):
+    term, card = page.locator("button.term").first, page.locator(".term-card")
+    term.hover()
+    card.locator("a").hover()
+    page.wait_for_timeout(400)
+    assert card.is_visible()
+    page.mouse.move(640, 880)
+    page.wait_for_timeout(400)
+    assert card.count() == 0
+
+
+def test_the_glossary_has_every_criterion(visit, built):
+    page = visit(built.with_name("glossary.html"))
+    for rule in CRITERIA.values():
+        entry = page.locator(f"dt#term-{re.sub(r'[^A-Za-z]+', '-', rule.label)}")
+        assert entry.inner_text().startswith(rule.label)
+        meaning = entry.locator("xpath=following-sibling::dd[1]").inner_text()
+        assert meaning.startswith(rule.name)
+        assert "gradient" in meaning
+
+
+# --- wide things
+
+
+def test_a_figure_enlarges_and_gives_the_focus_back(page):
+    opener = page.get_by_role("button", name="Enlarge Fig. 1")
+    opener.focus()
+    page.keyboard.press("Enter")
+    dialog = page.locator("dialog[open]")
+    picture = dialog.locator("img")
+    assert picture.get_attribute("alt") == "Accuracy against sparsity"
+    natural = picture.evaluate("e => e.naturalWidth")
+    assert picture.bounding_box()["width"] == pytest.approx(natural, abs=2)
+    dialog.get_by_role("button", name="Larger").click()
+    assert picture.bounding_box()["width"] == pytest.approx(1.5 * natural, abs=2)
+    page.keyboard.press("Escape")
+    assert page.locator("dialog[open]").count() == 0
+    assert opener.evaluate("e => e === document.activeElement")
+
+
+def test_a_tapped_figure_can_be_moved_on_a_phone(visit, rich):
+    page = visit(rich, 375, has_touch=True)
+    page.locator("figure img").first.tap()
+    place = page.locator("dialog[open] .enlarged")
+    assert place.evaluate("e => e.scrollWidth > 1.5 * e.clientWidth")
+    place.evaluate("e => e.scrollTo(300, 0)")
+    assert place.evaluate("e => e.scrollLeft") == 300
+    page.get_by_role("button", name="Close").tap()
+    assert page.get_by_role("button", name="Enlarge Fig. 1").evaluate("e => e === document.activeElement")
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_what_goes_on_beyond_the_edge_shows_it(visit, rich, mode):
+    page = visit(rich, 375, mode)
+    for selector in (".highlight pre", ".pst-scrollable-table-container"):
+        wide = page.locator(selector).first
+        assert wide.evaluate("e => e.scrollWidth > e.clientWidth + 20"), selector
+        assert wide.evaluate("e => getComputedStyle(e).backgroundAttachment") == "local, local, scroll, scroll"
+    table = page.locator(".pst-scrollable-table-container").first
+    names = table.locator("tbody tr > :first-child").first
+    before = names.bounding_box()["x"]
+    table.evaluate("e => e.scrollTo(200, 0)")
+    assert names.bounding_box()["x"] == pytest.approx(before, abs=1.5)
+    ground = names.evaluate("e => getComputedStyle(e).backgroundColor")
+    assert ground == page.evaluate("getComputedStyle(document.body).backgroundColor")  # nothing shines through
+    assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_the_footer_says_version_date_and_licence(page):
+    said = page.locator("footer.bd-footer-content").inner_text()
+    assert re.search(r"pai-lib \d+\.\d+\.\d+, built on \d{1,2} [A-Z][a-z]+ 20\d\d\. MIT License\.", said)
