@@ -30,7 +30,7 @@ coverage: $(READY)  ## which lines of the library no test of it runs
 	$(BIN)/coverage run --source=pai_lib --data-file=_build/coverage -m pytest
 	$(BIN)/coverage report --data-file=_build/coverage --show-missing --skip-covered
 
-test-all: lint test book test-browser test-slow  ## everything
+test-all: lint test book test-browser pdf test-slow  ## everything
 	$(MAKE) gpu DEVICE=cpu QUICK=1
 
 test-browser: book  ## the built pages in Chromium (Debian's package chromium, or PAI_CHROMIUM=/path/to/it)
