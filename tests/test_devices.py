@@ -172,8 +172,8 @@ BELOW = {"CRITERIA", "Shared", "prune", "run", "run_masks", "score", "score_many
 WITHOUT = set(
     """
     Criterion MaskRecord MaskSpec Record RunSpec SparsityWarning Store TiedScoresWarning build_model
-    check_data check_parameters criterion criterion_label dataset_names load_data model_names records_frame
-    resolve_device
+    check_data check_parameters criterion criterion_label dataset_names load_data model_names profile
+    records_frame resolve_device
     """.split()
 )
 RULES = [(rule.key, variant) for rule in pai.CRITERIA.values() for variant in rule.variants]

@@ -88,9 +88,6 @@ class Judgement:
         return f"{self.label}: {self.word} ({WORDS[self.word]}). {text[:1].upper()}{text[1:]}."
 
 
-UNTESTED = "not tested yet"
-
-
 def judge_trial(frame: pd.DataFrame, base: RunSpec, key: str) -> Judgement:
     """Judge one criterion, or profile, by the records of a protocol and its own.
 

@@ -5,6 +5,7 @@ import pytest
 from synthetic_records import three_seeds
 
 from pai_lib.analysis import protocols
+from pai_lib.analysis.frames import data_note
 
 
 @pytest.fixture
@@ -25,10 +26,11 @@ def test_runs_of_different_protocols_are_kept_apart(frame):
 
 def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
     copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
-    words = [words for words, _ in protocols.by_protocol(pd.concat([frame, copy]))]
-    assert len(words) == 2
-    assert sum("of cifar10 (every image re-encoded as JPEG), 160 epochs of sgd" in each for each in words) == 1
-    assert sum("of cifar10, 160 epochs of sgd" in each for each in words) == 1
+    groups = protocols.by_protocol(pd.concat([frame, copy]))
+    assert len(groups) == 2
+    assert all("of cifar10, 160 epochs of sgd" in words for words, _ in groups)
+    notes = {data_note(rows["fingerprint"].iloc[0]) for _, rows in groups}
+    assert notes == {"", " (every image re-encoded as JPEG)"}
 
 
 def test_plain_runs_have_nothing_special_but_what_is_asked_for(frame):

@@ -49,6 +49,7 @@ CHANGES = [
     ("warmup", 3, {"statistics"} | MASKED),
     ("control", "shuffle", MASKED),
     ("control", "invert", MASKED),
+    ("control", "resample", {"samples"} | MASKED),
     ("control", "reinit", {"weights", "first", "second", "third", "result"}),
     ("epochs", 5, {"steps"} | PACED),
     ("batch_size", 40, {"statistics", "steps"} | MASKED),
