@@ -346,7 +346,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "") not in ("", "0"):
             traceback.print_exc()
-        text = in_options(str(error)) if "run" in words else str(error)
+        command = next((word for word in words if not word.startswith("-")), "")
+        text = in_options(str(error)) if command == "run" else str(error)
         if isinstance(error, OSError) and error.filename is not None:  # without "[Errno 2]"
             text = f"{error.strerror}: {str(error.filename)!r}"
         print(f"pai: error: {' '.join(text.split())}", file=sys.stderr)

@@ -11,9 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
-from records_page import groups, looks
+from records_page import groups, interactive, looks
 from sphinx.application import Sphinx
-from sphinx.environment import BuildEnvironment
 
 PAGE = "book/masks"
 FOLDER = "masks-data"  # in the built book's _static
@@ -163,22 +162,6 @@ def write(path: Path, name: str, values: object) -> None:
     path.write_text(f"{name} = {text};\n", "utf-8")
 
 
-def outdated(app: Sphinx, env: BuildEnvironment, *_: set) -> list[str]:
-    """Name the page as out of date: the addresses of its data end with checksums of them."""
-    return [PAGE] if PAGE in env.found_docs else []
-
-
-def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
-    """Load the scripts on this page only, after the page and in this order."""
-    if pagename == PAGE:
-        app.add_css_file("records/records.css")
-        for name in SCRIPTS:
-            app.add_js_file(name, loading_method="defer")
-
-
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.connect("builder-inited", write_data)
-    app.connect("env-get-outdated", outdated)
-    app.connect("html-page-context", add_scripts)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return interactive(app, PAGE, SCRIPTS, write_data)

@@ -8,6 +8,7 @@ Before the pages are read it writes to ``_static/records-data/`` of the built bo
 import json
 import shutil
 import warnings
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pandas as pd
@@ -212,22 +213,28 @@ def write_data(app: Sphinx) -> None:
         shutil.copyfile(store.path(record.spec), copy)
 
 
-def outdated(app: Sphinx, env: BuildEnvironment, *_: set) -> list[str]:
-    """Name the page as out of date: the address of its data ends with a checksum of them."""
-    return [PAGE] if PAGE in env.found_docs else []
+def interactive(
+    app: Sphinx, page: str, scripts: Iterable[str], write: Callable[[Sphinx], None]
+) -> dict[str, bool]:
+    """Register a page that scripts draw from data, which are written at every build."""
 
+    def outdated(app: Sphinx, env: BuildEnvironment, *_: set) -> list[str]:
+        """Name the page: the addresses of its data end with checksums of them."""
+        return [page] if page in env.found_docs else []
 
-def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
-    """Load the scripts on this page only, after the page and in this order."""
-    if pagename == PAGE:
-        app.add_css_file("records/records.css")
-        for name in SCRIPTS:
-            app.add_js_file(name, loading_method="defer")
+    def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
+        """Load the scripts on this page only, after the page and in this order."""
+        if pagename == page:
+            app.add_css_file("records/records.css")
+            for name in scripts:
+                app.add_js_file(name, loading_method="defer")
+
+    app.connect("builder-inited", write)
+    app.connect("env-get-outdated", outdated)
+    app.connect("html-page-context", add_scripts)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
-    app.connect("builder-inited", write_data)
-    app.connect("env-get-outdated", outdated)
-    app.connect("html-page-context", add_scripts)
-    return {"parallel_read_safe": True, "parallel_write_safe": True}
+    return interactive(app, PAGE, SCRIPTS, write_data)
