@@ -73,8 +73,8 @@ links: $(READY)  ## open every link of the book: this alone needs the net
 	$(BIN)/jupyter-book build . --builder linkcheck -q
 
 picture: $(READY)  ## draw the README's figure from the committed records
-	$(BIN)/python -c "from pai_lib import Store; from pai_lib.analysis import figures as f, protocols; f.use_style(); frame = Store().frame(); words, rows = protocols.by_protocol(frame[frame.dataset == 'cifar10'])[0]; \
-	f.accuracy_against_sparsity(rows, words)[0].savefig('book/_static/readme.png', bbox_inches='tight', dpi=130)"
+	$(BIN)/python -c "from pai_lib import Store; from pai_lib.analysis import accuracy_figures, figures, protocols; figures.use_style(); frame = Store().frame(); words, rows = protocols.by_protocol(frame[frame.dataset == 'cifar10'])[0]; \
+	accuracy_figures.against_sparsity(rows, words)[0].savefig('book/_static/readme.png', bbox_inches='tight', dpi=130)"
 
 clean:  ## remove built pages and executed chapters; keeps .venv, data, results and your runs
 	rm -rf _build book/*.ipynb .mypy_cache .pytest_cache .ruff_cache .hypothesis

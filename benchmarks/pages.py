@@ -5,7 +5,7 @@
 Of each page: bytes of a first visit, nothing compressed (at most 1.5 MB); seconds until everything is loaded;
 what axe-core calls serious or critical, in the light and in the dark; blocks wider than their column at 1,280 and
 at 375 pixels, those that scroll by themselves and those that widen the page; the smallest letters of figures at
-375 pixels, in pixels (of pictures they are reckoned from 7 points at 160 dots an inch, the smallest in the book).
+375 pixels, in pixels (a picture says at which width its smallest have nine).
 It needs the packages of `pip install -e '.[browser]'` and Chromium, on the PATH or in PAI_CHROMIUM.
 """
 
@@ -24,7 +24,7 @@ import time
 from pathlib import Path
 
 MOST_BYTES = 1_500_000
-SMALLEST_LETTER = 7 / 72 * 160  # pixels of a picture at its full size
+LEGIBLE = 9  # pixels
 BLOCKS = "pre, table, div.math, mjx-container, figure, img, svg, .output"
 WIDE = """width => {
   const scrolls = e => ['auto', 'scroll'].includes(getComputedStyle(e).overflowX);
@@ -36,9 +36,14 @@ WIDE = """width => {
     return true; });
   return [wide.length, out.length, document.documentElement.scrollWidth > width];
 }""".replace("BLOCKS", BLOCKS)
-LETTERS = """smallest => Math.min(...[...document.querySelectorAll('.bd-article :is(img, svg)')].flatMap(e => {
+LETTERS = """legible => Math.min(...[...document.querySelectorAll('.bd-article :is(img, svg)')].flatMap(e => {
   if (!e.getClientRects().length || e.closest('button, label, .records-options')) return [];
-  if (e.naturalWidth) return e.src.endsWith('.png') ? [smallest * e.clientWidth / e.naturalWidth] : [];
+  const least = parseFloat(e.style.getPropertyValue('--least'));
+  if (e.naturalWidth) {
+    const style = getComputedStyle(e);
+    const drawn = e.clientWidth - parseFloat(style.paddingLeft) - parseFloat(style.paddingRight);
+    return least ? [legible * drawn / least] : [];
+  }
   return [...e.querySelectorAll('text')]
     .map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().b, t.getScreenCTM().d));
 }))"""
@@ -77,7 +82,7 @@ def measure(context, site: str, name: str, axe: str) -> dict:
     # Pictures load when they come near.
     page.evaluate("document.querySelectorAll('img').forEach(e => { e.loading = 'eager' })")
     page.wait_for_load_state("networkidle")
-    smallest = page.evaluate(LETTERS, SMALLEST_LETTER)
+    smallest = page.evaluate(LETTERS, LEGIBLE)
     found["letters at 375"] = round(smallest, 1) if math.isfinite(smallest) else None  # no figure
     page.close()
     return found

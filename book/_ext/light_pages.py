@@ -22,6 +22,8 @@ from sphinx.application import Sphinx
 from sphinx.config import Config
 from sphinx.util.i18n import format_date
 
+from pai_lib.analysis.dark import LETTERS
+
 # MathJax in parts: TeX in, HTML out, and hidden MathML for screen readers.
 MATHJAX = {"loader": {"load": ["input/tex", "output/chtml", "a11y/assistive-mml"]}}
 SCRIPTS = (
@@ -32,6 +34,7 @@ SCRIPTS = (
 )  # folders of those that name classes
 UNUSED = ("thebe", "design-tabs")  # live cells and tabs: no page has them
 DESCRIPTION = 200  # characters
+LEGIBLE = 9  # pixels that letters of a figure have at least
 PICTURE = re.compile(r'<img ([^>]*src="([^"]*_images/)([^"/]+)"[^>]*)>')
 # Names, brackets and spaces of code: they have the colour of all code.
 PLAIN_CODE = re.compile(r'<span class="[npw]">([^<]*)</span>')
@@ -128,7 +131,8 @@ def _size(file: Path | io.BytesIO | None) -> str:
         return 'loading="lazy" '
     with Image.open(file) as image:
         size = f'width="{image.width}" height="{image.height}"'
-        return f'loading="lazy" {size} style="--full: {image.width}px" '
+        letters = float(image.text.get(LETTERS, "inf"))
+        return f'loading="lazy" {size} style="--least: {LEGIBLE * image.width / letters:.0f}px" '
 
 
 def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:

@@ -11,9 +11,11 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.text import Text
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 GROUND = "#12171d"  # as in book/_static/custom.css
 INKS = {"#333333": "#d9e0e7", "black": "#f0f4f8"}
+LETTERS = "smallest letters"  # key of a picture's own text
 PARTS = ("color", "edgecolor", "facecolor", "markeredgecolor", "markerfacecolor")
 
 
@@ -40,9 +42,16 @@ def darken(figure: Figure) -> None:
 
 
 def png(figure: Figure, ground: str) -> str:
-    """In base64 and 256 colours: a third of the bytes, and the eye sees no difference."""
-    drawn, image = io.BytesIO(), io.BytesIO()
+    """In base64 and 256 colours: a third of the bytes, and the eye sees no difference.
+
+    The picture tells the height of its smallest letters in its own pixels, for pages on phones.
+    """
+    drawn, image, told = io.BytesIO(), io.BytesIO(), PngInfo()
     figure.savefig(drawn, format="png", bbox_inches="tight", facecolor=ground)
-    colours = Image.open(drawn).convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
-    colours.save(image, format="PNG", optimize=True)
+    picture = Image.open(drawn)
+    texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
+    points = min((text.get_fontsize() for text in texts), default=np.inf)
+    told.add_text(LETTERS, f"{points / 72 * picture.info['dpi'][0]:.1f}")
+    colours = picture.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
+    colours.save(image, format="PNG", optimize=True, pnginfo=told)
     return base64.b64encode(image.getvalue()).decode()

@@ -27,8 +27,7 @@ from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
 from .dark import GROUND, darken, png
-from .statistics import paired, span
-from .tables import in_order, summarize
+from .statistics import paired
 
 # Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
 # criteria, named after the quantity that the family rests on, in order of precedence.
@@ -41,7 +40,7 @@ _FAMILIES = {
     "gradient": "#E69F00",
     "flow": "#56B4E9",
     "weight": "#666666",
-    "noise": "#A6A6A6",
+    "noise": "#333333",
 }
 _MARKERS = "osD^vPX*"
 INK = "#333333"
@@ -60,7 +59,7 @@ def use_style() -> None:
         "figure.constrained_layout.use": True,
     }
     settings |= dict.fromkeys(inked, INK)
-    sns.set_theme(context="notebook", style="ticks", font_scale=0.9, rc=settings)
+    sns.set_theme(context="notebook", style="ticks", font_scale=1, rc=settings)
 
 
 def show(figure: Figure, alt: str, caption: str | None = None, name: str | None = None) -> None:
@@ -158,56 +157,6 @@ def criterion_styles() -> dict[str, dict[str, Any]]:
         place = seen[family(key)] = seen.get(family(key), -1) + 1
         styles[key] = {"color": _FAMILIES[family(key)], "marker": _MARKERS[place % len(_MARKERS)]}
     return styles
-
-
-def accuracy_against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
-    """Accuracy of each criterion against sparsity: mean and standard deviation, n in the legend.
-
-    Args:
-        frame: rows of ``Store.frame``: columns criterion, sparsity, test_accuracy (a fraction),
-            seed.
-        what: model and data in words, for the alt text.
-    """
-    summary = summarize(frame)
-    levels = sorted(summary.loc[summary["sparsity"] > 0, "sparsity"].unique())
-    figure, axes = plt.subplots(figsize=(5.8, 4.6))
-    keys = in_order(summary["criterion"])
-    for number, key in enumerate(keys):
-        rows = summary[summary["criterion"] == key].sort_values("sparsity")
-        label = f"{criterion_label(key)} (n = {span(rows['n'])})"
-        if key == "dense":
-            axes.axhline(100 * rows["mean"].iloc[0], color="black", ls="--", lw=1, label=label)
-            continue
-        # Evenly spaced levels, each criterion a little beside the others.
-        places = rows["sparsity"].map(levels.index) + 0.025 * (number - len(keys) / 2)
-        mean, sd = 100 * rows["mean"], 100 * rows["sd"].fillna(0)
-        look = {"lw": 1.4, "ms": 6, "capsize": 2, "alpha": 0.9, **criterion_styles()[key]}
-        axes.errorbar(places, mean, sd, label=label, **look)
-    _name_failures(axes, summary, levels)
-    axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
-    axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
-    axes.set_xlim(-0.3, len(levels) - 0.7)
-    axes.legend(loc="upper center", bbox_to_anchor=(0.45, -0.17), ncols=3, fontsize="small")
-    best = summary[summary["sparsity"] == levels[-1]].sort_values("mean", ascending=False)
-    means = (100 * best["mean"]).map("{:.1f}".format)
-    ranked = ", ".join(best["criterion"].map(criterion_label) + " " + means)
-    alt = f"Test accuracy against sparsity for {what}. At sparsity {levels[-1]:g}, in percent: "
-    return figure, f"{alt}{ranked}."
-
-
-def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> None:
-    """Name the few networks that learn nothing at the bottom: they would squeeze the others."""
-    failed = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
-    if not 0 < failed.sum() <= len(summary) / 4:
-        return
-    lowest = (summary["mean"] - summary["sd"].fillna(0))[~failed].min()
-    bottom = 100 * lowest - 2
-    axes.set_ylim(bottom=bottom)
-    style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": "small", "color": INK}
-    for level, rows in summary[failed].groupby("sparsity"):
-        names = ", ".join(map(criterion_label, rows["criterion"]))
-        text = f"↓ {names} {span(100 * rows['mean'])} %"
-        axes.text(levels.index(level) + 0.3, bottom, text, **style)
 
 
 def accuracies_by_seed(
@@ -349,7 +298,7 @@ def _heat_map(
 ) -> tuple[Figure, Axes]:
     figure, axes = plt.subplots(figsize=size)
     colours = plt.get_cmap("cividis").with_extremes(bad="#F2C6C0")  # zero, on a logarithmic scale
-    small = {"fmt": "", "annot_kws": {"fontsize": 7}, "linewidths": 0.5}
+    small = {"fmt": "", "annot_kws": {"fontsize": 8}, "linewidths": 0.5}
     named = {"cbar_kws": {"label": what}, "xticklabels": True, "yticklabels": True}
     sns.heatmap(values, annot=text, cmap=colours, ax=axes, **small, **named, **scale)
     return figure, axes

@@ -45,7 +45,7 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
         cut = _table(frame, count, "cut").reindex_like(table) > 0
         text = table.map("{:.3g}".format, na_action="ignore").fillna("")
         text += cut.map(lambda any_cut: " ×" if any_cut else "")
-        small = {"fmt": "", "annot_kws": {"fontsize": 7}, "yticklabels": True}
+        small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         axes.set(xlabel="sparsity", ylabel="")
         axes.set_title(f"after {count} updates" if count else "without warm-up", fontsize="medium")
@@ -86,7 +86,7 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
         sns.heatmap(table, ax=axes, cbar=False, linewidths=0.5, yticklabels=True, **look)
         axes.set_title(title, fontsize="small")
         axes.set(xlabel="sparsity", ylabel="")
-        axes.tick_params(labelsize="x-small")
+        axes.tick_params(labelsize="small")
         counts = [int((table == code).sum().sum()) for code in range(4)]
         said.append(f"{title}: {', '.join(map(str, counts))}")
     handles = [Patch(color=colour, label=state) for state, colour in WHEN_CUT.items()]

@@ -2,6 +2,7 @@
 
 import base64
 import io
+import itertools
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -13,7 +14,7 @@ from PIL import Image
 from synthetic_records import three_seeds
 
 import pai_lib as pai
-from pai_lib.analysis import figures, tables
+from pai_lib.analysis import accuracy_figures, dark, figures, tables
 from pai_lib.pruning import criteria
 
 mpl.use("Agg")
@@ -106,23 +107,51 @@ def test_tables_are_in_the_order_of_the_registry():
     assert table["n"].to_dict() == {"Dense": 2, "Random": 3, "SNIP": 1}
 
 
+def written(figure):
+    return [text.get_text().strip() for text in figure.axes[0].texts]
+
+
+def test_of_many_criteria_six_have_colours_and_no_labels_touch():
+    keys = [key for key in pai.CRITERIA if key != "random"]
+    rows = [
+        {"criterion": key, "sparsity": level, "seed": 0, "test_accuracy": 0.6 + 0.001 * place}
+        for place, key in enumerate(["random", *keys])
+        for level in (0.9, 0.98)
+    ]
+    figure, _ = accuracy_figures.against_sparsity(pd.DataFrame(rows), "a network")
+    axes = figure.axes[0]
+    grey = [line for line in axes.lines if line.get_color() == accuracy_figures.GREY]
+    assert len(grey) == len(rows) / 2 - 6
+    figure.canvas.draw()
+    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    assert len(boxes) == len(rows) / 2
+    # Letters differ in height below and above the line: three quarters of a box are theirs.
+    assert all(a.y0 + 0.75 * a.height <= b.y0 for a, b in itertools.pairwise(boxes))
+
+
+def test_a_picture_tells_its_smallest_letters():
+    figure, axes = plt.subplots()
+    axes.set_title("small", fontsize=4.5)
+    image = Image.open(io.BytesIO(base64.b64decode(dark.png(figure, "white"))))
+    assert float(image.text[dark.LETTERS]) == pytest.approx(4.5 / 72 * figure.dpi, abs=0.1)
+
+
 def test_accuracy_figure_tells_its_numbers(frame):
-    figure, alt = figures.accuracy_against_sparsity(frame, "a network on some data")
+    figure, alt = accuracy_figures.against_sparsity(frame, "a network on some data")
     assert alt.endswith("At sparsity 0.98, in percent: SNIP 71.2, Random 50.0.")
-    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
-    assert legend == ["Dense (n = 1)", "Random (n = 3)", "SNIP (n = 3)"]
+    assert written(figure) == ["Random (3)", "SNIP (3)", "Dense (1)"]
     assert figure.axes[0].get_ylim()[0] < 50
     frame.loc[(frame["criterion"] == "random") & (frame["sparsity"] == 0.98), "test_accuracy"] = 0.1
-    figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
+    figure, _ = accuracy_figures.against_sparsity(frame, "a network on some data")
     assert figure.axes[0].get_ylim()[0] > 40  # named at the bottom instead
-    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ Random 10 %"]
+    assert written(figure) == ["↓ Random 10 %", "SNIP (3)", "Dense (1)"]
     more = frame[frame["criterion"] == "snip"]  # so that two of many are dead, of two accuracies
     several = [more.assign(criterion=key, test_accuracy=0.7) for key in ("fts", "hts", "magnitude")]
     several += [more[more["sparsity"] == 0.98].assign(criterion="fisher_diag", test_accuracy=0.12)]
-    figure, _ = figures.accuracy_against_sparsity(pd.concat([frame, *several]), "a network on some data")
-    assert [text.get_text() for text in figure.axes[0].texts] == ["↓ FD, Random 10 to 12 %"]
+    figure, _ = accuracy_figures.against_sparsity(pd.concat([frame, *several]), "a network on some data")
+    assert written(figure)[0] == "↓ FD, Random 10 to 12 %"
     frame.loc[frame["criterion"] == "dense", "test_accuracy"] = 0.2  # its line stays in sight
-    figure, _ = figures.accuracy_against_sparsity(frame, "a network on some data")
+    figure, _ = accuracy_figures.against_sparsity(frame, "a network on some data")
     assert figure.axes[0].get_ylim()[0] < 20
 
 
