@@ -75,7 +75,7 @@ def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, Any]]) -> None
     low, high = axes.get_ylim()
     seen = {label: end for label, end in ends.items() if end[1] >= low}
     labels = sorted(seen, key=lambda label: seen[label][1])
-    points = 72 * axes.figure.get_size_inches()[1] * 0.8  # about the height of the axes
+    points = 72 * axes.bbox.height / axes.figure.dpi
     steps = 12.5 * (high - low) / points * np.arange(len(labels))
     heights = isotonic_regression([seen[label][1] for label in labels] - steps) + steps
     heights -= max(0, heights[-1] - high)

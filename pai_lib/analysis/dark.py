@@ -50,7 +50,7 @@ def png(figure: Figure, ground: str) -> str:
     figure.savefig(drawn, format="png", bbox_inches="tight", facecolor=ground)
     picture = Image.open(drawn)
     texts = [text for text in figure.findobj(Text) if text.get_visible() and text.get_text()]
-    points = min((text.get_fontsize() for text in texts), default=np.inf)
+    points = min((float(text.get_fontsize()) for text in texts), default=np.inf)
     told.add_text(LETTERS, f"{points / 72 * picture.info['dpi'][0]:.1f}")
     colours = picture.convert("RGB").quantize(256, kmeans=1, dither=Image.Dither.NONE)
     colours.save(image, format="PNG", optimize=True, pnginfo=told)
