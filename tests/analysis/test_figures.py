@@ -114,7 +114,7 @@ def written(figure):
 def test_of_many_criteria_six_have_colours_and_no_labels_touch():
     keys = [key for key in pai.CRITERIA if key != "random"]
     rows = [
-        {"criterion": key, "sparsity": level, "seed": 0, "test_accuracy": 0.6 + 0.001 * place}
+        {"criterion": key, "sparsity": level, "seed": 0, "test_accuracy": 0.6 + 0.0001 * place if place else 0.5}
         for place, key in enumerate(["random", *keys])
         for level in (0.9, 0.98)
     ]
