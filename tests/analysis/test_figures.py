@@ -123,7 +123,7 @@ def test_of_many_criteria_six_have_colours_and_no_labels_touch():
     grey = [line for line in axes.lines if line.get_color() == accuracy_figures.GREY]
     assert len(grey) == len(rows) / 2 - 6
     figure.canvas.draw()
-    boxes = sorted((text.get_window_extent() for text in axes.texts), key=lambda box: box.y0)
+    boxes = sorted((mpl.text.Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
     assert len(boxes) == len(rows) / 2
     assert all(a.y0 + 0.9 * a.height <= b.y0 for a, b in itertools.pairwise(boxes))
 
