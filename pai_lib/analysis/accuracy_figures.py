@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib.pyplot as plt
@@ -12,14 +12,15 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from sklearn.isotonic import isotonic_regression
 
+from ..experiments.records import Record
 from ..pruning.criteria import criterion_label
-from .figures import INK, criterion_styles
+from .figures import GREY, INK, criterion_styles
 from .statistics import span
 from .tables import in_order, summarize
 
+LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
 # What has a colour where a figure has more criteria than a reader can tell apart.
 COLOURED = "random snip synflow fisher_pruning hutchinson_diag hutchinson_pruning".split()
-GREY = "#B5B5B5"
 
 
 def against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
@@ -59,7 +60,7 @@ def against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
     axes.set_xlim(-0.2, len(levels) - 0.9)
-    _name_ends(axes, ends)
+    name_ends(axes, ends)
     best = summary[summary["sparsity"] == levels[-1]].sort_values("mean", ascending=False)
     means = (100 * best["mean"]).map("{:.1f}".format)
     ranked = ", ".join(best["criterion"].map(criterion_label) + " " + means)
@@ -67,29 +68,28 @@ def against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
     return figure, f"{alt}{ranked}."
 
 
-def _name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, Any]]) -> None:
+def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, Any]]) -> None:
     """Write labels right of the axes, each beside the end (x, y, colour) of its line, if in sight.
 
     They are moved as little as it takes for none to touch another: by isotonic regression.
     """
-    low, high = axes.get_ylim()
-    seen = {label: end for label, end in ends.items() if end[1] >= low}
-    labels = sorted(seen, key=lambda label: seen[label][1])
-    points = 72 * axes.bbox.height / axes.figure.dpi
-    steps = 12.5 * (high - low) / points * np.arange(len(labels))
-    heights = isotonic_regression([seen[label][1] for label in labels] - steps) + steps
-    heights -= max(0, heights[-1] - high)
-    for label, height in zip(labels, heights, strict=True):
-        x, y, color = seen[label]
+    to_fraction = axes.transScale + axes.transLimits  # of the axes, whatever their scale
+    heights = {label: to_fraction.transform(end[:2])[1] for label, end in ends.items()}
+    labels = sorted((label for label in ends if heights[label] >= 0), key=heights.__getitem__)
+    steps = 12.5 / 72 * axes.figure.dpi / axes.bbox.height * np.arange(len(labels))  # 12.5 points
+    places = isotonic_regression([heights[label] for label in labels] - steps) + steps
+    places -= max(0, places[-1] - 1)
+    for label, place in zip(labels, places, strict=True):
+        x, y, color = ends[label]
         axes.annotate(
             label,
             (x, y),
-            (1.04, height),
-            textcoords=("axes fraction", "data"),
+            (1.04, place),
+            textcoords="axes fraction",
             va="center",
             fontsize="small",
             color="#707070" if color == GREY else color,
-            arrowprops={"arrowstyle": "-", "color": color, "lw": 0.6, "shrinkA": 0, "shrinkB": 3},
+            arrowprops={**LEADER, "color": color},
         )
 
 
@@ -106,3 +106,31 @@ def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> No
         names = ", ".join(map(criterion_label, rows["criterion"]))
         text = f"↓ {names} {span(100 * rows['mean'])} %" + line * "\n"
         axes.text(levels.index(level) + 0.1, bottom, text, **style)
+
+
+def profiles(groups: Mapping[str, Sequence[Record]]) -> tuple[Figure, str]:
+    """The fraction of each layer that is kept, a line a way to prune, with its mean accuracy.
+
+    Args:
+        groups: label to the records of one network, of all seeds; means over them are drawn.
+    """
+    figure, axes = plt.subplots(figsize=(5.4, 4.2))
+    ends, said = {}, []
+    for (label, records), marker in zip(groups.items(), "osD^vPX", strict=False):
+        results = [record.result for record in records]
+        kept = np.mean(
+            [list(result["density"].values()) for result in results], axis=0
+        )  # (layers,)
+        percent = 100 * np.mean([result["test_accuracy"] for result in results])
+        style = criterion_styles()[records[0].spec.criterion]
+        layers = range(1, len(kept) + 1)
+        axes.plot(layers, kept, lw=1.4, **{**style, "ms": 5, "marker": marker})
+        ends[f"{label}: {percent:.1f} %"] = (len(kept), kept[-1], style["color"])
+        said.append(f"{label} {percent:.1f} %, kept {', '.join(f'{part:.2g}' for part in kept)}")
+    axes.set_yscale("symlog", linthresh=1e-4, linscale=0.3)
+    axes.set(xlabel="layer, from input to output", ylabel="fraction kept", ylim=(-2e-5, 1.5))
+    name_ends(axes, ends)
+    return (
+        figure,
+        f"Fraction kept in each layer, beside accuracy after training. {'; '.join(said)}.",
+    )

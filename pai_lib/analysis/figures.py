@@ -44,6 +44,7 @@ _FAMILIES = {
 }
 _MARKERS = "osD^vPX*"
 INK = "#333333"
+GREY = "#B5B5B5"
 FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as SVG too
 
 

@@ -74,6 +74,7 @@ def run_provenance(
         "pai_lib": version("pai-lib"),
         "torch": torch.__version__,
         "device": device_name(device),
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "precision": precision,
         "started": started,

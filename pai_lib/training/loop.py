@@ -26,6 +26,7 @@ from ..names import checked_keywords, count_of
 from ..pruning.masks import apply_mask, check_mask
 from .checkpoint import Checkpoint
 from .device import fitting, measuring, training
+from .products import products
 
 PRECISIONS = ("float32", "bf16")
 OPTIMIZERS = ("sgd", "adamw")
@@ -198,7 +199,9 @@ def train(
         lr_warmup: epochs in which the learning rate rises to ``lr``.
         label_smoothing: fraction of each label that is spread evenly over all classes, in the
             training loss.
-        precision: ``"float32"``, or ``"bf16"`` for autocast with float32 weights.
+        precision: ``"float32"``, or ``"bf16"`` for autocast with float32 weights. On a processor
+            without instructions for bf16 its products are summed in float32 and rounded, as such
+            instructions do, and it is no faster than float32.
         seed: of order, augmentation and what the model draws itself (dropout); no global random
             state changes.
         compile: compile the model with ``torch.compile``: faster after the first steps, equal up to
@@ -223,7 +226,7 @@ def train(
     highest = _check_trainable(model, data, mask, batch_size, seed)
     descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
     order = random_stream(seed, "order")
-    with training(model, seed) as fit:
+    with training(model, seed) as fit, products(device, precision, compile):
         network = torch.compile(model, dynamic=False) if compile else model  # of static shapes
         masked = _masked(model, mask)
 

@@ -28,6 +28,7 @@ from pai_lib.training.loop import (
     train,
     warm_up,
 )
+from pai_lib.training.products import WideProducts
 
 
 @pytest.fixture(scope="module")
@@ -299,6 +300,58 @@ def test_one_seed_is_one_result_bit_for_bit(data):
     assert equal(first, again)
     assert curves == others
     assert not equal(first, trained(data, seed=1)[0])
+
+
+@pytest.mark.parametrize(
+    ("product", "shapes"),
+    [
+        (lambda x, w, b: F.conv2d(x, w, b, stride=2, padding=1), [(4, 6, 9, 9), (8, 6, 3, 3), (8,)]),
+        (lambda x, w, b: F.conv2d(x, w, b, groups=3), [(4, 6, 5, 5), (6, 2, 1, 1), (6,)]),
+        (lambda x, w, b: F.conv1d(x, w, b), [(4, 6, 9), (8, 6, 3), (8,)]),
+        (F.linear, [(5, 7), (3, 7), (3,)]),
+        (lambda x, w, b: torch.baddbmm(b, x, w), [(2, 5, 7), (2, 7, 3), (2, 5, 3)]),
+        (lambda x, w, b: x @ w + b, [(2, 5, 7), (2, 7, 3), (3,)]),
+    ],
+)
+def test_wide_products_are_exact_but_for_one_rounding(product, shapes):
+    generator = torch.Generator().manual_seed(0)
+    narrow = [torch.randn(shape, generator=generator).bfloat16().requires_grad_() for shape in shapes]
+    exact = [tensor.detach().double().requires_grad_() for tensor in narrow]
+    with WideProducts():
+        result = product(*narrow)
+        result.float().square().sum().backward()
+    truth = product(*exact)
+    # The bias may be added after a first rounding: to a sum no larger than the largest here.
+    assert result.dtype is torch.bfloat16
+    assert (result - truth).abs().max() <= 2**-8 * truth.abs().max()
+    (truth + (result - truth).detach()).square().sum().backward()  # at the rounded result
+    for tensor, other in zip(narrow, exact, strict=True):
+        assert (tensor.grad - other.grad).abs().max() <= 2**-7 * other.grad.abs().max()
+
+
+def test_wide_products_leave_other_precisions_alone():
+    x, w = torch.randn(5, 7), torch.randn(7, 3, dtype=torch.float64)
+    with WideProducts():
+        assert torch.equal(x.double() @ w, x.double().mm(w))
+        assert (x @ w.float()).dtype is torch.float32
+        assert (x.bfloat16() * 2).dtype is torch.bfloat16
+
+
+@pytest.mark.parametrize(("instructions", "wide"), [("AVX2", True), ("AVX512", False), ("SVE256", False)])
+def test_wide_products_are_for_bf16_on_processors_without_its_instructions(data, monkeypatch, instructions, wide):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: instructions)
+    calls = []
+    compute = WideProducts.__torch_dispatch__
+    monkeypatch.setattr(
+        WideProducts,
+        "__torch_dispatch__",
+        lambda self, func, *rest: calls.append(func) or compute(self, func, *rest),
+    )
+    trained(data)
+    assert not calls
+    trained(data, precision="bf16")
+    kinds = {torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default}
+    assert kinds <= set(calls) if wide else not calls
 
 
 def test_bf16_differs_slightly(data):
