@@ -320,6 +320,14 @@ def test_pages_of_runs(root):
     assert f"Fig. {numbers.pop()} " in re.sub(r"<[^>]*>", "", page)
     assert 'id="runs-first-seed-5-sparsity-0-001-fig-pixel"' in page.lower()
     assert "1.125" in (html / "intro.html").read_text()  # the front page quotes the chapter, which is untouched
+    for name, seed in ((f"runs/{paths[0].stem}", 5), ("first", 1)):  # the page's link, and the theme's button
+        links = re.findall(r'href="([^"]*\.ipynb)"', (html / f"{name}.html").read_text())
+        assert {
+            (html / f"{name}.html").parent.joinpath(link).resolve() for link in links if "_sources" in link
+        } == {root / "_build" / "html" / "_sources" / "book" / f"{name}.ipynb"}
+        offered = (root / "_build" / "html" / "_sources" / "book" / f"{name}.ipynb").read_text()
+        assert f"seed = {seed}" in offered
+        assert "How this page was made" not in offered
     for other in (html / "first.html", html / "end.html"):
         text = other.read_text()
         assert "Your runs" in text
