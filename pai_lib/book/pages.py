@@ -43,14 +43,27 @@ def repository(root: Path) -> tuple[str, str]:
     return (entry.get("url") or "").rstrip("/").removesuffix(".git"), entry.get("branch") or "main"
 
 
-def how_to_get(root: Path) -> str:
-    """Return the sentence of a notebook that does not find this library."""
-    url, _ = repository(root)
-    get = "clone the repository, run  pip install -e '.[book]'  in its folder, restart the kernel."
+def import_lines(root: Path) -> str:
+    """Return the lines by which a notebook imports this library, or says how to get it.
+
+    Colab, known by its shell, gets it: nothing is installed on a machine of the user's own.
+    """
+    url, branch = repository(root)
+    get = "clone the repository, run  pip install -e '.[book]'  in its folder"
+    otherwise = "raise ImportError(missing) from error"
     if url:
-        clone = f"!git clone --depth 1 {url} pai && pip install './pai[book]'"
-        get = f"run  {clone}  and  %cd pai  above."
-    return f"pai_lib is missing: {get}"
+        install = f"pip install 'pai-lib[book] @ git+{url}@{branch}'"
+        get = f"run  {install}"
+        otherwise = f"""if "google.colab" not in str(get_ipython()):
+        {otherwise}
+    %{install}
+    import pai_lib as pai"""
+    return f"""try:
+    import pai_lib as pai
+except ImportError as error:
+    missing = "pai_lib is missing: {get}, restart the kernel."
+    {otherwise}
+"""
 
 
 def notebook_links(root: Path, source: str) -> str:
