@@ -59,14 +59,16 @@ def add_book(commands: argparse._SubParsersAction[Any]) -> None:
 def run_book(args: argparse.Namespace) -> None:
     """Execute and build, or list the chapters."""
     root = find_root()
-    if args.list:
-        return list_chapters(root, args.chapter)
     given = {
         "-p": args.pairs and args.pairs[0],
         "--parameters": args.parameters,
         "--name": args.name,
     }
     option = next((f"{name} {value}" for name, value in given.items() if value), "")
+    if option and args.list:
+        raise ValueError(f"{option} makes a run, and --list makes none: leave one of them out")
+    if args.list:
+        return list_chapters(root, args.chapter)
     if option and not args.chapter:
         raise ValueError(f"{option} needs --chapter NAME: parameters belong to a notebook")
     build = not args.no_build
@@ -230,9 +232,9 @@ def add_export(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the records' CSV, whole or not at all."""
-    if args.file.is_dir():
-        raise ValueError(f"{args.file} is a folder: give the name of a file")
-    if not args.file.parent.exists():
+    if args.file.exists() and not args.file.is_file():
+        raise ValueError(f"{args.file} is a folder or a device: give the name of a file")
+    if not args.file.parent.is_dir():
         raise ValueError(f"{args.file}: there is no folder {args.file.parent}")
     if args.file.exists() and not args.overwrite:
         there = f"{args.file} is there already"

@@ -87,6 +87,11 @@ def test_values_that_look_alike_have_names_of_their_own(root):
     [
         (["first", "--name", "a/b"], "--name a/b: it must be up to 100 letters"),
         (["first", "--name", ".."], "--name ..: it must be"),
+        (["first", "--name", "a.ipynb"], "'+' and '.', without .ipynb"),
+        (
+            ["first", "--list", "-p", "seed=2"],
+            "-p seed=2 makes a run, and --list makes none: leave one of them out",
+        ),
         (["first", "--chapter", "second", "--name", "a"], "--name a needs one --chapter"),
         (["tinny"], "no chapter is named 'tinny'; did you mean 'tiny'?"),
         (["first", "-p", "sede=2"], "no parameter is named 'sede'; did you mean 'seed'?"),
@@ -251,6 +256,22 @@ def test_data_of_ones_own_are_named_by_their_whole_path(root, monkeypatch):
     assert job.overrides == {"dataset": "birds"}  # found there from every folder
     with pytest.raises(ValueError, match="chapter first: Unknown dataset 'brids'"):
         book.asked_jobs(root, "smoke", ["first"], ["dataset=brids"])
+
+
+def test_a_trials_file_and_folder_are_named_by_their_whole_path(root):
+    write_notebook(root / "notebooks" / "tiny.ipynb", 'file: str = ""\nrecords: str = ""', last="1 + 1")
+    write_chapters(root, "chapters: {first: {notebook: tiny}}")
+    (root / "mine.py").write_text("")
+    (root / "kept").mkdir()
+    (job,) = book.asked_jobs(root, "smoke", ["first"], ["file=mine.py", "records=kept"])
+    assert job.overrides == {
+        name: os.path.realpath(root / place) for name, place in (("file", "mine.py"), ("records", "kept"))
+    }
+    for pair, kind in (("file=kept", "file"), ("records=mine.py", "folder"), ("records=nowhere", "folder")):
+        with pytest.raises(
+            ValueError, match=rf"chapter first: {pair.split('=')[0]}=.*: there is no such {kind}\.$"
+        ):
+            book.asked_jobs(root, "smoke", ["first"], [pair])
 
 
 # --- the list
