@@ -65,12 +65,10 @@ def run_book(args: argparse.Namespace) -> None:
         "--name": args.name,
     }
     option = next((f"{name} {value}" for name, value in given.items() if value), "")
-    if option and args.list:
-        raise ValueError(f"{option} makes a run, and --list makes none: leave one of them out")
+    if option and (args.list or not args.chapter):
+        raise ValueError(f"{option} needs --chapter NAME, no --list: it is for a notebook's run")
     if args.list:
         return list_chapters(root, args.chapter)
-    if option and not args.chapter:
-        raise ValueError(f"{option} needs --chapter NAME: parameters belong to a notebook")
     build = not args.no_build
     asked = (args.profile, args.chapter, args.pairs, build, args.name, args.parameters)
     page = book.build_book(root, *asked)

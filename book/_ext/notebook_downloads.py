@@ -7,6 +7,7 @@ Here it is the page's notebook with the page's values; and there is an archive o
 from __future__ import annotations
 
 import io
+import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -34,7 +35,6 @@ def runnable(job: Job) -> str:
     import nbformat
 
     from pai_lib.book.execution import injected
-    from pai_lib.book.pages import give_title
 
     notebook = nbformat.read(job.chapter.notebook, 4)
     for cell in notebook.cells:
@@ -44,7 +44,9 @@ def runnable(job: Job) -> str:
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "values"  # papermill draws one
-    give_title(notebook, job)
+    if job.title is not None:
+        first = notebook.cells[0]
+        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
     return nbformat.writes(notebook) + "\n"
 
 

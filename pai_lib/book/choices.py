@@ -110,11 +110,10 @@ def located(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with files of one's own by their whole path: a notebook runs elsewhere."""
     result = dict(values)
     for name, value in values.items():
-        if name in PLACES and value:
-            result[name] = str(Path(value).expanduser().resolve())
-        if field_of(name) == "dataset" and value and value not in dataset_names():
-            path = Path(value).expanduser().resolve()
-            result[name] = str(path) if find_own(value) == path else value
+        path = Path(str(value)).expanduser().resolve()
+        own = field_of(name) == "dataset" and value not in dataset_names()
+        if value and (name in PLACES or (own and find_own(value) == path)):
+            result[name] = str(path)
     return result
 
 

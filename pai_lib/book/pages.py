@@ -50,20 +50,14 @@ def import_lines(root: Path) -> str:
     """
     url, branch = repository(root)
     get = "clone the repository, run  pip install -e '.[book]'  in its folder"
-    otherwise = "raise ImportError(missing) from error"
+    end = "raise ImportError(missing) from error"
     if url:
         install = f"pip install 'pai-lib[book] @ git+{url}@{branch}'"
         get = f"run  {install}"
-        otherwise = f"""if "google.colab" not in str(get_ipython()):
-        {otherwise}
-    %{install}
-    import pai_lib as pai"""
-    return f"""try:
-    import pai_lib as pai
-except ImportError as error:
-    missing = "pai_lib is missing: {get}, restart the kernel."
-    {otherwise}
-"""
+        end = f'if "google.colab" not in str(get_ipython()):\n        {end}\n    %{install}'
+        end += "\n    import pai_lib as pai"
+    start = "try:\n    import pai_lib as pai\nexcept ImportError as error:\n    missing = "
+    return f'{start}"pai_lib is missing: {get}, restart the kernel."\n    {end}\n'
 
 
 def notebook_links(root: Path, source: str) -> str:
@@ -91,8 +85,7 @@ def provenance(root: Path, job: Job, seconds: float) -> str:
     on_gpu = job.parameters.get("device") != "cpu" and torch.cuda.is_available()
     revision, changed = git_revision(root)
     source = job.chapter.notebook.relative_to(root).as_posix()
-    up = "../" * (1 + job.page.count("/"))
-    file = f'<a href="{up}_sources/book/{job.page}.ipynb" download>'  # see notebook_downloads.py
+    file = "../" * (1 + job.page.count("/")) + f"_sources/book/{job.page}.ipynb"
     option = f" -y {shlex.quote(text_of(job.values))}" if job.values else ""
     return f"""## How this page was made
 
@@ -103,7 +96,7 @@ def provenance(root: Path, job: Job, seconds: float) -> str:
 - Device: {device_name("cuda" if on_gpu else "cpu")}
 - Versions: Python {platform.python_version()}, {", ".join(f"{p} {version(p)}" for p in PACKAGES)}
 - Revision: {revision}{" with local changes" if changed else ""}
-- Notebook: {file}with these values</a>, {notebook_links(root, source)}
+- Notebook: <a href="{file}" download>with these values</a>, {notebook_links(root, source)}
 
 To run it again, or with other values, give `-p name=value`:
 
@@ -132,20 +125,15 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
     """Turn an executed notebook into a page of the book."""
     from nbformat.v4 import new_markdown_cell
 
-    give_title(notebook, job)
+    if job.title is not None:
+        first = notebook.cells[0]
+        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
     for holder, key in myst_texts(notebook):
         holder[key] = with_roles(holder[key])
     fold_parameters(notebook)
     keep_labels_apart(notebook, job)
     caption_figures(notebook)
     notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
-
-
-def give_title(notebook: Any, job: Job) -> None:
-    """Let a notebook begin with the title of its page, where that has one of its own."""
-    if job.title is not None:
-        first = notebook.cells[0]
-        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
 
 
 def with_roles(text: str) -> str:

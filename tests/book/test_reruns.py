@@ -90,7 +90,7 @@ def test_values_that_look_alike_have_names_of_their_own(root):
         (["first", "--name", "a.ipynb"], "'+' and '.', without .ipynb"),
         (
             ["first", "--list", "-p", "seed=2"],
-            "-p seed=2 makes a run, and --list makes none: leave one of them out",
+            "-p seed=2 needs --chapter NAME, no --list: ",
         ),
         (["first", "--chapter", "second", "--name", "a"], "--name a needs one --chapter"),
         (["tinny"], "no chapter is named 'tinny'; did you mean 'tiny'?"),
