@@ -59,16 +59,16 @@ def add_book(commands: argparse._SubParsersAction[Any]) -> None:
 def run_book(args: argparse.Namespace) -> None:
     """Execute and build, or list the chapters."""
     root = find_root()
-    if args.list:
-        return list_chapters(root, args.chapter)
     given = {
         "-p": args.pairs and args.pairs[0],
         "--parameters": args.parameters,
         "--name": args.name,
     }
     option = next((f"{name} {value}" for name, value in given.items() if value), "")
-    if option and not args.chapter:
-        raise ValueError(f"{option} needs --chapter NAME: parameters belong to a notebook")
+    if option and (args.list or not args.chapter):
+        raise ValueError(f"{option} needs --chapter NAME, no --list: it is for a notebook's run")
+    if args.list:
+        return list_chapters(root, args.chapter)
     build = not args.no_build
     asked = (args.profile, args.chapter, args.pairs, build, args.name, args.parameters)
     page = book.build_book(root, *asked)
@@ -230,9 +230,9 @@ def add_export(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_export(args: argparse.Namespace) -> None:
     """Write the records' CSV, whole or not at all."""
-    if args.file.is_dir():
-        raise ValueError(f"{args.file} is a folder: give the name of a file")
-    if not args.file.parent.exists():
+    if args.file.exists() and not args.file.is_file():
+        raise ValueError(f"{args.file} is a folder or a device: give the name of a file")
+    if not args.file.parent.is_dir():
         raise ValueError(f"{args.file}: there is no folder {args.file.parent}")
     if args.file.exists() and not args.overwrite:
         there = f"{args.file} is there already"

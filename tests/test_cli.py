@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -248,9 +249,10 @@ def test_the_environment_is_the_same_switch(capsys, monkeypatch, value, shown):
 @pytest.mark.parametrize(
     ("words", "sentence"),
     [
-        ("export results", "results is a folder: give the name of a file"),
+        ("export results", "results is a folder or a device: give the name of a file"),
+        ("export pipe --overwrite", "pipe is a folder or a device: give the name of a file"),
         ("export taken.csv", "taken.csv is there already: give another name, or --overwrite to replace it"),
-        ("export taken.csv/x.csv", "File exists: not written: 'taken.csv/x.csv'"),
+        ("export taken.csv/x.csv", "taken.csv/x.csv: there is no folder taken.csv"),
         ("export x.csv --results taken.csv", "--results taken.csv: there is no such folder"),
         ("export x.csv --results nowhere", "--results nowhere: there is no such folder"),
         ("export nowhere/x.csv", "nowhere/x.csv: there is no folder nowhere"),
@@ -260,9 +262,11 @@ def test_the_environment_is_the_same_switch(capsys, monkeypatch, value, shown):
 def test_what_cannot_be_read_or_written_is_named(capsys, elsewhere, words, sentence):
     call(capsys, *QUICK)
     (elsewhere / "taken.csv").write_text("mine")
+    os.mkfifo(elsewhere / "pipe")
     before = sorted(elsewhere.rglob("*"))
     code, out, err = call(capsys, *words.split())
     assert (code, out) == (2, "")
+    assert (elsewhere / "pipe").is_fifo()
     assert err.startswith(f"pai: error: {sentence}")
     assert err.count("\n") == 1
     assert sorted(elsewhere.rglob("*")) == before

@@ -50,7 +50,9 @@ def test_actions_are_githubs_own_pinned_to_the_commit_of_a_release(name):
 
 @each_workflow
 def test_pytorch_comes_without_cuda(name):
-    assert WORKFLOWS[name]["env"]["PIP_EXTRA_INDEX_URL"].endswith("/whl/cpu")
+    index = WORKFLOWS[name]["env"]["PIP_EXTRA_INDEX_URL"]
+    assert index.endswith("/whl/cpu")
+    assert f"`PIP_EXTRA_INDEX_URL={index} make book`" in (ROOT / "README.md").read_text("utf-8")
 
 
 @each_workflow

@@ -20,9 +20,10 @@ from ..files import write_whole
 from .chapters import RUNS, Job, asked_jobs, check_library, load_chapters, pick
 from .execution import ChapterError, Watch, execute_together, run_notebook
 from .keys import chapter_key, code_digest, data_digest, is_fresh, run_files, stale_jobs
-from .pages import how_to_get, make_page
+from .pages import import_lines, make_page
 
 CHAPTERS_READY = "PAI_CHAPTERS_READY"  # set by build_book: the Sphinx extension need not look again
+IMPORT = re.compile(r"try:\n    import pai_lib as pai\nexcept ImportError .*\n(    .*\n)+")
 STORED_TAG = "nbval-check-output"  # of cells whose output is in the committed notebooks
 
 
@@ -118,8 +119,7 @@ def _update_notebook(root: Path, path: Path, watch: Watch) -> None:
     notebook, seconds = run_notebook(root, path, {}, path.stem, watch)
     notebook.metadata.language_info = {"name": "python"}  # the kernel adds its version
     for cell in notebook.cells:
-        sentence = r'(?<=missing = ")pai_lib is missing: .*(?=")'
-        cell.source = re.sub(sentence, lambda _: how_to_get(root), cell.source)
+        cell.source = IMPORT.sub(lambda _: import_lines(root), cell.source)
         if cell.cell_type == "code" and STORED_TAG in cell.metadata.get("tags", []):
             cell.outputs = _compared(cell.outputs)
         elif cell.cell_type == "code":

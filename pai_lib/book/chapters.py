@@ -197,8 +197,8 @@ def asked_jobs(
     these are the chapters that have one.
     """
     chapters, names = load_chapters(root), list(names)
-    if run is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", run):
-        rule = "it must be up to 100 letters, digits, '_', '-', '+' and '.'"
+    if run is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}(?<!\.ipynb)", run):
+        rule = "it must be up to 100 letters, digits, '_', '-', '+' and '.', without .ipynb"
         raise ValueError(f"--name {run}: {rule}")
     chosen = pick(with_notebooks(root, chapters) if names else chapters, names, "chapter")
     if run is not None and len(chosen) > 1:

@@ -21,7 +21,7 @@ from ..experiments.trial import protocol_file
 from ..training.device import resolve_device
 from .parameters import INJECTED, checked, comment_of, kind_of, text_of
 
-PLACES = ("file", "records")  # parameters that hold a path, or nothing
+PLACES = {"file": Path.is_file, "records": Path.is_dir}  # parameters that hold a path, or nothing
 
 
 def field_of(parameter: str) -> str | None:
@@ -90,8 +90,10 @@ def _check_value(name: str, value: Any, bounds: str) -> None:
         resolve_device(value)
     if name == "protocol":
         protocol_file(value)
-    if name in PLACES and value and not Path(value).exists():
-        raise ValueError(f"{name}={value}: there is no such place.")
+    if name in PLACES and value and not PLACES[name](Path(value)):
+        raise ValueError(
+            f"{name}={value}: there is no such {'file' if name == 'file' else 'folder'}."
+        )
     if bounds or (field and not is_list(field)):
         _check_bounds(name, value, bounds)
     if field is None or value is None:  # where a notebook allows None it says what that means
@@ -105,12 +107,13 @@ def _check_value(name: str, value: Any, bounds: str) -> None:
 
 
 def located(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the values with own data by their whole path: a notebook runs in another folder."""
+    """Return the values with files of one's own by their whole path: a notebook runs elsewhere."""
     result = dict(values)
     for name, value in values.items():
-        if field_of(name) == "dataset" and value and value not in dataset_names():
-            path = Path(value).expanduser().resolve()
-            result[name] = str(path) if find_own(value) == path else value
+        path = Path(str(value)).expanduser().resolve()
+        own = field_of(name) == "dataset" and value not in dataset_names()
+        if value and (name in PLACES or (own and find_own(value) == path)):
+            result[name] = str(path)
     return result
 
 

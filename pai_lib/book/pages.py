@@ -43,14 +43,21 @@ def repository(root: Path) -> tuple[str, str]:
     return (entry.get("url") or "").rstrip("/").removesuffix(".git"), entry.get("branch") or "main"
 
 
-def how_to_get(root: Path) -> str:
-    """Return the sentence of a notebook that does not find this library."""
-    url, _ = repository(root)
-    get = "clone the repository, run  pip install -e '.[book]'  in its folder, restart the kernel."
+def import_lines(root: Path) -> str:
+    """Return the lines by which a notebook imports this library, or says how to get it.
+
+    Colab, known by its shell, gets it: nothing is installed on a machine of the user's own.
+    """
+    url, branch = repository(root)
+    get = "clone the repository, run  pip install -e '.[book]'  in its folder"
+    end = "raise ImportError(missing) from error"
     if url:
-        clone = f"!git clone --depth 1 {url} pai && pip install './pai[book]'"
-        get = f"run  {clone}  and  %cd pai  above."
-    return f"pai_lib is missing: {get}"
+        install = f"pip install 'pai-lib[book] @ git+{url}@{branch}'"
+        get = f"run  {install}"
+        end = f'if "google.colab" not in str(get_ipython()):\n        {end}\n    %{install}'
+        end += "\n    import pai_lib as pai"
+    start = "try:\n    import pai_lib as pai\nexcept ImportError as error:\n    missing = "
+    return f'{start}"pai_lib is missing: {get}, restart the kernel."\n    {end}\n'
 
 
 def notebook_links(root: Path, source: str) -> str:
@@ -78,6 +85,7 @@ def provenance(root: Path, job: Job, seconds: float) -> str:
     on_gpu = job.parameters.get("device") != "cpu" and torch.cuda.is_available()
     revision, changed = git_revision(root)
     source = job.chapter.notebook.relative_to(root).as_posix()
+    file = "../" * (1 + job.page.count("/")) + f"_sources/book/{job.page}.ipynb"
     option = f" -y {shlex.quote(text_of(job.values))}" if job.values else ""
     return f"""## How this page was made
 
@@ -88,7 +96,7 @@ def provenance(root: Path, job: Job, seconds: float) -> str:
 - Device: {device_name("cuda" if on_gpu else "cpu")}
 - Versions: Python {platform.python_version()}, {", ".join(f"{p} {version(p)}" for p in PACKAGES)}
 - Revision: {revision}{" with local changes" if changed else ""}
-- Notebook: {notebook_links(root, source)}
+- Notebook: <a href="{file}" download>with these values</a>, {notebook_links(root, source)}
 
 To run it again, or with other values, give `-p name=value`:
 

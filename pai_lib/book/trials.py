@@ -72,7 +72,7 @@ def put_on_trial(
             tell(each, own, store)
     if counts["left"]:
         print("The same command goes on, and makes the page when all runs are recorded.")
-    else:
+    elif (default_results().parent / "notebooks").is_dir():  # not where a wheel brought the records
         for each in protocols:
             make_page_of(each, store, Path(file.name).name)
     return counts

@@ -295,9 +295,13 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
 
 
 def default_results() -> Path:
-    """Where the committed records are: ``results/`` of the source tree, else of this folder."""
-    tree = Path(__file__).resolve().parents[2] / "results"
-    return tree if tree.is_dir() else Path("results")
+    """Where the committed records are: ``results/`` of the source tree, of this folder or a wheel.
+
+    The campaigns and measurements beside them are there, too.
+    """
+    library, here = Path(__file__).resolve().parents[1], Path("results")
+    places = (library.parent / "results", here, library / "committed" / "results")
+    return next((place for place in places if place.is_dir()), here)
 
 
 def _short(dataset: str) -> str:

@@ -87,6 +87,11 @@ def test_values_that_look_alike_have_names_of_their_own(root):
     [
         (["first", "--name", "a/b"], "--name a/b: it must be up to 100 letters"),
         (["first", "--name", ".."], "--name ..: it must be"),
+        (["first", "--name", "a.ipynb"], "'+' and '.', without .ipynb"),
+        (
+            ["first", "--list", "-p", "seed=2"],
+            "-p seed=2 needs --chapter NAME, no --list: ",
+        ),
         (["first", "--chapter", "second", "--name", "a"], "--name a needs one --chapter"),
         (["tinny"], "no chapter is named 'tinny'; did you mean 'tiny'?"),
         (["first", "-p", "sede=2"], "no parameter is named 'sede'; did you mean 'seed'?"),
@@ -253,6 +258,22 @@ def test_data_of_ones_own_are_named_by_their_whole_path(root, monkeypatch):
         book.asked_jobs(root, "smoke", ["first"], ["dataset=brids"])
 
 
+def test_a_trials_file_and_folder_are_named_by_their_whole_path(root):
+    write_notebook(root / "notebooks" / "tiny.ipynb", 'file: str = ""\nrecords: str = ""', last="1 + 1")
+    write_chapters(root, "chapters: {first: {notebook: tiny}}")
+    (root / "mine.py").write_text("")
+    (root / "kept").mkdir()
+    (job,) = book.asked_jobs(root, "smoke", ["first"], ["file=mine.py", "records=kept"])
+    assert job.overrides == {
+        name: os.path.realpath(root / place) for name, place in (("file", "mine.py"), ("records", "kept"))
+    }
+    for pair, kind in (("file=kept", "file"), ("records=mine.py", "folder"), ("records=nowhere", "folder")):
+        with pytest.raises(
+            ValueError, match=rf"chapter first: {pair.split('=')[0]}=.*: there is no such {kind}\.$"
+        ):
+            book.asked_jobs(root, "smoke", ["first"], [pair])
+
+
 # --- the list
 
 
@@ -320,6 +341,14 @@ def test_pages_of_runs(root):
     assert f"Fig. {numbers.pop()} " in re.sub(r"<[^>]*>", "", page)
     assert 'id="runs-first-seed-5-sparsity-0-001-fig-pixel"' in page.lower()
     assert "1.125" in (html / "intro.html").read_text()  # the front page quotes the chapter, which is untouched
+    for name, seed in ((f"runs/{paths[0].stem}", 5), ("first", 1)):  # the page's link, and the theme's button
+        links = re.findall(r'href="([^"]*\.ipynb)"', (html / f"{name}.html").read_text())
+        assert {
+            (html / f"{name}.html").parent.joinpath(link).resolve() for link in links if "_sources" in link
+        } == {root / "_build" / "html" / "_sources" / "book" / f"{name}.ipynb"}
+        offered = (root / "_build" / "html" / "_sources" / "book" / f"{name}.ipynb").read_text()
+        assert f"seed = {seed}" in offered
+        assert "How this page was made" not in offered
     for other in (html / "first.html", html / "end.html"):
         text = other.read_text()
         assert "Your runs" in text
