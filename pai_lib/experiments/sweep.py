@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from filelock import Timeout
@@ -41,6 +41,17 @@ from .spec import check_name
 
 Loaded = dict[AnySpec, Dataset]
 say = partial(print, flush=True)
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of ``sweep``, which says what they are."""
+
+    device: str | None
+    budget: float | None
+    retry_failed: bool
+    workers: int | None
+    scheduler: str | None
+    quiet: bool
 
 
 def sweep(
