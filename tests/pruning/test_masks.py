@@ -23,7 +23,7 @@ from pai_lib.pruning.ranking import scopes
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
 values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32))
-quiet = pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning")
+quiet = pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning", "ignore::pai_lib.TiedScoresWarning")
 
 
 @st.composite
