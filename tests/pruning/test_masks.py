@@ -204,6 +204,11 @@ def test_arrays_rank_as_they_lie_in_files():
         assert np.array_equal(mask.numpy(), array > 2)
 
 
+def test_a_warning_that_a_test_does_not_expect_fails_it():
+    with pytest.raises(pai.TiedScoresWarning):
+        pai.make_mask({"layer": torch.tensor([0.0, 1.0, 1.0, 1.0])}, 0.5)
+
+
 def test_a_warning_names_the_line_of_the_caller():
     with pytest.warns(pai.TiedScoresWarning) as seen:
         pai.make_mask({"a": torch.tensor([1.0, 1, 0])}, 0.5)
