@@ -192,7 +192,7 @@ def test_what_a_cell_shows_beside_a_figure_has_a_cell_of_its_own(root):
 
 @pytest.mark.book
 def test_pages(root):
-    """A fresh clone with an address, then a chapter that has changed, then a failing one: plain jupyter-book."""
+    """A fresh clone with an address, then a failing chapter, each by plain jupyter-book."""
     give_address(root)
     write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {seed: 1}}, second: {notebook: tiny}}")
     with (root / "_toc.yml").open("a") as toc:
@@ -217,15 +217,7 @@ def test_pages(root):
     assert f'href="{URL}"' in page  # the theme's own buttons
     assert f'href="{URL}/issues/new' in page
     assert "colab" in "".join(made(root)["cells"][-1]["source"])
-    front = root / "_build" / "html" / "book" / "intro.html"
-    assert "1.125" in front.read_text()
-
-    write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {seed: 5}}, second: {notebook: tiny}}")
-    book.build_book(root, html=False)
-    code, log = jupyter_book(root)
-    assert code == 0, log
-    assert "executed" not in log  # it is fresh
-    assert "5.125" in front.read_text()  # a page that only quotes the number
+    assert "1.125" in (root / "_build" / "html" / "book" / "intro.html").read_text()
 
     write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {fail: true}}, second: {notebook: tiny}}")
     (root / "book" / "first.ipynb").unlink()
