@@ -141,11 +141,6 @@ def perform(
     return Work(spec, whole, device, progress, stop, shared or Shared()).record(checkpoint)
 
 
-def check(spec: RunSpec, whole: Dataset) -> None:
-    """Raise ValueError, as ``run`` would, for a spec that its data do not allow."""
-    Work(spec, whole, torch.device("cpu"))
-
-
 # Fields that do not shape the network that is scored.
 _SCORING = "criterion variant sparsity scope group probes temperature rounds control when".split()
 _TRAINING = (
@@ -172,7 +167,10 @@ class _State:
 
 @dataclass
 class Work:
-    """A run under way, or what comes before its mask."""
+    """A run under way, or what comes before its mask.
+
+    ValueError, as of ``run``, for a spec that its data do not allow.
+    """
 
     spec: RunSpec
     whole: Dataset

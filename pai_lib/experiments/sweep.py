@@ -35,7 +35,7 @@ from .mask_run import MaskWork
 from .mask_spec import AnySpec, MaskSpec
 from .provenance import now, run_provenance
 from .records import AnyRecord, Store, failed
-from .run import check, perform
+from .run import Work, perform
 from .shared import Shared
 from .spec import check_name
 
@@ -152,11 +152,9 @@ class _Sweep:
         """Refuse a run that its data do not allow, before the first one begins."""
         kinds = {_checked_once(spec): spec for spec in self.left}
         for spec in kinds.values():
+            work: Any = MaskWork if isinstance(spec, MaskSpec) else Work
             try:
-                if isinstance(spec, MaskSpec):
-                    MaskWork(spec, self.data[spec], torch.device("cpu"))
-                else:
-                    check(spec, self.data[spec])
+                work(spec, self.data[spec], torch.device("cpu"))
             except ValueError as error:
                 raise ValueError(f"{named(spec, self.names)}: {error}") from error
 
