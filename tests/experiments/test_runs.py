@@ -106,7 +106,7 @@ def test_the_spec_is_what_training_gets(monkeypatch):
         "label_smoothing precision seed"
     ).split()
     assert given.pop("checkpoint").path is None
-    control = {"progress": False, "stop": None, "compile": False}
+    control = {"progress": False, "stop": None}
     assert given == {**control, **{name: getattr(spec, name) for name in names}}
 
 
