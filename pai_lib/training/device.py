@@ -117,7 +117,7 @@ def _overruns(module: nn.Module) -> bool:
     It does in the backward pass of a strided 1×1 convolution of fewer channels than a register of
     AVX2 holds.
     """
-    if not isinstance(module, nn.Conv2d) or module.weight.device.type != "cpu":
+    if not isinstance(module, nn.Conv2d) or module.weight.is_cuda:
         return False
     strided = set(module.kernel_size) == {1} and set(module.stride) != {1}
     return strided and module.in_channels < 8 and get_cpu_capability() == "AVX2"
