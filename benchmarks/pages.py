@@ -12,16 +12,14 @@ It needs the packages of `pip install -e '.[browser]'` and Chromium, on the PATH
 from __future__ import annotations
 
 import argparse
-import functools
-import http.server
 import json
 import math
-import os
-import shutil
 import sys
-import threading
 import time
 from pathlib import Path
+
+sys.path.append(str(Path(__file__).parents[1] / "book"))
+from chromium import launched, served
 
 MOST_BYTES = 1_500_000
 LEGIBLE = 9  # pixels
@@ -47,11 +45,6 @@ LETTERS = """legible => Math.min(...[...document.querySelectorAll('.bd-article :
   return [...e.querySelectorAll('text')]
     .map(t => parseFloat(getComputedStyle(t).fontSize) * Math.hypot(t.getScreenCTM().b, t.getScreenCTM().d));
 }))"""
-
-
-class _Quiet(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        pass
 
 
 def measure(context, site: str, name: str, axe: str) -> dict:
@@ -103,19 +96,15 @@ def main(arguments: list[str] | None = None) -> list[dict]:
         ),
         "search",
     ]
-    chromium = os.environ.get("PAI_CHROMIUM") or shutil.which("chromium") or shutil.which("google-chrome")
-    handler = functools.partial(_Quiet, directory=str(options.html))
     rows = []
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as driver:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = driver.chromium.launch(executable_path=chromium, args=["--no-sandbox", "--disable-gpu"])
+    with served(options.html) as site, sync_playwright() as driver:
+        browser = launched(driver)
         for name in names:
             context = browser.new_context(viewport={"width": 1280, "height": 800}, reduced_motion="reduce")
-            rows.append(measure(context, f"http://127.0.0.1:{server.server_port}/", name, AXE_SCRIPT))
+            rows.append(measure(context, site, name, AXE_SCRIPT))
             print("; ".join(f"{key} {value}" for key, value in rows[-1].items()), flush=True)
             context.close()
         browser.close()
-        server.shutdown()
     heavy = [row["page"] for row in rows if row["bytes"] > MOST_BYTES]
     heaviest = max(row["bytes"] for row in rows)
     print(f"{len(rows)} pages; heaviest {heaviest:,} bytes; above the limit: {heavy or 'none'}")

@@ -1,18 +1,16 @@
 """Print the built book into one PDF, its pages in the order of the contents: `make pdf`."""
 
 import io
-import os
-import shutil
 import sys
 from pathlib import Path
 
 import yaml
+from chromium import launched
 from playwright.sync_api import sync_playwright
 from pypdf import PdfWriter
 
 ROOT = Path(__file__).parents[1]
 HTML = ROOT / "_build" / "html"
-BROWSERS = "chromium chromium-browser google-chrome".split()
 MARGIN = {"top": "15mm", "bottom": "15mm", "left": "14mm", "right": "14mm"}
 # Paper shows what a click would, but folded code.
 READY = """async () => {
@@ -33,12 +31,9 @@ def pages() -> list[str]:
 
 def print_book(target: Path, names: list[str]) -> int:
     """Write the pages of these names into one file with an outline; return its number of sheets."""
-    found = os.environ.get("PAI_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        sys.exit(f"No browser: none of {', '.join(BROWSERS)} is on the PATH.")
     writer = PdfWriter()
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=["--no-sandbox"])
+        chromium = launched(driver)
         page = chromium.new_page()
         page.set_default_timeout(120_000)
         page.emulate_media(media="print", color_scheme="light")

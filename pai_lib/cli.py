@@ -30,7 +30,7 @@ from .experiments.options import flag, in_options, read, text_of
 from .experiments.records import Store
 from .experiments.run import run
 from .experiments.spec import FIELDS, RunSpec, check_name, is_list
-from .experiments.sweep import sweep
+from .experiments.sweep import SweepOptions, sweep
 from .experiments.trial import SPARSITY
 from .files import write_whole
 from .names import closest
@@ -169,7 +169,9 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     option("--scheduler", metavar="tcp://HOST:PORT", help=about)
 
 
-ENGINE = ("device", "budget", "retry_failed", "workers", "scheduler", "quiet")
+def _engine(args: argparse.Namespace) -> SweepOptions:
+    options: Any = {name: vars(args)[name] for name in SweepOptions.__annotations__}
+    return options
 
 
 def run_campaign(args: argparse.Namespace) -> int:
@@ -185,7 +187,7 @@ def run_campaign(args: argparse.Namespace) -> int:
         show_plan(specs, store, resolve_device(args.device), args.retry_failed)
         return 0
     keep_freed_memory()
-    return _status(sweep(specs, store, **{name: vars(args)[name] for name in ENGINE}))
+    return _status(sweep(specs, store, **_engine(args)))
 
 
 def _status(counts: Mapping[str, int]) -> int:
@@ -212,10 +214,9 @@ def add_trial(commands: argparse._SubParsersAction[Any]) -> None:
 
 def run_trial(args: argparse.Namespace) -> int:
     """Put a file's functions on trial."""
-    options = {name: vars(args)[name] for name in (*ENGINE, "dry_run")}
     keep_freed_memory()
-    file = OwnFile.read(args.file)
-    return _status(put_on_trial(file, args.protocol, args.sparsity, args.trials, **options))
+    asked = OwnFile.read(args.file), args.protocol, args.sparsity, args.trials
+    return _status(put_on_trial(*asked, dry_run=args.dry_run, **_engine(args)))
 
 
 def add_export(commands: argparse._SubParsersAction[Any]) -> None:

@@ -12,14 +12,20 @@ import torch
 @contextlib.contextmanager
 def drawing(seed: int) -> Iterator[None]:
     """Draw float32 numbers of a seed on the CPU; random state and default dtype come back."""
-    dtype = torch.get_default_dtype()
-    with torch.random.fork_rng(devices=[]):
-        torch.set_default_dtype(torch.float32)
+    with torch.random.fork_rng(devices=[]), default_dtype(torch.float32):
         torch.default_generator.manual_seed(seed)
-        try:
-            yield
-        finally:
-            torch.set_default_dtype(dtype)
+        yield
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    """Make floating-point tensors in this dtype where none is given."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import yaml
 
 from pai_lib.book import building as book
 
@@ -80,6 +81,18 @@ def make_project(tmp_path):
         tmp_path, "chapters:\n  first: {notebook: tiny, parameters: {seed: 1}, paper: {sparsity: 1e-3}}\n"
     )
     return tmp_path
+
+
+URL = "https://github.com/someone/something"
+COLAB = "https://colab.research.google.com/github/someone/something/blob/dev/2/notebooks/tiny.ipynb"
+BINDER = "https://mybinder.org/v2/gh/someone/something/dev%2F2?urlpath=lab/tree/notebooks/tiny.ipynb"
+
+
+def give_address(root, url=URL, branch="dev/2"):
+    path = root / "_config.yml"
+    settings = yaml.safe_load(path.read_text("utf-8"))
+    settings["repository"] = {"url": url, "branch": branch}
+    path.write_text(yaml.safe_dump(settings), "utf-8")
 
 
 def jupyter_book(root):

@@ -272,6 +272,7 @@ def test_what_cannot_be_read_or_written_is_named(capsys, elsewhere, words, sente
     assert sorted(elsewhere.rglob("*")) == before
 
 
+@pytest.mark.filterwarnings("default::pai_lib.experiments.records.RecordWarning")  # the command shows them
 def test_a_tampered_record_is_named(capsys):
     call(capsys, *QUICK)
     (record,) = Store().records()

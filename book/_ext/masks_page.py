@@ -92,9 +92,10 @@ def slug(row: pd.Series) -> str:
 def network(rows: pd.DataFrame, sizes: dict[str, int], root: Path) -> dict:
     """Return the layers of one network and its masks, over seeds: sums, so that they are whole."""
     from pai_lib.analysis.frames import data_note
+    from pai_lib.analysis.protocols import width_in_words
 
     first = rows.iloc[0]
-    width = "its own width" if pd.isna(first["width"]) else f"width {first['width']:.0f}"
+    width = width_in_words(first)
     size = "" if pd.isna(first["image_size"]) else f", {first['image_size']:.0f} px"
     usual = rows.groupby(SCORING).size().idxmax()
     masks = []

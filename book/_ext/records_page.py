@@ -151,7 +151,7 @@ def points(rows: pd.DataFrame) -> list[dict]:
 def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
     from pai_lib.analysis.frames import data_note
-    from pai_lib.analysis.protocols import PROTOCOL
+    from pai_lib.analysis.protocols import PROTOCOL, width_in_words
 
     words = []
     for kind in kinds:
@@ -165,7 +165,7 @@ def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
         images = "" if pd.isna(count) else f"{count:,.0f} training images"
         images += data_note(kind["fingerprint"], root)
         parts = [
-            "its own width" if pd.isna(kind["width"]) else f"width {kind['width']:.0f}",
+            width_in_words(kind),
             images,
             f"{kind['epochs']} epochs at batch {kind['batch_size']}",
             f"learning rate {kind['lr']:g}",

@@ -118,9 +118,7 @@ def profiles(groups: Mapping[str, Sequence[Record]]) -> tuple[Figure, str]:
     ends, said = {}, []
     for (label, records), marker in zip(groups.items(), "osD^vPX", strict=False):
         results = [record.result for record in records]
-        kept = np.mean(
-            [list(result["density"].values()) for result in results], axis=0
-        )  # (layers,)
+        kept = np.mean([[*result["density"].values()] for result in results], axis=0)  # (layers,)
         percent = 100 * np.mean([result["test_accuracy"] for result in results])
         style = criterion_styles()[records[0].spec.criterion]
         layers = range(1, len(kept) + 1)
@@ -130,7 +128,5 @@ def profiles(groups: Mapping[str, Sequence[Record]]) -> tuple[Figure, str]:
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.3)
     axes.set(xlabel="layer, from input to output", ylabel="fraction kept", ylim=(-2e-5, 1.5))
     name_ends(axes, ends)
-    return (
-        figure,
-        f"Fraction kept in each layer, beside accuracy after training. {'; '.join(said)}.",
-    )
+    alt = "Fraction kept in each layer, beside accuracy after training. "
+    return figure, f"{alt}{'; '.join(said)}."

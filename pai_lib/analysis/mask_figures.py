@@ -136,9 +136,3 @@ def costs(frame: pd.DataFrame, sparsity: float, warmup: int) -> pd.DataFrame:
 def seeds(frame: pd.DataFrame) -> str:
     """From how few to how many seeds a criterion has."""
     return span(frame.groupby(["criterion", "warmup"])["seed"].nunique())
-
-
-def width_in_words(frame: pd.DataFrame) -> str:
-    """The width of one network's masks."""
-    width = frame["width"].iloc[0]
-    return "its own width" if pd.isna(width) else f"width {width:.0f}"

@@ -67,14 +67,18 @@ def in_words(rows: pd.DataFrame) -> str:
         rows: of one protocol.
     """
     run = rows.iloc[0]
-    size = "its own width" if pd.isna(run["width"]) else f"width {run['width']:.0f}"
     return (
-        f"{run['model']} ({size}) on {run['train_images']:,.0f} training images of "
+        f"{run['model']} ({width_in_words(run)}) on {run['train_images']:,.0f} training images of "
         f"{run['dataset']}, {run['epochs']} epochs of {run['optimizer']} "
         f"at batch {run['batch_size']}, learning rate {run['lr']:g}, {run['precision']}; "
         f"scores from {run['samples_per_class']} images a class at group size {run['group']}, "
         f"after {run['warmup']} batch-norm updates"
     )
+
+
+def width_in_words(run: pd.Series) -> str:
+    """The width of a run's network, or of that of masks."""
+    return "its own width" if pd.isna(run["width"]) else f"width {run['width']:.0f}"
 
 
 def machines(rows: pd.DataFrame) -> str:

@@ -6,6 +6,7 @@ are imported where they are used: ``import pai_lib`` works without them.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -185,7 +186,7 @@ def run_notebook(
     with watch.over(progress):
         try:
             environment = kernel_environment() | {PROGRESS_FILE: str(progress.file)}
-            client.execute(env=environment, cleanup_kc=True)
+            asyncio.run(client.async_execute(env=environment, cleanup_kc=True))
         except Exception as error:  # of a cell; or a kernel was killed, say
             nbformat.write(notebook, attempt)
             name = getattr(error, "ename", type(error).__name__)

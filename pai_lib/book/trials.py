@@ -6,12 +6,12 @@ import time
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Unpack
 
 from ..analysis.trials import judge_trial
 from ..experiments.campaign import show_plan
 from ..experiments.records import Store, default_results, records_frame
-from ..experiments.sweep import sweep
+from ..experiments.sweep import SweepOptions, sweep
 from ..experiments.trial import Protocol, check_trial, read_protocol, trial_specs
 from ..files import write_whole
 from ..pruning.own import Own, OwnFile, known
@@ -28,8 +28,7 @@ def put_on_trial(
     folder: Path,
     *,
     dry_run: bool = False,
-    budget: float | None = None,
-    **options: Any,
+    **options: Unpack[SweepOptions],
 ) -> Counter[str]:
     """Do the runs of a trial that have no record yet, judge them, and make the page.
 
@@ -39,8 +38,7 @@ def put_on_trial(
         sparsities: fractions removed, each a trial of its own.
         folder: of all trials; this one's is named by the digest of the file's text.
         dry_run: list the runs only.
-        budget: seconds, of the runs.
-        options: further ones of ``sweep``.
+        **options: those of ``sweep``; the budget is that of all runs together.
 
     Returns:
         The counts of ``sweep``.
@@ -49,7 +47,7 @@ def put_on_trial(
         ValueError: before any training, for what ``known``, ``read_protocol`` and ``check_trial``
             refuse.
     """
-    end = None if budget is None else time.monotonic() + budget
+    begun, budget = time.monotonic(), options.get("budget")
     committed, store = Store(default_results()), Store(folder / file.title)
     with known(file) as own:
         protocols = [read_protocol(protocol, sparsity) for sparsity in sparsities]
@@ -59,15 +57,17 @@ def put_on_trial(
     again = protocols[0].calibration(committed)
     if dry_run:
         with known(file):
-            show_plan(specs, store, resolve_device(options["device"]), options["retry_failed"])
+            device, retry = resolve_device(options.get("device")), options.get("retry_failed")
+            show_plan(specs, store, device, bool(retry))
         return Counter()
     write_whole(store.root / Path(file.name).name, file.text.encode())
-    counts = sweep(again, Store(folder / CALIBRATION), budget=budget, **options)
+    counts = sweep(again, Store(folder / CALIBRATION), **options)
     if counts["interrupted"]:
         return counts
-    left = None if end is None else max(1e-3, end - time.monotonic())
+    if budget is not None:
+        options["budget"] = max(1e-3, begun + budget - time.monotonic())
     with known(file) as own:
-        counts = sweep(specs, store, budget=left, **options)
+        counts = sweep(specs, store, **options)
         for each in protocols:
             tell(each, own, store)
     if counts["left"]:

@@ -20,6 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 from torch.overrides import TorchFunctionMode
 
 from ..data.batch import Batch, as_batch, each_of, of_each
+from ..draws import default_dtype
 from ..names import checked_keywords
 from ..progress import steps
 from .adjoints import DirectAdjoints
@@ -172,7 +173,7 @@ def synaptic_flow(
         return torch.ones(1, *tensor.shape[1:], dtype=torch.float64, device=device)
 
     with (
-        _float64_by_default(),
+        default_dtype(torch.float64),  # of what a model makes itself, as a first state
         torch.inference_mode(False),
         evaluation_mode(model),
         torch.enable_grad(),
@@ -209,14 +210,3 @@ class _OnesForTokens(TorchFunctionMode):
         options = inspect.signature(function).bind(*args, **(kwargs or {})).arguments
         ones = {"weight": torch.ones_like(options["weight"]), "max_norm": None}
         return function(**options | ones)
-
-
-@contextlib.contextmanager
-def _float64_by_default() -> Iterator[None]:
-    """Have tensors that a model makes itself, as a first state, be of the precision of the flow."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.float64)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 
 from ..pruning.own import KNOWN
-from ..training.loop import compiled
 
 LIBRARY = Path(__file__).resolve().parents[1]
 
@@ -79,7 +78,6 @@ def run_provenance(
         "precision": precision,
         "started": started,
         "finished": now(),
-        **({"compiled": True} if compiled() else {}),
         **({"resumed": resumed} if resumed else {}),
         **({"own": [{"digest": own.digest, **vars(own)} for own in KNOWN]} if KNOWN else {}),
     }

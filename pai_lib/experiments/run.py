@@ -27,7 +27,7 @@ from ..pruning.ranking import make_mask
 from ..pruning.scoring import score
 from ..training.checkpoint import Checkpoint, epochs_done
 from ..training.device import in_channels_last, resolve_device
-from ..training.loop import TrainingDivergedError, compiled, evaluate, train, warm_up
+from ..training.loop import TrainingDivergedError, evaluate, train, warm_up
 from .mask_spec import AnySpec
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
@@ -141,11 +141,6 @@ def perform(
     return Work(spec, whole, device, progress, stop, shared or Shared()).record(checkpoint)
 
 
-def check(spec: RunSpec, whole: Dataset) -> None:
-    """Raise ValueError, as ``run`` would, for a spec that its data do not allow."""
-    Work(spec, whole, torch.device("cpu"))
-
-
 # Fields that do not shape the network that is scored.
 _SCORING = "criterion variant sparsity scope group probes temperature rounds control when".split()
 _TRAINING = (
@@ -172,7 +167,10 @@ class _State:
 
 @dataclass
 class Work:
-    """A run under way, or what comes before its mask."""
+    """A run under way, or what comes before its mask.
+
+    ValueError, as of ``run``, for a spec that its data do not allow.
+    """
 
     spec: RunSpec
     whole: Dataset
@@ -271,7 +269,7 @@ class Work:
         """Train under a mask; return the curves."""
         names = ("batch_size", *_TRAINING)
         options: dict[str, Any] = {name: getattr(self.spec, name) for name in names}
-        options |= {"seed": seed, "compile": compiled(), "progress": self.progress}
+        options |= {"seed": seed, "progress": self.progress}
         options |= {"checkpoint": self.checkpoint, "stop": self.stop}
         return train(in_channels_last(self.model), self.data, mask, **options)
 

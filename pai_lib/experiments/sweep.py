@@ -19,7 +19,7 @@ from concurrent.futures import Future
 from dataclasses import replace
 from functools import cache, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, TypedDict
 
 import torch
 from filelock import Timeout
@@ -35,12 +35,23 @@ from .mask_run import MaskWork
 from .mask_spec import AnySpec, MaskSpec
 from .provenance import now, run_provenance
 from .records import AnyRecord, Store, failed
-from .run import check, perform
+from .run import Work, perform
 from .shared import Shared
 from .spec import check_name
 
 Loaded = dict[AnySpec, Dataset]
 say = partial(print, flush=True)
+
+
+class SweepOptions(TypedDict, total=False):
+    """Options of ``sweep``, which says what they are."""
+
+    device: str | None
+    budget: float | None
+    retry_failed: bool
+    workers: int | None
+    scheduler: str | None
+    quiet: bool
 
 
 def sweep(
@@ -141,11 +152,9 @@ class _Sweep:
         """Refuse a run that its data do not allow, before the first one begins."""
         kinds = {_checked_once(spec): spec for spec in self.left}
         for spec in kinds.values():
+            work: Any = MaskWork if isinstance(spec, MaskSpec) else Work
             try:
-                if isinstance(spec, MaskSpec):
-                    MaskWork(spec, self.data[spec], torch.device("cpu"))
-                else:
-                    check(spec, self.data[spec])
+                work(spec, self.data[spec], torch.device("cpu"))
             except ValueError as error:
                 raise ValueError(f"{named(spec, self.names)}: {error}") from error
 

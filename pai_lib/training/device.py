@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.backends.cpu import get_cpu_capability
 
 from ..curvature.calls import evaluation_mode
 from ..data.batch import of_each
@@ -103,10 +104,23 @@ def fits_channels_last(model: nn.Module) -> bool:
     familiar = all(
         f"{type(module).__module__}.".startswith(("torch.nn.modules.", "torchvision.", "pai_lib."))
         and "forward" not in vars(module)
+        and not _overruns(module)
         for module in model.modules()
     )
     pairs = itertools.combinations(_kernels(model), 2)
     return familiar and not any(first.is_set_to(second) for first, second in pairs)
+
+
+def _overruns(module: nn.Module) -> bool:
+    """Whether oneDNN would overrun its memory in that layout (uxlfoundation/oneDNN#6035).
+
+    It does in the backward pass of a strided 1×1 convolution of fewer channels than a register of
+    AVX2 holds.
+    """
+    if not isinstance(module, nn.Conv2d) or module.weight.is_cuda:
+        return False
+    strided = set(module.kernel_size) == {1} and set(module.stride) != {1}
+    return strided and module.in_channels < 8 and get_cpu_capability() == "AVX2"
 
 
 def in_channels_last(model: nn.Module) -> nn.Module:

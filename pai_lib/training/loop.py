@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -324,18 +323,6 @@ def _epoch(
         total += loss.detach() * len(labels)
         correct += (logits.detach().argmax(1) == labels).sum()
     return float(total) / seen, float(correct) / seen
-
-
-def compiled() -> bool:
-    """Whether runs compile their models: ``PAI_COMPILE=1`` in the environment.
-
-    Like the device, and unlike the precision, it changes results by rounding only: a record tells
-    it, its specification does not.
-    """
-    value = os.environ.get("PAI_COMPILE", "0")
-    if value not in ("0", "1"):
-        raise ValueError(f"PAI_COMPILE={value}: it must be 0 or 1.")
-    return value == "1"
 
 
 @contextlib.contextmanager

@@ -8,7 +8,18 @@ from pathlib import Path
 
 import nbformat
 import pytest
-from project import CHECK, FIGURE, jupyter_book, made, write_chapters, write_notebook
+from project import (
+    BINDER,
+    CHECK,
+    COLAB,
+    FIGURE,
+    URL,
+    give_address,
+    jupyter_book,
+    made,
+    write_chapters,
+    write_notebook,
+)
 
 from pai_lib import cli
 from pai_lib.book import building as book
@@ -181,7 +192,8 @@ def test_what_a_cell_shows_beside_a_figure_has_a_cell_of_its_own(root):
 
 @pytest.mark.book
 def test_pages(root):
-    """A fresh clone, then a chapter that has changed, then a failing one, each by plain jupyter-book."""
+    """A fresh clone with an address, then a failing chapter, each by plain jupyter-book."""
+    give_address(root)
     write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {seed: 1}}, second: {notebook: tiny}}")
     with (root / "_toc.yml").open("a") as toc:
         toc.write("- file: book/second\n")  # the same notebook twice: labels must not clash
@@ -200,15 +212,12 @@ def test_pages(root):
     assert "_downloads" in page
     assert "pai book --profile smoke --chapter first" in re.sub(r"<[^>]*>", "", page)
     assert str(Path.home()) not in page.replace("file://", "")
-    front = root / "_build" / "html" / "book" / "intro.html"
-    assert "1.125" in front.read_text()
-
-    write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {seed: 5}}, second: {notebook: tiny}}")
-    book.build_book(root, html=False)
-    code, log = jupyter_book(root)
-    assert code == 0, log
-    assert "executed" not in log  # it is fresh
-    assert "5.125" in front.read_text()  # a page that only quotes the number
+    assert f'href="{COLAB}"' in page
+    assert f'href="{BINDER}"' in page
+    assert f'href="{URL}"' in page  # the theme's own buttons
+    assert f'href="{URL}/issues/new' in page
+    assert "colab" in "".join(made(root)["cells"][-1]["source"])
+    assert "1.125" in (root / "_build" / "html" / "book" / "intro.html").read_text()
 
     write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {fail: true}}, second: {notebook: tiny}}")
     (root / "book" / "first.ipynb").unlink()

@@ -7,24 +7,14 @@ import shlex
 import pytest
 import yaml
 from packaging.requirements import Requirement
-from project import REPO, jupyter_book, made, nbformat, write_notebook
+from project import BINDER, COLAB, REPO, URL, give_address, nbformat, write_notebook
 
 from pai_lib.book import building as book
 from pai_lib.book import chapters, keys
 from pai_lib.book.pages import import_lines, notebook_links, repository
 
 NOTEBOOKS = sorted((REPO / "notebooks").glob("*.ipynb"))
-URL = "https://github.com/someone/something"
-COLAB = "https://colab.research.google.com/github/someone/something/blob/dev/2/notebooks/tiny.ipynb"
-BINDER = "https://mybinder.org/v2/gh/someone/something/dev%2F2?urlpath=lab/tree/notebooks/tiny.ipynb"
 DOWNLOAD = "{download}`notebooks/tiny.ipynb </notebooks/tiny.ipynb>`"
-
-
-def give_address(root, url=URL, branch="dev/2"):
-    path = root / "_config.yml"
-    settings = yaml.safe_load(path.read_text("utf-8"))
-    settings["repository"] = {"url": url, "branch": branch}
-    path.write_text(yaml.safe_dump(settings), "utf-8")
 
 
 def second_cell(path):
@@ -144,19 +134,6 @@ def test_an_address_reaches_notebooks_and_pages(root):
     book.update_notebooks(root)
     assert nbformat.read(path, 4).cells[2].source == import_lines(root) + "\n1 + 1\n"
     assert "colab" not in import_lines(root)
-
-
-@pytest.mark.book
-def test_pages_with_an_address(root):
-    give_address(root)
-    code, log = jupyter_book(root)
-    assert code == 0, log
-    page = (root / "_build" / "html" / "book" / "first.html").read_text("utf-8")
-    assert f'href="{COLAB}"' in page
-    assert f'href="{BINDER}"' in page
-    assert f'href="{URL}"' in page  # the theme's own buttons
-    assert f'href="{URL}/issues/new' in page
-    assert "colab" in "".join(made(root)["cells"][-1]["source"])
 
 
 def test_binder_installs_the_pinned_versions():

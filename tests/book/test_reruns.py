@@ -318,7 +318,7 @@ def test_the_list_shows_runs_and_allowed_values(quickly, root, capsys):
 
 @pytest.mark.book
 def test_pages_of_runs(root):
-    """Two runs by plain jupyter-book, then one of them: chapters and committed contents never change."""
+    """Two runs by plain jupyter-book, then one of them beside a chapter that has changed; contents stay."""
     notebook = root / "notebooks" / "tiny.ipynb"
     write_notebook(notebook, last=LAST, prose=PROSE)
     committed = (root / "_toc.yml").read_text()
@@ -356,8 +356,12 @@ def test_pages_of_runs(root):
     assert (root / "_toc.yml").read_text() == committed
 
     paths[1].unlink()
+    write_chapters(root, "chapters: {first: {notebook: tiny, parameters: {seed: 5}}}")
+    book.build_book(root, html=False)
     code, log = jupyter_book(root)
     assert code == 0, log
+    assert "executed" not in log  # all are fresh
+    assert "5.125" in (html / "intro.html").read_text()  # a page that only quotes the number
     assert (html / "runs" / f"{paths[0].stem}.html").is_file()
     assert not (html / "runs" / f"{paths[1].stem}.html").exists()
     assert paths[1].stem not in (html / "end.html").read_text()

@@ -3,29 +3,18 @@
 python -m pytest -m browser tests/browser
 """
 
-import functools
-import http.server
-import os
-import shutil
-import threading
+import sys
 from pathlib import Path
 
 import pytest
+
+sys.path.append(str(Path(__file__).parents[2] / "book"))
+from chromium import launched, served
 
 ROOT = Path(__file__).parents[2]
 HTML = ROOT / "_build" / "html"
 SEEDS = 5  # of the invented records
 PATIENCE = 120_000  # milliseconds: a machine may be busy
-BROWSERS = "chromium chromium-browser google-chrome".split()
-QUIET = (
-    "--no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
-    "--disable-component-update --disable-sync"
-).split()
-
-
-class _Handler(http.server.SimpleHTTPRequestHandler):
-    def log_message(self, *_):
-        """Say nothing."""
 
 
 @pytest.fixture(scope="session")
@@ -33,27 +22,19 @@ def site():
     """Return the address of the built book, with a slash at its end."""
     if not (HTML / "book" / "intro.html").is_file():
         pytest.fail("The book is not built: _build/html/book/intro.html is missing. Run `make book` first.")
-    handler = functools.partial(_Handler, directory=str(HTML))
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield f"http://127.0.0.1:{server.server_port}/"
-        server.shutdown()
+    with served(HTML) as address:
+        yield address
 
 
 @pytest.fixture(scope="session")
 def browser():
     """Return a Chromium without a window."""
-    found = os.environ.get("PAI_CHROMIUM") or next(filter(None, map(shutil.which, BROWSERS)), None)
-    if found is None:
-        pytest.fail(
-            f"No browser: none of {', '.join(BROWSERS)} is on the PATH. On Debian: apt-get install chromium"
-        )
     try:
         from playwright.sync_api import sync_playwright
     except ImportError:
         pytest.fail("Playwright is missing: pip install -c constraints.txt -e '.[browser]'")
     with sync_playwright() as driver:
-        chromium = driver.chromium.launch(executable_path=found, args=QUIET)
+        chromium = launched(driver)
         yield chromium
         chromium.close()
 

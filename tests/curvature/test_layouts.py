@@ -445,6 +445,7 @@ def test_synaptic_flow_takes_tokens_through_an_embedding_alone():
         pai.synaptic_flow(Net(lambda net, x: (net.head(net.a(x)),), a=linear(), head=linear(4, 3)), batch_of(6, 4))
 
 
+@pytest.mark.filterwarnings("ignore::pai_lib.TiedScoresWarning")  # of so few weights
 def test_inside_inference_mode_the_masks_are_the_same():
     model, x, y = mlp(), torch.randn(6, 4), torch.arange(6) % 3
     for key in ("snip", "hutchinson_pruning", "synflow", "exact_pruning"):
@@ -472,6 +473,7 @@ MODELS = {
 }
 
 
+@pytest.mark.filterwarnings("ignore:Complex modules:UserWarning")  # PyTorch's, of the model "complex"
 @pytest.mark.parametrize("key", ["snip", "fisher_diag", "hutchinson_diag", "synflow"])
 @pytest.mark.parametrize("case", MODELS)
 def test_models_that_cannot_be_scored_are_refused_with_the_way_out(case, key):

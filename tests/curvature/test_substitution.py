@@ -40,6 +40,7 @@ def test_activation_checkpointing_changes_no_score(key, frozen):
     assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
+@pytest.mark.filterwarnings("ignore:None of the inputs have requires_grad:UserWarning")  # PyTorch's
 @pytest.mark.parametrize("key", ["snip", "fisher_diag", "hutchinson_diag", "exact_diag"])
 def test_reentrant_checkpointing_is_refused(key):
     with pytest.raises(ValueError, match="use use_reentrant=False"):

@@ -301,6 +301,7 @@ def test_an_unreadable_image_is_named(root, tmp_path, workers):
         list(replace(load_data("imagenet", tmp_path), workers=workers).test_batches())
 
 
+@pytest.mark.filterwarnings("ignore::pai_lib.TiedScoresWarning")  # so narrow a network is dead in places
 def test_a_whole_run_on_imagenets_layout(root, monkeypatch):
     monkeypatch.setenv("PAI_DATA", str(root))
     spec = RunSpec(

@@ -237,15 +237,17 @@ def test_an_edited_one_is_told_and_set_aside(store, record):
     path.write_text(path.read_text("utf-8").replace('"effective_sparsity": 0.', '"effective_sparsity": 1.', 1))
     with pytest.warns(RecordWarning, match="its digest does not fit its content: it was edited. It is left out"):
         assert store.mask_records() == []
-    with pytest.warns(RecordWarning, match=r"set aside as .*\.unreadable\."):
+    with pytest.warns(RecordWarning) as told:
         assert settled(masks(store=store)) == settled(record)
+    assert re.search(r"set aside as .*\.unreadable\.", str(told[-1].message))
     assert len(store.mask_records()) == 1
 
 
 def test_one_of_other_data_is_told_and_set_aside(store, record):
     path = store.save(replace(record, data={**record.data, "fingerprint": "e" * 64}))
-    with pytest.warns(RecordWarning, match=f"{SPEC.id}.json was made with other data than those that are here"):
+    with pytest.warns(RecordWarning) as told:
         masks(store=store)
+    assert f"{SPEC.id}.json was made with other data than those that are here" in str(told[0].message)
     assert path.with_name(f"{path.name}.data-{'e' * 12}").is_file()
     assert store.mask_records() == [store.load(SPEC)]
 

@@ -106,7 +106,7 @@ def test_the_spec_is_what_training_gets(monkeypatch):
         "label_smoothing precision seed"
     ).split()
     assert given.pop("checkpoint").path is None
-    control = {"progress": False, "stop": None, "compile": False}
+    control = {"progress": False, "stop": None}
     assert given == {**control, **{name: getattr(spec, name) for name in names}}
 
 
@@ -590,22 +590,3 @@ def test_the_revision_of_a_folder(tmp_path):
 def test_versions_without_importing():
     assert provenance.version("torch") == torch.__version__.partition("+")[0]
     assert provenance.version("no-such-package") == "(not installed)"
-
-
-def test_a_compiled_run_says_so(record, monkeypatch):
-    calls = []
-
-    def compile(model, **options):
-        calls.append(model)
-        return model
-
-    monkeypatch.setattr(torch, "compile", compile)
-    monkeypatch.setenv("PAI_COMPILE", "1")
-    again = quick()
-    assert len(calls) == 1
-    assert again.provenance["compiled"] is True
-    assert again.spec == record.spec
-    assert "compiled" not in record.provenance
-    monkeypatch.setenv("PAI_COMPILE", "yes")
-    with pytest.raises(ValueError, match="PAI_COMPILE=yes: it must be 0 or 1"):
-        quick()

@@ -1,5 +1,7 @@
 """Every criterion of the registry: what holds for all of them, and what each formula claims."""
 
+import ast
+import inspect
 import re
 from pathlib import Path
 
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 import pai_lib as pai
+from pai_lib.pruning import criteria, scoring
 
 WITHOUT_FORWARD = (("noise",), ("weight",), ("weight", "normal"))
 STOCHASTIC = {"noise", "normal", "hutchinson", "row_norm"}
@@ -137,6 +140,14 @@ def test_scoring_by_many_at_once_is_scoring_one_by_one():
 def test_the_source_of_a_criterion_is_in_the_bibliography(key):
     text = (Path(__file__).parents[2] / "book" / "references.bib").read_text(encoding="utf-8")
     assert pai.CRITERIA[key].source in re.findall(r"^@\w+\{([^,]+),", text, flags=re.M)
+
+
+def test_what_a_criterion_may_ask_for_is_told_and_computed():
+    """The page of criteria lists the names, own files are checked by them, and each has its computation."""
+    told = re.findall(r"^    (\w+) ", criteria.__doc__, re.MULTILINE)
+    tree = ast.parse(inspect.getsource(scoring))
+    computed = [node.value.value for node in ast.walk(tree) if isinstance(node, ast.MatchValue)]
+    assert sorted(told) == sorted(computed) == sorted({*criteria.NEEDS, "variant"})
 
 
 @every_criterion

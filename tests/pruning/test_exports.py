@@ -134,7 +134,6 @@ def pruned_already():
         (lambda: torch.jit.script(nn.Sequential(linear(), linear())), "0.weight", "in a RecursiveScriptModule"),
     ],
 )
-@pytest.mark.filterwarnings("ignore:.*torch.jit:FutureWarning")
 def test_what_a_mask_would_not_reach_is_refused_before_anything_is_attached(build, name, message):
     net = build()
     before = {key: value.clone() for key, value in net.state_dict().items()}

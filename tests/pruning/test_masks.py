@@ -23,7 +23,7 @@ from pai_lib.pruning.ranking import scopes
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
 values = st.one_of(st.integers(-3, 3).map(float), st.floats(-1e6, 1e6, width=32))
-quiet = pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning")
+quiet = pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning", "ignore::pai_lib.TiedScoresWarning")
 
 
 @st.composite
@@ -202,6 +202,11 @@ def test_arrays_rank_as_they_lie_in_files():
             warnings.simplefilter("error")
             mask = pai.make_mask({"a": array}, 0.5)["a"]
         assert np.array_equal(mask.numpy(), array > 2)
+
+
+def test_a_warning_that_a_test_does_not_expect_fails_it():
+    with pytest.raises(pai.TiedScoresWarning):
+        pai.make_mask({"layer": torch.tensor([0.0, 1.0, 1.0, 1.0])}, 0.5)
 
 
 def test_a_warning_names_the_line_of_the_caller():

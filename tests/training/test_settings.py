@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pai_lib as pai
+from pai_lib.training import device
 from pai_lib.training.device import fits_channels_last
 from pai_lib.training.loop import TrainingStoppedError
 
@@ -186,7 +187,7 @@ FAMILIES = {
     "flattens by view": by_view,
     "a module that flattens by view": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), View(), nn.Linear(72, 3)),
     "a forward of its own": lambda: with_forward_of_its_own(),
-    "ours": lambda: pai.build_model("resnet8", 3, in_channels=1, width=2),
+    "ours": lambda: pai.build_model("resnet8", 3, in_channels=1, width=8),
     "three dimensions": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 3, 3)), nn.Flatten(), nn.Linear(72, 3)
     ),
@@ -233,10 +234,18 @@ def test_what_may_be_in_channels_last():
     assert not fits_channels_last(shared)
 
 
+@pytest.mark.parametrize(
+    ("capability", "width", "fits"), [("AVX2", 4, False), ("AVX2", 8, True), ("AVX512", 4, True)]
+)
+def test_where_onednn_overruns_its_memory_a_network_keeps_its_layout(capability, width, fits, monkeypatch):
+    monkeypatch.setattr(device, "get_cpu_capability", lambda: capability)
+    assert fits_channels_last(pai.build_model("resnet8", 3, width=width)) == fits
+
+
 def test_our_networks_train_in_channels_last():
     """Seen at the last convolution's input: it is what their speed comes from."""
     seen = []
-    model = pai.build_model("resnet8", 3, in_channels=1, width=4)
+    model = pai.build_model("resnet8", 3, in_channels=1, width=8)
     hook = lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))  # noqa: E731
     model.blocks[-1].convs[1].register_forward_pre_hook(hook)
     pai.train(model, DATA, **{**QUICK, "epochs": 1})
