@@ -5,7 +5,6 @@ import re
 import shlex
 
 import pytest
-import yaml
 from packaging.requirements import Requirement
 from project import BINDER, COLAB, REPO, URL, give_address, nbformat, write_notebook
 
