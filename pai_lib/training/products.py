@@ -19,7 +19,7 @@ class WideProducts(TorchDispatchMode):
     """Convolutions and matrix products of bf16 numbers: taken and summed in float32, then rounded.
 
     So do processors with instructions for bf16, up to the order of the sum. On others PyTorch goes
-    number by number, which takes ten times as long.
+    number by number, which takes many times as long.
     """
 
     def __torch_dispatch__(
