@@ -286,6 +286,7 @@ def result_of(spec, device, **options):
     return values, record.failure, record.data
 
 
+@pytest.mark.filterwarnings("ignore::pai_lib.TiedScoresWarning")  # so narrow a network is dead in places
 @pytest.mark.parametrize("name", RUNS)
 def test_a_run_is_the_same_on_a_second_device(name):
     expected = result_of(RUNS[name], "cpu")

@@ -75,6 +75,8 @@ def put_on_trial(
     elif (default_results().parent / "notebooks").is_dir():  # not where a wheel brought the records
         for each in protocols:
             make_page_of(each, store, Path(file.name).name)
+    else:
+        print("There is no page: only a clone of the project has the notebook that makes it.")
     return counts
 
 

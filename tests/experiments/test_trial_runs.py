@@ -35,6 +35,7 @@ also:
 def tree(tmp_path, monkeypatch):
     """A project with one small protocol, most of whose runs are recorded."""
     (tmp_path / "campaigns").mkdir()
+    (tmp_path / "notebooks").mkdir()
     (tmp_path / "campaigns" / "tiny.yaml").write_text(TINY)
     for module in (trial, command):
         monkeypatch.setattr(module, "default_results", lambda: tmp_path / "results")
@@ -167,6 +168,9 @@ def test_a_trial_makes_its_own_runs_once_and_another_text_has_others(recorded, c
     said = capsys.readouterr().out
     assert "12 runs: 4 done, 8 reused" in said
     assert said.count("Mine: not judged") == said.count("page of tiny") == 2
+    (tree / "notebooks").rmdir()  # as in an installed library
+    assert main([*words, "--quiet"]) == 0
+    assert capsys.readouterr().out.endswith("only a clone of the project has the notebook that makes it.\n")
     (tree / "idea.py").write_text(GOOD + "# another\n")
     assert main([*words, "--dry-run"]) == 0
     assert "8 runs: 8 to do" in capsys.readouterr().out

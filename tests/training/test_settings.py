@@ -511,6 +511,7 @@ def test_negative_labels_are_refused_before_training():
         (lambda m: m.to(torch.complex64), "'0.weight' is torch.complex64: only real weights can be scored"),
     ],
 )
+@pytest.mark.filterwarnings("ignore:Complex modules are a new feature")  # PyTorch's, of what is refused here
 def test_a_model_that_cannot_be_scored_is_told_with_the_way_out(wrap, sentence):
     model = wrap(network())
     for key in ("magnitude", "snip", "synflow"):
