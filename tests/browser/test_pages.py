@@ -41,6 +41,7 @@ class Visit:
     requests: list[str] = field(default_factory=list)
     without_alt: list[str] = field(default_factory=list)
     findings: dict[str, list[str]] = field(default_factory=dict)  # of axe-core, by colour scheme
+    without_caption: dict[str, list[str]] = field(default_factory=dict)  # figures, by colour scheme
     phone_width: int = 0
     stands_out: list[str] = field(default_factory=list)
 
@@ -91,6 +92,9 @@ def visits(site, browser):
             page.evaluate("scheme => { document.documentElement.dataset.theme = scheme }", scheme)
             page.wait_for_timeout(300)  # some colours fade, whatever the reader's settings
             seen.findings[scheme] = findings(page)
+            seen.without_caption[scheme] = page.eval_on_selector_all(
+                "figcaption", "all => all.filter(e => !e.offsetHeight).map(e => e.textContent.slice(0, 80))"
+            )
         page.set_viewport_size({"width": PHONE, "height": 800})
         page.wait_for_timeout(200)
         seen.phone_width = page.evaluate("document.documentElement.scrollWidth")
@@ -133,6 +137,7 @@ class TestEveryPage:
 
     def test_describes_its_pictures(self, name, visits):
         assert not visits(name).without_alt
+        assert visits(name).without_caption == {"light": [], "dark": []}
 
 
 class _Links(HTMLParser):
