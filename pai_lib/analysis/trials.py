@@ -37,7 +37,7 @@ WORKS = "works"
 WORDS = {  # what each verdict says, from the gravest on; the first that applies is given
     "not judged": "too few seeds are recorded",
     "cut": "its masks leave no path from input to output",
-    "no better than a lot": "weights drawn by lot are not shown to do worse",
+    "not shown to beat random weights": "random weights are not shown to do worse",
     "a placebo does as well": "noise in the place of scores is not shown to do worse",
     "its profile does it, not its order": "its mask, shuffled in layers, is not shown to do worse",
     WORKS: "which weights it keeps, and how many of each layer, beats lots, placebos and profile",
@@ -66,7 +66,7 @@ class Judgement:
         if 2 * self.cut > self.seeds:
             return "cut"
         steps = {
-            "no better than a lot": LOTS,
+            "not shown to beat random weights": LOTS,
             "a placebo does as well": PLACEBOS,
             "its profile does it, not its order": (PROFILE,),
         }

@@ -47,7 +47,7 @@ def test_none_is_found_where_there_is_none(contrasts):
     drawn = [judged(contrasts, none, stream) for _ in range(DRAWS)]
     wrong = sum(bool(j.told("supported") + j.told("not supported")) for j in drawn)
     assert 0 < wrong <= stats.binom.ppf(0.999, DRAWS, LEVEL)
-    assert {j.word for j in drawn} <= {"no better than a lot", "a placebo does as well"}
+    assert {j.word for j in drawn} <= {"not shown to beat random weights", "a placebo does as well"}
 
 
 def test_equality_is_claimed_where_it_is_not_in_five_per_cent_at_most(contrasts):
@@ -105,7 +105,7 @@ HALF, MOST = [("mine", seed) for seed in range(5)], [("mine", seed) for seed in 
 CASES = {
     "works": ({}, {}),
     "cut": ({PLAIN: 10.0}, {"cut": MOST}),
-    "no better than a lot": ({("random", "erk", "none"): 60.0}, {"cut": HALF}),
+    "not shown to beat random weights": ({("random", "erk", "none"): 60.0}, {"cut": HALF}),
     "a placebo does as well": ({("weight_noise", "global", "none"): 60.0}, {}),
     "its profile does it, not its order": ({SHUFFLED: 60.0}, {}),
     "not judged": ({}, {"seeds": 4}),
@@ -140,7 +140,7 @@ def test_the_sentence_names_every_rival():
     )
     assert "Better than Random, ERK" in str(judgement)
     assert set(profile.verdicts) == set(trials.RIVALS)  # filled by lot, it has no order to take away
-    assert profile.word == "no better than a lot"
+    assert profile.word == "not shown to beat random weights"
     assert table.loc["SNIP", "verdict"] == "worse"
     assert table.loc["ERK", ["n", "verdict"]].tolist() == [SEEDS, "better"]
     assert worth["profile"].mean == pytest.approx(10, abs=0.5)
