@@ -14,7 +14,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 GROUND = "#12171d"  # as in book/_static/custom.css
-INKS = {"#333333": "#d9e0e7", "black": "#f0f4f8"}
+INKS = {"#333333": "#d9e0e7", "black": "#f0f4f8", "#666666": "#a9b1ba", "#707070": "#a9b1ba"}
 LETTERS = "smallest letters"  # key of a picture's own text
 PARTS = ("color", "edgecolor", "facecolor", "markeredgecolor", "markerfacecolor")
 
@@ -37,6 +37,10 @@ def darken(figure: Figure) -> None:
                     exchanged = [(*to_rgb(other), alpha) for alpha in colours[:, 3]]
                     artist.set(**{part: exchanged[0] if len(exchanged) == 1 else exchanged})
                     break
+    for text in figure.findobj(Text):
+        red, green, blue = to_rgb(text.get_color())
+        if np.ptp((red, green, blue)) > 0.1:  # in the colour of a line: half way to white
+            text.set_color(((red + 1) / 2, (green + 1) / 2, (blue + 1) / 2))
     for axes in figure.axes:
         axes.set_facecolor(GROUND)
 

@@ -128,6 +128,20 @@ def test_of_many_criteria_six_have_colours_and_no_labels_touch():
     assert all(a.y0 + 0.9 * a.height <= b.y0 for a, b in itertools.pairwise(boxes))
 
 
+def test_letters_in_the_colour_of_a_line_are_legible_on_the_dark_ground():
+    def luminance(color):
+        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in mpl.colors.to_rgb(color)]
+        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+
+    figure, axes = plt.subplots()
+    for style in figures.criterion_styles().values():
+        axes.text(0, 0, "a", color=style["color"])
+    figure.canvas.draw()
+    dark.darken(figure)
+    darkest = min(luminance(text.get_color()) for text in axes.texts)
+    assert (darkest + 0.05) / (luminance(dark.GROUND) + 0.05) >= 4.5  # of WCAG 2.2
+
+
 def test_a_picture_tells_its_smallest_letters():
     figure, axes = plt.subplots()
     axes.set_title("small", fontsize=4.5)
