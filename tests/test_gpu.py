@@ -24,6 +24,7 @@ DEVICE = torch.device(os.environ.get("PAI_TEST_DEVICE", "cuda"))
 CUDA = DEVICE.type == "cuda"
 pytestmark = [
     pytest.mark.gpu,
+    pytest.mark.filterwarnings("default"),  # what a GPU warns of has not been seen yet
     pytest.mark.skipif(CUDA and not torch.cuda.is_available(), reason="PyTorch finds no CUDA device here"),
 ]
 on_cuda = pytest.mark.skipif(not CUDA, reason="it is about CUDA")
