@@ -1,4 +1,4 @@
-"""Records to lines: the accuracy of every criterion against sparsity."""
+"""Records to lines: accuracy against sparsity, and profiles beside accuracies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
     figure, axes = plt.subplots(figsize=(5.4, 4.6))
     keys = in_order(summary["criterion"])
     coloured = COLOURED if len(keys) > len(COLOURED) + 1 else keys
-    ends = {}
+    ends, styles = {}, criterion_styles()
     for key in keys:
         rows = summary[summary["criterion"] == key].sort_values("sparsity")
         label = f"{criterion_label(key)} ({span(rows['n'])})"
@@ -48,7 +48,7 @@ def against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
             axes.axhline(mean.iloc[0], color="black", ls="--", lw=1)
             ends[label] = (len(levels) - 1, mean.iloc[0], "black")
             continue
-        style = criterion_styles()[key]
+        style = styles[key]
         places = rows["sparsity"].map(levels.index)
         if key in coloured:
             axes.errorbar(places, mean, sd, lw=1.6, ms=6, capsize=2, alpha=0.9, **style)
@@ -102,7 +102,7 @@ def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> No
     bottom = 100 * lowest - 2
     axes.set_ylim(bottom=bottom)
     style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": "small", "color": INK}
-    for line, (level, rows) in enumerate(summary[failed].groupby("sparsity", sort=False)):
+    for line, (level, rows) in enumerate(summary[failed].groupby("sparsity")):
         names = ", ".join(map(criterion_label, rows["criterion"]))
         text = f"↓ {names} {span(100 * rows['mean'])} %" + line * "\n"
         axes.text(levels.index(level) + 0.1, bottom, text, **style)
@@ -115,14 +115,14 @@ def profiles(groups: Mapping[str, Sequence[Record]]) -> tuple[Figure, str]:
         groups: label to the records of one network, of all seeds; means over them are drawn.
     """
     figure, axes = plt.subplots(figsize=(5.4, 4.2))
-    ends, said = {}, []
-    for (label, records), marker in zip(groups.items(), "osD^vPX", strict=False):
+    ends, said, styles = {}, [], criterion_styles()
+    for label, records in groups.items():
         results = [record.result for record in records]
         kept = np.mean([[*result["density"].values()] for result in results], axis=0)  # (layers,)
         percent = 100 * np.mean([result["test_accuracy"] for result in results])
-        style = criterion_styles()[records[0].spec.criterion]
+        style = styles[records[0].spec.criterion]
         layers = range(1, len(kept) + 1)
-        axes.plot(layers, kept, lw=1.4, **{**style, "ms": 5, "marker": marker})
+        axes.plot(layers, kept, lw=1.4, ms=5, **style)
         ends[f"{label}: {percent:.1f} %"] = (len(kept), kept[-1], style["color"])
         said.append(f"{label} {percent:.1f} %, kept {', '.join(f'{part:.2g}' for part in kept)}")
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.3)

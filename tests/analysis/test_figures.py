@@ -3,6 +3,7 @@
 import base64
 import io
 import itertools
+from types import SimpleNamespace
 from xml.etree import ElementTree
 
 import matplotlib as mpl
@@ -126,6 +127,18 @@ def test_of_many_criteria_six_have_colours_and_no_labels_touch():
     boxes = sorted((mpl.text.Text.get_window_extent(text) for text in axes.texts), key=lambda box: box.y0)
     assert len(boxes) == len(rows) / 2
     assert all(a.y0 + 0.9 * a.height <= b.y0 for a, b in itertools.pairwise(boxes))
+
+
+def test_profiles_are_means_over_seeds_and_none_is_left_out():
+    def record(accuracy, **density):
+        result = {"density": density, "test_accuracy": accuracy}
+        return SimpleNamespace(spec=SimpleNamespace(criterion="snip"), result=result)
+
+    groups = {f"way {i}": [record(0.5, a=1.0, b=0.2), record(0.7, a=0.5, b=0.0)] for i in range(9)}
+    figure, alt = accuracy_figures.profiles(groups)
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[0.75, 0.1]] * 9
+    assert written(figure) == [f"way {i}: 60.0 %" for i in range(9)]
+    assert "way 8 60.0 %, kept 0.75, 0.1." in alt
 
 
 def test_letters_in_the_colour_of_a_line_are_legible_on_the_dark_ground():
