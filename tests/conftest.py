@@ -1,6 +1,7 @@
 """Shared by the tests: settings, a module made of a function, and oracles written without the library."""
 
 import os
+import sys
 from dataclasses import replace
 
 import pytest
@@ -15,6 +16,14 @@ torch.set_num_threads(1)
 # In CI the drawn examples are always the same: a pull request fails for what it changed, not for its luck.
 settings.register_profile("pai", deadline=None, max_examples=25, derandomize="CI" in os.environ)
 settings.load_profile("pai")
+
+
+@pytest.fixture(autouse=True)
+def no_figure_stays_open():
+    """A test that draws need not close: which tests share a worker must not decide which of them sees 20 figures."""
+    yield
+    if "matplotlib.pyplot" in sys.modules:
+        sys.modules["matplotlib.pyplot"].close("all")
 
 
 class Net(nn.Module):
