@@ -20,7 +20,7 @@ settings.load_profile("pai")
 
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
-    """A test that draws need not close: which tests share a worker must not decide which of them sees 20 figures."""
+    """Which tests share a worker must not decide which of them is the one with too many open figures."""
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")

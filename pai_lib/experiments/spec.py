@@ -152,7 +152,7 @@ class RunSpec(Spec):
     scope: str = _name(
         "global",
         "one ranking over all weights (global), one a layer (layer), or at densities by a formula "
-        "(erk, smart_ratio)",
+        "(erk, smart_ratio, equal, equal_worth, equal_worth_unsigned)",
         scopes,
     )
     samples_per_class: int = _whole(10, "scoring samples a class")

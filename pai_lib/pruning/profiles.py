@@ -9,6 +9,9 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from scipy.optimize import brentq
+from scipy.special import gamma, gammaincc, ndtr
+
 Shapes = Mapping[str, Sequence[int]]
 Profile = Callable[[Shapes, float], dict[str, float]]
 PROFILES: dict[str, Profile] = {}
@@ -50,6 +53,64 @@ def smart_ratio(shapes: Shapes, density: float) -> dict[str, float]:
     from_the_end = range(len(shapes) + 1, 1, -1)
     factors = {name: k**2 + k for name, k in zip(shapes, from_the_end, strict=True)}
     return _in_proportion(factors, shapes, density)
+
+
+@profile("equal")
+def equal(shapes: Shapes, density: float) -> dict[str, float]:
+    """The same number of weights in each layer, or all of a layer that has fewer.
+
+    Of all masks with random positions it leaves a chain of layers the most paths from input to
+    output: their number is in proportion to Π kₗ, which is greatest at equal kₗ.
+    """
+    return _in_proportion({n: 1 / math.prod(d) for n, d in shapes.items()}, shapes, density)
+
+
+@profile("equal_worth")
+def equal_worth(shapes: Shapes, density: float) -> dict[str, float]:
+    """Densities P(u²z > τN) of a layer of N weights: a lottery in which layers are worth the same.
+
+    Behind normalization the gradient's energy is about the same in each layer, so that a weight of
+    a layer of N has a share of 1/N. PyTorch draws weights uniformly, and a Hutchinson estimate of
+    few probes is noise of either sign: the score is u²z/N, u uniform on [0, 1] and z normal. τ
+    meets the density of the network, and a layer that expects less than one weight gets none.
+    """
+    return _lottery(shapes, density, _signed)
+
+
+@profile("equal_worth_unsigned")
+def equal_worth_unsigned(shapes: Shapes, density: float) -> dict[str, float]:
+    """Densities P(u²|z| > τN): ``equal_worth`` of a score without a sign.
+
+    No sign keeps a layer below one half, so that small layers are kept more densely.
+    """
+    return _lottery(shapes, density, lambda level: min(1.0, 2 * _signed(level)))
+
+
+def _signed(level: float) -> float:
+    """P(u²z > t) = Φ(−t) − √t·2^(−3/4)·Γ(¼, t²/2)/√(2π) at t ≥ 0; one minus that of −t below."""
+    if level < 0:
+        return 1 - _signed(-level)
+    tail = gamma(0.25) * gammaincc(0.25, level**2 / 2)
+    return max(0.0, float(ndtr(-level) - math.sqrt(level) * 2**-0.75 * tail / math.sqrt(math.tau)))
+
+
+def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) -> dict[str, float]:
+    """Densities above(τN) that meet the density of the network."""
+    if density >= 1:
+        return dict.fromkeys(shapes, 1.0)
+    size = {name: math.prod(shape) for name, shape in shapes.items()}
+    budget = density * sum(size.values())
+
+    def surplus(threshold: float) -> float:
+        return sum(count * above(threshold * count) for count in size.values()) - budget
+
+    most = 40 / min(size.values())  # P(u²z > 40) is 0 in doubles
+    threshold = brentq(surplus, -most, most, xtol=1e-16)
+    densities = {name: above(threshold * count) for name, count in size.items()}
+    enough = {name for name, count in size.items() if densities[name] * count > 1 - 1e-9}
+    if not enough:
+        return densities
+    return {name: share if name in enough else 0.0 for name, share in densities.items()}
 
 
 def _in_proportion(

@@ -55,7 +55,9 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
         scope: ``"global"`` ranks all weights together; ``"layer"`` each tensor by itself; ``"erk"``
             each tensor at the Erdős–Rényi-kernel density, ∝ (Σ of its dimensions)/(their product)
             (Evci et al., 2020); ``"smart_ratio"`` each at the smart ratio, ∝ k² + k for a layer k
-            before the end (Su et al., 2020).
+            before the end (Su et al., 2020); ``"equal"`` the same number in each; ``"equal_worth"``
+            and ``"equal_worth_unsigned"`` each at what it wins of a lottery in which layers are
+            worth the same. A layer whose density is 0 keeps nothing.
 
     Returns:
         ``{parameter name: bool tensor}``, True = kept, each where its scores are.
@@ -170,6 +172,8 @@ def ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter
 
 
 def _count(density: float, total: int, title: str) -> int:
+    if density == 0:  # a profile that gives a layer nothing says so
+        return 0
     count = int(density * total)  # in doubles: the paper's rounding
     if count < 1:
         message = f"A density of {density:.3g} keeps no weight of {title} ({total} weights)"
@@ -182,6 +186,9 @@ def _keep_highest(flat: Tensor, k: int) -> tuple[Tensor, Tensor, float]:
 
     Linear time: selection, no sort.
     """
+    if k == 0:
+        none = torch.zeros_like(flat, dtype=torch.bool)
+        return none, none, 0.0
     threshold = flat.kthvalue(flat.numel() - k + 1).values
     kept, tied = flat > threshold, flat == threshold
     places = tied.nonzero()[:, 0]
