@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -83,6 +83,15 @@ def told_apart(differences: Mapping[str, pd.Series]) -> dict[str, list[str]]:
         word = "not told apart" if p[key] >= LEVEL else "better" if d.mean() > 0 else "worse"
         groups[word].append(key)
     return groups
+
+
+def in_a_list(names: Sequence[str]) -> str:
+    """Names as a clause has them.
+
+    >>> in_a_list(["HP", "SNIP", "FP"])
+    'HP, SNIP and FP'
+    """
+    return " and ".join(filter(None, [", ".join(names[:-1]), *names[-1:]]))
 
 
 def told_apart_in_words(differences: Mapping[str, pd.Series]) -> str:

@@ -17,7 +17,7 @@ from scipy import stats
 from ..experiments.spec import RunSpec
 from ..pruning.criteria import CRITERIA, criterion_label
 from .protocols import plain_runs
-from .statistics import LEVEL, Paired, paired, points
+from .statistics import LEVEL, Paired, in_a_list, paired, points
 from .verdicts import SEEDS, Contrast, Settings, Verdict, by_seed, judge
 
 WITHIN = 1.0  # percentage points that count as equal to the criterion's own profile
@@ -34,14 +34,6 @@ RIVALS: dict[str, dict[str, Any]] = {
 }
 UNTESTED = "not tested yet"
 WORKS = "works"
-WORDS = {  # what each verdict says, from the gravest on; the first that applies is given
-    "not judged": "too few seeds are recorded",
-    "cut": "its masks leave no path from input to output",
-    "not shown to beat random weights": "random weights are not shown to do worse",
-    "a placebo does as well": "noise in the place of scores is not shown to do worse",
-    "its profile does it, not its order": "its mask, shuffled in layers, is not shown to do worse",
-    WORKS: "which weights it keeps, and how many of each layer, beats lots, placebos and profile",
-}
 
 
 @dataclass(frozen=True)
@@ -59,7 +51,7 @@ class Judgement:
 
     @property
     def word(self) -> str:
-        """The verdict, a key of ``WORDS``."""
+        """The verdict: of the reasons against it the gravest, or that it works."""
         better, tested = self.told("supported"), set(self.verdicts) - set(self.told(UNTESTED))
         if self.seeds < SEEDS or not tested.issuperset(LOTS):
             return "not judged"
@@ -76,16 +68,16 @@ class Judgement:
         return WORKS
 
     def __str__(self) -> str:
-        words = {"supported": "better than", "undecided": "not told apart from"}
+        words = {"supported": "better than", "undecided": "no difference found to"}
         words |= {"not supported": "worse than", UNTESTED: "not compared, for want of runs, with"}
-        said = [f"{words[w]} {', '.join(self.told(w))}" for w in words if self.told(w)]
+        said = [f"{words[w]} {in_a_list(self.told(w))}" for w in words if self.told(w)]
         if self.cut:
             said.insert(0, f"{self.cut} of {self.seeds} masks are cut")
         profile = self.verdicts.get(PROFILE)
         if profile and profile.equivalence < LEVEL:
             said.append(f"equal to {PROFILE} within {WITHIN:g} point")
         text = "; ".join(said)
-        return f"{self.label}: {self.word} ({WORDS[self.word]}). {text[:1].upper()}{text[1:]}."
+        return f"{self.label}: {self.word}. {text[:1].upper()}{text[1:]}."
 
 
 def judge_trial(frame: pd.DataFrame, base: RunSpec, key: str) -> Judgement:

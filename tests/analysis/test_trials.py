@@ -118,7 +118,7 @@ def test_each_word_is_given_where_it_is_deserved(word):
     with known(FILE):
         judgement = trials.judge_trial(frame_of(levels, **options), BASE, "mine")
     assert judgement.word == word
-    assert str(judgement).startswith(f"Mine: {word} (")
+    assert str(judgement).startswith(f"Mine: {word}. ")
     assert judgement.cut == len(options.get("cut", ()))
 
 
@@ -129,12 +129,12 @@ def test_the_sentence_names_every_rival():
         profile = trials.judge_trial(frame, BASE, "flat")
         table = trials.comparison(judgement)
         worth = trials.parts(frame, BASE, "mine")
-    better = "Better than random, erk, magnitude, hp, scaled noise, weight noise"
+    better = "Better than random, erk, magnitude, hp, scaled noise and weight noise"
     assert (
         str(judgement)
         .lower()
         .endswith(
-            f"{better.lower()}; not told apart from its own profile; worse than snip; "
+            f"{better.lower()}; no difference found to its own profile; worse than snip; "
             "equal to its own profile within 1 point."
         )
     )
