@@ -1,14 +1,16 @@
 r"""Sphinx extension: the criteria's short names as terms.
 
-The directive ``{criteria-terms}`` lists them all in the glossary, from the library's registry. On
-every page ``reading/terms.js`` makes the first mention in a paragraph a button that shows what it
-stands for: name, formula, cost, and the way to the glossary.
+The directive ``{criteria-terms}`` lists them all in the glossary, from the library's registry, and
+``{criteria-index}`` makes a short table that leads to these entries. On every page
+``reading/terms.js`` makes the first mention in a paragraph a button that shows what it stands for:
+name, formula, cost, and the way to the glossary.
 """
 
 import json
 import re
 import unicodedata
 from html import escape
+from itertools import zip_longest
 from pathlib import Path
 
 from docutils import nodes
@@ -68,7 +70,7 @@ def cost(needs: tuple[str, ...]) -> str:
         return "no gradient"
     total = sum(number for number, _ in counted)
     given = next(filter(None, (words for _, words in counted)), "")
-    return f"{total:.2g} gradient{'s' * (total != 1)} an image{given}"
+    return f"{total:.2g} gradient{'s' * (total != 1)} per image{given}"
 
 
 def terms() -> list[dict[str, str]]:
@@ -103,10 +105,30 @@ class CriteriaTerms(SphinxDirective):
                 f"({{cite:t}}`{rule.source}`; `{rule.key}`, {{doc}}`criteria`).",
                 "",
             ]
-        holder = nodes.Element()
-        text = StringList([*lines, "```"], source=self.get_source_info()[0])
-        self.state.nested_parse(text, self.content_offset, holder)
-        return holder.children
+        return parsed(self, [*lines, "```"])
+
+
+class CriteriaIndex(SphinxDirective):
+    """A table of the criteria's short names, two a row, each a link to its entry."""
+
+    def run(self) -> list[nodes.Node]:
+        """Return the table."""
+        cells = [
+            f"{{term}}`{term['label']}`" + f": {term['name']}" * (term["name"] != term["label"])
+            for term in terms()
+        ]
+        half = -(-len(cells) // 2)
+        rows = zip_longest(cells[:half], cells[half:], fillvalue="")
+        lines = [f"{mark} - {cell}" for row in rows for mark, cell in zip("* ", row, strict=True)]
+        return parsed(self, ["```{list-table}", *lines, "```"])
+
+
+def parsed(directive: SphinxDirective, lines: list[str]) -> list[nodes.Node]:
+    """Return what lines in MyST give in the place of a directive."""
+    holder = nodes.Element()
+    text = StringList(lines, source=directive.get_source_info()[0])
+    directive.state.nested_parse(text, directive.content_offset, holder)
+    return holder.children
 
 
 def write_data(app: Sphinx) -> None:
@@ -128,6 +150,7 @@ def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
 def setup(app: Sphinx) -> dict[str, bool]:
     """Register with Sphinx."""
     app.add_directive("criteria-terms", CriteriaTerms)
+    app.add_directive("criteria-index", CriteriaIndex)
     app.connect("builder-inited", write_data)
     app.connect("html-page-context", add_scripts)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -51,7 +51,7 @@ def test_a_term_shows_name_formula_cost_and_the_way_to_the_glossary(visit, rich,
     for words in (
         "Hutchinson pruning",
         "½θ²ĥ",
-        "Cost: 21 gradients an image with ten probes",
+        "Cost: 21 gradients per image with ten probes",
         "HP in the glossary",
     ):
         assert words in card.inner_text()
