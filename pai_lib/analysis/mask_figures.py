@@ -8,13 +8,17 @@ from typing import Any
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
+from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..pruning.criteria import criterion_label
+from .accuracy_words import names
 from .statistics import span
 from .tables import by_criterion, in_order
+
+EMPTY = "layers left without a weight; × = no path from input to output is left"
 
 
 def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
@@ -27,7 +31,8 @@ def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
 def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     """Heat maps of the number of empty layers, by criterion and sparsity, one a warm-up.
 
-    A number is a mean over seeds; a cross marks masks of which one or more are cut.
+    A number is a mean over seeds; a cross marks masks of which one or more are cut, and stands
+    alone where no layer is empty.
 
     Args:
         frame: rows of ``masks_frame`` of one network.
@@ -35,7 +40,7 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     updates = sorted(frame["warmup"].unique())
     counts = {count: _table(frame, count, "empty") for count in updates}
     rows = max(map(len, counts.values()))
-    size = (1.4 + 2.9 * len(updates), 1.2 + 0.26 * rows)
+    size = (1.4 + 2.9 * len(updates), 1.5 + 0.26 * rows)
     figure, grid = plt.subplots(1, len(updates), figsize=size, sharey=True, squeeze=False)
     most = max(table.max().max() for table in counts.values())
     scale = sns.light_palette("#D55E00", as_cmap=True)
@@ -44,15 +49,59 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
         text = table.map("{:.3g}".format, na_action="ignore").fillna("")
-        text += cut.map(lambda any_cut: " ×" if any_cut else "")
+        text = text.mask(cut, text.replace("0", "") + " ×")
         small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
-        axes.set(xlabel="sparsity", ylabel="")
-        axes.set_title(f"after {count} updates" if count else "without warm-up", fontsize="medium")
-        names = ", ".join(table.index[cut.any(axis=1)]) or "none"
-        said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {names}")
+        _sparsities_above(axes)
+        axes.set_title(after(count), fontsize="medium")
+        closed = ", ".join(table.index[cut.any(axis=1)]) or "none"
+        said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {closed}")
+    # Beside one panel alone a line would be wider than the figure.
+    title = EMPTY if len(updates) > 1 else EMPTY.replace("; ", "\n")
+    figure.suptitle(f"Numbers: {title}", fontsize="small")
     alt = "Heat maps: empty layers by criterion and sparsity. Mean at the highest sparsity, "
     return figure, f"{alt}{'. '.join(said)}."
+
+
+def in_words(frame: pd.DataFrame) -> str:
+    """From which sparsity on each criterion empties layers, and cuts the network: two sentences.
+
+    Args:
+        frame: rows of ``masks_frame`` of one network; those of the longest warm-up are told.
+    """
+    rows = frame[frame["warmup"] == frame["warmup"].max()]
+    emptied, cut = rows[rows["empty"] > 0], rows[rows["cut"]]
+    spared = set(rows["criterion"]) - set(emptied["criterion"])
+    others = names(spared) if len(spared) < 4 else f"the other {len(spared)} criteria"
+    text = "no criterion leaves a layer without a weight."
+    if len(emptied):
+        text = f"layers are left without a weight from these sparsities on: {_first(emptied)}"
+        text += f"; by {others} never." if spared else "."
+    closed = "No mask is *cut*: each leaves a path from input to output."
+    if len(cut):
+        closed = f"Masks are *cut* (no path from input to output is left) from {_first(cut)} on."
+    return f"{after(rows['warmup'].iloc[0]).capitalize()}, {text} {closed}"
+
+
+def _first(rows: pd.DataFrame) -> str:
+    """The lowest sparsity of each criterion in words: 0.9 (SNIP), 0.95 (FD and ED)."""
+    lowest = rows.groupby("criterion")["sparsity"].min()
+    told = [f"{level:g} ({names(keys.index)})" for level, keys in lowest.groupby(lowest)]
+    return ", ".join(told)
+
+
+def after(updates: int) -> str:
+    """A number of batch-norm updates in words."""
+    return f"after {updates} batch-norm updates" if updates else "without warm-up"
+
+
+def _sparsities_above(axes: Axes) -> None:
+    """Name the columns of a heat map where a reader begins."""
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.set(xlabel="sparsity", ylabel="")
+    axes.tick_params(length=0, labelsize="small")
+    axes.xaxis.label.set_fontsize("small")
 
 
 WHEN_CUT = {
@@ -72,11 +121,11 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
         networks: title to the rows of ``masks_frame`` of one network, of two warm-ups each.
     """
     criteria = in_order(pd.concat(networks.values())["criterion"])
-    names = [criterion_label(key) for key in criteria]
-    tables = {title: _when_cut(frame).reindex(names) for title, frame in networks.items()}
+    labels = [criterion_label(key) for key in criteria]
+    tables = {title: _when_cut(frame).reindex(labels) for title, frame in networks.items()}
     columns = min(len(tables), 3)
     rows = -(-len(tables) // columns)
-    size = (1.2 + 2.1 * columns, rows * (1.0 + 0.2 * len(names)) + 0.5)
+    size = (1.2 + 2.4 * columns, rows * (1.1 + 0.2 * len(labels)) + 0.5)
     figure, grid = plt.subplots(rows, columns, figsize=size, sharey="row", squeeze=False)
     look: dict[str, Any] = {"cmap": ListedColormap(list(WHEN_CUT.values())), "vmin": 0, "vmax": 3}
     said = []
@@ -85,21 +134,31 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
     for axes, (title, table) in zip(grid.flat, tables.items(), strict=False):
         sns.heatmap(table, ax=axes, cbar=False, linewidths=0.5, yticklabels=True, **look)
         axes.set_title(title, fontsize="small")
-        axes.set(xlabel="sparsity", ylabel="")
-        axes.tick_params(labelsize="small")
+        _sparsities_above(axes)
         counts = [int((table == code).sum().sum()) for code in range(4)]
         said.append(f"{title}: {', '.join(map(str, counts))}")
     handles = [Patch(color=colour, label=state) for state, colour in WHEN_CUT.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small")
     states = ", ".join(WHEN_CUT)
     return figure, f"Heat maps by criterion and sparsity. Cells {states}: {'; '.join(said)}."
 
 
+def criteria_by_state(networks: Mapping[str, pd.DataFrame]) -> dict[str, str]:
+    """Which criteria have a cell of each state of ``WHEN_CUT`` in ``connectivity``, in words."""
+    states = pd.concat([_when_cut(frame) for frame in networks.values()])
+    keys = in_order(pd.concat(networks.values())["criterion"])
+    told = {}
+    for code, state in enumerate(WHEN_CUT):
+        labels = states.index[(states == code).any(axis="columns")]
+        told[state] = names(key for key in keys if criterion_label(key) in labels) or "none"
+    return told
+
+
 def _when_cut(frame: pd.DataFrame) -> pd.DataFrame:
     """Number of the state in ``WHEN_CUT`` by criterion and sparsity; NaN unless both are known."""
-    without, after = (_table(frame, updates, "cut") for updates in sorted(frame["warmup"].unique()))
-    known = without.notna() & after.notna()
-    return ((after > 0) * 1.0 + (without > 0) * 2.0).where(known)
+    cold, warm = (_table(frame, updates, "cut") for updates in sorted(frame["warmup"].unique()))
+    known = cold.notna() & warm.notna()
+    return ((warm > 0) * 1.0 + (cold > 0) * 2.0).where(known)
 
 
 def _table(frame: pd.DataFrame, warmup: int, what: str) -> pd.DataFrame:

@@ -20,11 +20,10 @@ from ..files import write_whole
 from .chapters import RUNS, Job, asked_jobs, check_library, load_chapters, pick
 from .execution import ChapterError, Watch, execute_together, run_notebook
 from .keys import chapter_key, code_digest, data_digest, is_fresh, run_files, stale_jobs
-from .pages import import_lines, make_page
+from .pages import STORED_TAG, import_lines, make_page
 
 CHAPTERS_READY = "PAI_CHAPTERS_READY"  # set by build_book: the Sphinx extension need not look again
 IMPORT = re.compile(r"try:\n    import pai_lib as pai\nexcept ImportError .*\n(    .*\n)+")
-STORED_TAG = "nbval-check-output"  # of cells whose output is in the committed notebooks
 
 
 # --- execution

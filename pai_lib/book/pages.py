@@ -17,6 +17,7 @@ from ..experiments.provenance import device_name, git_revision, version
 from .chapters import Job, run_name
 from .parameters import notebook_parameters, text_of
 
+STORED_TAG = "nbval-check-output"  # of cells whose output is in the committed notebooks
 PACKAGES = ("pai-lib", "torch", "seaborn", "papermill", "jupyter-book")
 # In MyST a label, where it is defined or referred to; and the beginning of a link to a page.
 LABEL = re.compile(
@@ -131,6 +132,7 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
     for holder, key in myst_texts(notebook):
         holder[key] = with_roles(holder[key])
     fold_parameters(notebook)
+    leave_out_silent(notebook)
     keep_labels_apart(notebook, job)
     caption_figures(notebook)
     notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
@@ -159,6 +161,27 @@ def fold_parameters(notebook: Any) -> None:
             cell.metadata.mystnb = {"code_prompt_show": "Show the parameters and their defaults"}
         if "injected-parameters" in tags:
             tags.append("remove-cell")
+
+
+def leave_out_silent(notebook: Any) -> None:
+    """Hide folded cells that are for what they show and show nothing, and sections of only such.
+
+    They would be bars around nothing, below a heading that promises something. A cell whose output
+    tests compare is for what it shows; others define what later cells use.
+    """
+    sections: list[list[Any]] = [[]]
+    for cell in notebook.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            sections.append([])
+        sections[-1].append(cell)
+    for place, cells in enumerate(sections):
+        code = [cell for cell in cells if cell.cell_type == "code"]
+        silent = [cell for cell in code if not cell.outputs]
+        whole = place and code and silent == code
+        for cell in cells if whole else silent:
+            tags = cell.metadata.get("tags", [])
+            if whole or {"hide-input", STORED_TAG} <= {*tags}:
+                cell.metadata.tags = [*tags, "remove-cell"]
 
 
 def keep_labels_apart(notebook: Any, job: Job) -> None:

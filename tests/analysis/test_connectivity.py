@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from pai_lib.analysis.mask_figures import WHEN_CUT, connectivity
+from pai_lib.analysis.mask_figures import WHEN_CUT, connectivity, criteria_by_state, empty_layers, in_words
 
 
 def network(cut):
@@ -37,3 +37,33 @@ def test_networks_of_other_criteria_share_their_rows_and_what_is_unknown_stays_b
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["SNIP", "FD"]
     assert figure.axes[1].collections[0].get_array().mask.reshape(2, 2).tolist() == [[False] * 2, [True] * 2]
+
+
+def test_a_sentence_has_the_criteria_of_each_state_of_the_figure():
+    cut = {("fisher_diag", 0.98, 98, 1), ("fisher_diag", 0.99, 98, 0), ("fisher_diag", 0.99, 0, 1)}
+    told = criteria_by_state({"net": network(cut), "other": network({("snip", 0.99, 0, 0)})})
+    assert list(told.values()) == ["SNIP and FD", "FD", "SNIP", "FD"]
+    assert criteria_by_state({"net": network(set())})["cut with and without"] == "none"
+
+
+def test_empty_layers_are_counted_and_cut_masks_crossed():
+    rows = network({("fisher_diag", 0.98, 98, 1), ("snip", 0.99, 98, 1)})
+    figure, alt = empty_layers(rows.assign(empty=2 * ((rows["criterion"] == "snip") & (rows["warmup"] == 98))))
+    assert figure.get_suptitle().startswith("Numbers: layers left without a weight; × = no path")
+    warm = figure.axes[1]
+    assert [text.get_text().strip() for text in warm.texts] == ["2", "2 ×", "×", "0"]
+    assert warm.xaxis.get_label_position() == "top"
+    assert alt.endswith("after 98 batch-norm updates: SNIP 2; cut SNIP, FD.")
+
+
+def test_the_first_sparsity_of_each_event_is_told():
+    rows = network({("fisher_diag", 0.98, 98, 1), ("fisher_diag", 0.99, 98, 1)}).assign(empty=0)
+    assert in_words(rows) == (
+        "After 98 batch-norm updates, no criterion leaves a layer without a weight. "
+        "Masks are *cut* (no path from input to output is left) from 0.98 (FD) on."
+    )
+    rows = network(set()).assign(empty=0)
+    rows.loc[(rows["criterion"] == "snip") & (rows["sparsity"] == 0.99), "empty"] = 3
+    assert "layers are left without a weight from these sparsities on: 0.99 (SNIP); by FD never." in in_words(rows)
+    assert in_words(rows).endswith("No mask is *cut*: each leaves a path from input to output.")
+    assert in_words(rows[rows["warmup"] == 0]).startswith("Without warm-up, layers")

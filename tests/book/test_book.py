@@ -23,7 +23,7 @@ from project import (
 
 from pai_lib import cli
 from pai_lib.book import building as book
-from pai_lib.book import chapters, keys
+from pai_lib.book import chapters, keys, pages
 
 # --- chapters.yaml and the command line ----------------------------------------------------------------
 
@@ -185,6 +185,22 @@ def test_what_a_cell_shows_beside_a_figure_has_a_cell_of_its_own(root):
         captioned = cell.metadata.get("mystnb", {}).get("figure", {}).get("caption")
         assert captioned == ("A *pixel*." if "image/png" in cell.outputs[0].data else None)
     assert shown[-1].outputs[0].data["text/plain"] == "2"
+
+
+def test_cells_that_show_nothing_leave_no_bar_and_no_heading():
+    code, text = nbformat.v4.new_code_cell, nbformat.v4.new_markdown_cell
+    folded, compared = {"tags": ["hide-input"]}, {"tags": ["hide-input", book.STORED_TAG]}
+    shown = [nbformat.v4.new_output("stream", text="1")]
+    cells = [
+        text("# A chapter"), code("import os", metadata=folded), code("first", metadata=compared),
+        text("## Kept"), code("x = 1", metadata=folded), code("silent", metadata=compared),
+        code("1", outputs=shown),
+        text("## Dropped"), text("Of it."), code("y = 2", metadata=folded), code("z = 3"),
+        text("## Words alone"),
+    ]  # fmt: skip
+    pages.leave_out_silent(nbformat.v4.new_notebook(cells=cells))
+    gone = [cell.source for cell in cells if "remove-cell" in cell.metadata.get("tags", [])]
+    assert gone == ["first", "silent", "## Dropped", "Of it.", "y = 2", "z = 3"]
 
 
 # --- pages ---------------------------------------------------------------------------------------------

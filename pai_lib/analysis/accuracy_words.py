@@ -1,0 +1,119 @@
+"""Records of one network to sentences: what networks reach, and what their seeds can tell."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import pandas as pd
+
+from ..pruning.criteria import criterion_label
+from .frames import data_note
+from .protocols import width_in_words
+from .statistics import differences_by_sparsity, most_pairs, span, told_apart
+from .tables import in_order, summarize
+
+REFERENCE = "snip"  # needs one gradient and no curvature, which the others have to be worth
+PLACEBOS = ("scaled_noise", "weight_noise")  # no criteria, see the book's glossary
+
+
+def pairs_with_reference(rows: pd.DataFrame) -> dict[float, dict[str, pd.Series]]:
+    """``differences_by_sparsity`` of each criterion with SNIP."""
+    return differences_by_sparsity(rows, rows[rows["criterion"] == REFERENCE])
+
+
+def lead(rows: pd.DataFrame) -> str:
+    """What networks reach, at the sparsity with the most pairs, and what the seeds tell of it.
+
+    Args:
+        rows: plain runs of one protocol, as ``by_protocol`` gives them.
+    """
+    pairs = pairs_with_reference(rows)
+    at = most_pairs(pairs) or rows["sparsity"].max()
+    pruned, run = rows[rows["sparsity"] == at], rows.iloc[0]
+    means = 100 * summarize(pruned).set_index("criterion")["mean"]
+    dense = 100 * rows.loc[rows["criterion"] == "dense", "test_accuracy"].mean()
+    size = f"{width_in_words(run)}, {run['train_images']:,.0f} training images, "
+    size += f"{run['epochs']} epochs"
+    scale = "Here" if pd.isna(run["width"]) else "At a reduced scale"
+    sentences = [f"{scale} ({size}) {_levels(means, pruned)}, the dense network {dense:.1f} %."]
+    if dense < means.max():
+        sentences.append(
+            "That is less than the best pruned one: in so few epochs it learns more slowly, so "
+            "that these numbers say more about speed of training than about pruning."
+        )
+    note = data_note(run["fingerprint"]).removeprefix(" (").removesuffix(")")
+    if "classes" in note:  # another question than that of the data's name
+        sentences.append(f"The data are {note}: fewer classes make higher accuracies.")
+    return " ".join([*sentences, _told(pruned, pairs.get(at, {}))])
+
+
+def _levels(means: pd.Series, pruned: pd.DataFrame) -> str:
+    """From which accuracy down to which the pruned networks of one sparsity reach."""
+    at, best = pruned["sparsity"].iloc[0], means.idxmax()
+    if len(means) == 1:
+        name = criterion_label(best)
+        return f"{name} pruning to sparsity {at:g} reaches {means[best]:.1f} %"
+    lowest = means.index[means < means.min() + 0.05]
+    worst = names(lowest)
+    if (pruned.loc[pruned["criterion"].isin(lowest), "effective_sparsity"] == 1).all():
+        worst += ": chance, as no path is left from input to output"
+    return (
+        f"networks pruned to sparsity {at:g} reach from {means[best]:.1f} % "
+        f"({criterion_label(best)}) down to {means.min():.1f} % ({worst})"
+    )
+
+
+def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
+    """What the seeds tell of the criteria at one sparsity: with one seed a direction alone."""
+    groups = told_apart(pairs)
+    n = span(pruned.groupby("criterion")["seed"].nunique())
+    if any(groups.values()):
+        better, worse, unsettled = (
+            [key for key in keys if key not in PLACEBOS] for keys in groups.values()
+        )
+        total = len(better) + len(worse) + len(unsettled)
+        text = (
+            "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
+            f"{total} others, on the same seeds, {counted(better)} better and {counted(worse)} "
+            f"worse, and for {len(unsettled)} the {n} seeds do not settle it."
+        )
+        for key in [key for key in PLACEBOS if key in groups["better"]]:
+            text += f" {criterion_label(key)} is better, but is a [placebo](term:placebo)."
+        return text
+    if pruned["seed"].nunique() > 1:
+        return "No criterion shares two seeds with SNIP, the yardstick elsewhere in this book."
+    if pruned["criterion"].nunique() == 1:
+        return "No other way to prune is recorded, and this one has a single seed."
+    return (
+        "Each has one seed, which shows a direction and no more: how much another seed would "
+        "change is not known."
+    )
+
+
+def against_reference(pairs: Mapping[str, pd.Series]) -> str:
+    """``told_apart`` of criteria against SNIP as a sentence, with their names; or nothing."""
+    groups = told_apart(pairs)
+    tested = [key for keys in groups.values() for key in keys]
+    if not tested:
+        return ""
+    n = span(pd.Series([pairs[key].count() for key in tested]))
+    better, worse, unsettled = (names(keys) or "none" for keys in groups.values())
+    return (
+        f"Compared with SNIP on the same {n} seeds, by t tests at 5 % that are corrected for "
+        f"{len(tested)} comparisons, these are better: {better}; these are worse: {worse}; and "
+        f"these may be either: {unsettled}."
+    )
+
+
+def names(keys: Iterable[str]) -> str:
+    """Labels of criteria in their order, as a list in words."""
+    *others, last = [criterion_label(key) for key in in_order(keys)] or [""]
+    return f"{', '.join(others)} and {last}" if others else last
+
+
+def counted(keys: list[str]) -> str:
+    """How many, with the verb; and which, where they are few."""
+    if not keys:
+        return "none is"
+    which = f" ({names(keys)})" if len(keys) < 3 else ""
+    return f"{len(keys)}{which} {'is' if len(keys) == 1 else 'are'}"
