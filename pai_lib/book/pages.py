@@ -127,7 +127,8 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
 
     if job.title is not None:
         first = notebook.cells[0]
-        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
+        title = job.title.replace(" ·", "\u00a0·")  # no line begins with the dot
+        first.source = re.sub(r"\A# .*", lambda _: f"# {title}", first.source)
     for holder, key in myst_texts(notebook):
         holder[key] = with_roles(holder[key])
     fold_parameters(notebook)
@@ -156,7 +157,7 @@ def fold_parameters(notebook: Any) -> None:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
             tags.append("hide-input")
-            cell.metadata.mystnb = {"code_prompt_show": "Show the parameters and their defaults"}
+            cell.metadata.mystnb = {"code_prompt_show": "Show the parameters"}
         if "injected-parameters" in tags:
             tags.append("remove-cell")
 
