@@ -21,6 +21,7 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
+from matplotlib.text import Text
 from pandas.io.formats.style import Styler
 
 from ..curvature.calls import ByParameter
@@ -45,6 +46,7 @@ _FAMILIES = {
 _MARKERS = "osD^vPX*"
 INK = "#333333"
 GREY = "#B5B5B5"
+CELL_INK = "#050505"  # of numbers on light cells, which stay so on the dark pages
 FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as SVG too
 
 
@@ -76,6 +78,8 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
     """
     from IPython.display import display
 
+    for part in figure.findobj(Text):  # what Python computed has hyphens
+        part.set_text(re.sub(r"(?<![^\s(])-(?=\d)", "−", part.get_text()))
     if folder := os.environ.get(FIGURES):
         save(figure, Path(folder) / f"{name or 'figure'}.svg")
     image = png(figure, "white")
@@ -191,7 +195,9 @@ def paired_differences(
     pairs = {label: paired(values) for label, values in differences.items()}
     rows = {f"{label} (n = {pairs[label].n})": values for label, values in differences.items()}
     figure, axes = _rows_of_dots(rows, criteria)
-    axes.axvline(0, color=INK, lw=1)
+    axes.set_ylim(top=-1.3)
+    axes.vlines(0, -0.5, len(rows) - 0.4, color=INK, lw=1)
+    axes.text(0, -0.6, "no difference", ha="center", va="bottom", fontsize="small")
     styles = criterion_styles()
     for row, (key, pair) in enumerate(zip(criteria, pairs.values(), strict=True)):
         half = pair.half if pair.n > 1 else 0
@@ -213,7 +219,16 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
         axes.plot(known.mean(), row, marker="|", ms=14, mew=2, color=color)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    axis_above(axes)
     return figure, axes
+
+
+def axis_above(axes: Axes) -> None:
+    """Put the x axis above: a reader who comes from there knows what a tall figure measures."""
+    axes.xaxis.tick_top()
+    axes.xaxis.set_label_position("top")
+    axes.spines["top"].set_visible(axes.spines["bottom"].get_visible())
+    axes.spines["bottom"].set_visible(False)
 
 
 def _squeeze(axes: Axes, sizes: pd.Series) -> str:
@@ -222,7 +237,7 @@ def _squeeze(axes: Axes, sizes: pd.Series) -> str:
         return ""
     near = 5 if sizes.median() < 5 else 10
     axes.set_xscale("symlog", linthresh=near, linscale=1.5)
-    ticks = [-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80]
+    ticks = [-80, -10, -5, -2.5, 0, 2.5, 5, 10, 80]
     axes.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
     axes.minorticks_off()
     return f", logarithmic beyond ±{near}"
@@ -254,7 +269,7 @@ def small_multiples(
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own
         grid = sns.relplot(frame, **roles, **spread, **styles, kind="line", **layout)
     grid.set_titles("{col_name}")
-    sns.move_legend(grid, "upper center", ncols=3, title=None, bbox_to_anchor=(0.5, 0))
+    sns.move_legend(grid, "lower center", ncols=3, title=None, bbox_to_anchor=(0.5, 1))
     return grid.figure, grid.axes_dict
 
 
@@ -271,7 +286,7 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     text = values.map(lambda density: "" if density else "0")
     size = (7.2, 0.9 + 0.28 * len(masks))
     figure, axes = _heat_map(values, text, "fraction kept", size, norm=LogNorm(floor, 1))
-    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", fontsize="small")
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="left", fontsize="small")
     counts = (values == 0).sum(axis="columns")
     emptied = ", ".join(f"{label} {count}" for label, count in counts.items() if count) or "none"
     layers, criteria = values.shape[::-1]
@@ -284,7 +299,7 @@ def mask_overlap(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     labels = [criterion_label(key) for key in masks]
     overlaps = [[jaccard(a, b) for b in masks.values()] for a in masks.values()]
     values = pd.DataFrame(overlaps, labels, labels)
-    text = values.map(lambda overlap: f"{overlap:.2f}".removeprefix("0"))
+    text = values.map(lambda overlap: f"{overlap:.2f}".removeprefix("0").replace("1.00", "1"))
     figure, axes = _heat_map(values, text, "Jaccard overlap", (7.2, 5.6), vmin=0, vmax=1)
     axes.set_aspect("equal")
     below = np.tril_indices(len(labels), -1)
@@ -302,7 +317,20 @@ def _heat_map(
     small = {"fmt": "", "annot_kws": {"fontsize": 8}, "linewidths": 0.5}
     named = {"cbar_kws": {"label": what}, "xticklabels": True, "yticklabels": True}
     sns.heatmap(values, annot=text, cmap=colours, ax=axes, **small, **named, **scale)
+    axis_above(axes)
+    axes.tick_params(axis="x", rotation=90)
+    ink_cells(axes)
     return figure, axes
+
+
+def ink_cells(axes: Axes) -> None:
+    """Write each number of a heat map in white or in black, as contrasts more with its cell."""
+    cells = axes.collections[0]
+    known = ~np.ma.getmaskarray(np.ma.asarray(cells.get_array())).ravel()
+    for number, face in zip(axes.texts, np.asarray(cells.get_facecolor())[known], strict=True):
+        linear = np.where(face[:3] > 0.04045, ((face[:3] + 0.055) / 1.055) ** 2.4, face[:3] / 12.92)
+        luminance = linear @ (0.2126, 0.7152, 0.0722)  # of WCAG 2.2; at 0.18 both contrast alike
+        number.set_color(CELL_INK if luminance > 0.18 else "white")
 
 
 def predicted_against_true(
@@ -327,7 +355,7 @@ def predicted_against_true(
         axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
         explained = fraction_explained(predicted, true)
         axes.set_title(f"{expansion}\n$R^2$ = {explained:.3f}", fontsize="small")
-        axes.ticklabel_format(style="sci", scilimits=(-2, 2))
+        axes.locator_params(nbins=3)  # as they are: a factor above an axis would move its title
         said.append(f"{title}, {expansion.replace('$', '')}: R² {explained:.3f}")
     for axes, title in zip(grid[:, 0], rows, strict=True):
         axes.set_ylabel(f"{title}\npredicted change", fontsize="small")

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..pruning.criteria import criterion_label
+from .figures import axis_above, ink_cells
 from .statistics import span
 from .tables import by_criterion, in_order
 
@@ -48,6 +49,8 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
         small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         axes.set(xlabel="sparsity", ylabel="")
+        axis_above(axes)
+        ink_cells(axes)
         axes.set_title(f"after {count} updates" if count else "without warm-up", fontsize="medium")
         names = ", ".join(table.index[cut.any(axis=1)]) or "none"
         said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {names}")
@@ -86,11 +89,12 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
         sns.heatmap(table, ax=axes, cbar=False, linewidths=0.5, yticklabels=True, **look)
         axes.set_title(title, fontsize="small")
         axes.set(xlabel="sparsity", ylabel="")
+        axis_above(axes)
         axes.tick_params(labelsize="small")
         counts = [int((table == code).sum().sum()) for code in range(4)]
         said.append(f"{title}: {', '.join(map(str, counts))}")
     handles = [Patch(color=colour, label=state) for state, colour in WHEN_CUT.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize="small")
+    figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small")
     states = ", ".join(WHEN_CUT)
     return figure, f"Heat maps by criterion and sparsity. Cells {states}: {'; '.join(said)}."
 
