@@ -90,11 +90,11 @@ def complete(
 def _typeset(match: re.Match) -> str:
     """Set what Python computed as print would: minus signs, and no line break within a quantity.
 
-    Nor is there one before a dot between two words, and within short code.
+    Nor is there one within short code.
     """
     if match[1] == "code" and len(re.sub("<[^>]*>", "", match[0])) <= SHORT:
         return match[0].replace('class="', 'class="short ', 1)
-    text = (match["text"] or "").replace(" ·", "\u00a0·")
+    text = match["text"] or ""
     text = re.sub(r"(?<![^\s(])-(?=\d)", "−", text)
     text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=±)|(?:(?<=\d)|^) (?=%)", "\u00a0", text)
     text = re.sub(r"(?<=\d)e[+]?(-?)0?(\d+)\b", _power, text)

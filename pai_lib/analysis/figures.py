@@ -21,7 +21,6 @@ import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
-from matplotlib.text import Text
 from pandas.io.formats.style import Styler
 
 from ..curvature.calls import ByParameter
@@ -46,7 +45,6 @@ _FAMILIES = {
 _MARKERS = "osD^vPX*"
 INK = "#333333"
 GREY = "#B5B5B5"
-CELL_INK = "#050505"  # of numbers on light cells, which stay so on the dark pages
 FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as SVG too
 
 
@@ -78,7 +76,7 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
     """
     from IPython.display import display
 
-    for part in figure.findobj(Text):  # what Python computed has hyphens
+    for part in figure.findobj(plt.Text):  # what Python computed has hyphens
         part.set_text(re.sub(r"(?<![^\s(])-(?=\d)", "−", part.get_text()))
     if folder := os.environ.get(FIGURES):
         save(figure, Path(folder) / f"{name or 'figure'}.svg")
@@ -225,10 +223,8 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
 
 def axis_above(axes: Axes) -> None:
     """Put the x axis above: a reader who comes from there knows what a tall figure measures."""
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
-    axes.spines["top"].set_visible(axes.spines["bottom"].get_visible())
-    axes.spines["bottom"].set_visible(False)
+    axes.xaxis.set(label_position="top", ticks_position="top")
+    axes.spines["bottom"].set_position(("axes", 1))
 
 
 def _squeeze(axes: Axes, sizes: pd.Series) -> str:
@@ -317,20 +313,19 @@ def _heat_map(
     small = {"fmt": "", "annot_kws": {"fontsize": 8}, "linewidths": 0.5}
     named = {"cbar_kws": {"label": what}, "xticklabels": True, "yticklabels": True}
     sns.heatmap(values, annot=text, cmap=colours, ax=axes, **small, **named, **scale)
-    axis_above(axes)
-    axes.tick_params(axis="x", rotation=90)
-    ink_cells(axes)
+    as_table(axes)
     return figure, axes
 
 
-def ink_cells(axes: Axes) -> None:
-    """Write each number of a heat map in white or in black, as contrasts more with its cell."""
+def as_table(axes: Axes) -> None:
+    """Give a heat map its columns' names above, and numbers in the ink that contrasts more."""
+    axis_above(axes)
+    axes.tick_params(axis="x", rotation=90)
     cells = axes.collections[0]
     known = ~np.ma.getmaskarray(np.ma.asarray(cells.get_array())).ravel()
-    for number, face in zip(axes.texts, np.asarray(cells.get_facecolor())[known], strict=True):
-        linear = np.where(face[:3] > 0.04045, ((face[:3] + 0.055) / 1.055) ** 2.4, face[:3] / 12.92)
-        luminance = linear @ (0.2126, 0.7152, 0.0722)  # of WCAG 2.2; at 0.18 both contrast alike
-        number.set_color(CELL_INK if luminance > 0.18 else "white")
+    for number, face in zip(axes.texts, np.asarray(cells.get_facecolor())[known], strict=False):
+        # At 0.18 both contrast alike; the dark pages exchange neither.
+        number.set_color("white" if sns.utils.relative_luminance(face) < 0.18 else "#050505")
 
 
 def predicted_against_true(
@@ -344,15 +339,13 @@ def predicted_against_true(
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
     shared: dict[str, Any] = {"squeeze": False, "sharex": "row", "sharey": "row"}
-    size = (6.0, 2.4 * len(rows))
-    figure, grid = plt.subplots(len(rows), len(columns), figsize=size, **shared)
+    figure, grid = plt.subplots(len(rows), len(columns), figsize=(6.0, 2.4 * len(rows)), **shared)
     said = []
     look = {"s": 5, "alpha": 0.5, "lw": 0, "color": _FAMILIES["exact"], "rasterized": True}
     for title, expansion, predicted, true in panels:
         axes = grid[rows.index(title)][columns.index(expansion)]
         axes.scatter(true, predicted, **look)
-        low, high = float(np.min(true)), float(np.max(true))
-        axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
+        axes.axline((0, 0), slope=1, color=INK, lw=0.8, ls="--")
         explained = fraction_explained(predicted, true)
         axes.set_title(f"{expansion}\n$R^2$ = {explained:.3f}", fontsize="small")
         axes.locator_params(nbins=3)  # as they are: a factor above an axis would move its title

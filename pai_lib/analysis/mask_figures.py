@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
 from ..pruning.criteria import criterion_label
-from .figures import axis_above, ink_cells
+from .figures import as_table
 from .statistics import span
 from .tables import by_criterion, in_order
 
@@ -49,8 +49,7 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
         small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         axes.set(xlabel="sparsity", ylabel="")
-        axis_above(axes)
-        ink_cells(axes)
+        as_table(axes)
         axes.set_title(f"after {count} updates" if count else "without warm-up", fontsize="medium")
         names = ", ".join(table.index[cut.any(axis=1)]) or "none"
         said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {names}")
@@ -89,7 +88,7 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
         sns.heatmap(table, ax=axes, cbar=False, linewidths=0.5, yticklabels=True, **look)
         axes.set_title(title, fontsize="small")
         axes.set(xlabel="sparsity", ylabel="")
-        axis_above(axes)
+        as_table(axes)
         axes.tick_params(labelsize="small")
         counts = [int((table == code).sum().sum()) for code in range(4)]
         said.append(f"{title}: {', '.join(map(str, counts))}")

@@ -127,10 +127,9 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
 
     if job.title is not None:
         first = notebook.cells[0]
-        title = job.title.replace(" ·", "\u00a0·")  # no line begins with the dot
-        first.source = re.sub(r"\A# .*", lambda _: f"# {title}", first.source)
+        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
     for holder, key in myst_texts(notebook):
-        holder[key] = with_roles(holder[key])
+        holder[key] = with_roles(holder[key]).replace(" ·", "\u00a0·")  # no line begins with a dot
     fold_parameters(notebook)
     keep_labels_apart(notebook, job)
     caption_figures(notebook)
