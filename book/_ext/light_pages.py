@@ -34,6 +34,7 @@ SCRIPTS = (
 )  # folders of those that name classes
 UNUSED = ("thebe", "design-tabs")  # live cells and tabs: no page has them
 DESCRIPTION = 200  # characters
+SHORT = 28  # characters of code that fit on a line of a phone
 LEGIBLE = 9  # pixels that letters of a figure have at least
 PICTURE = re.compile(r'<img ([^>]*src="([^"]*_images/)([^"/]+)"[^>]*)>')
 # Names, brackets and spaces of code: they have the colour of all code.
@@ -87,7 +88,12 @@ def complete(
 
 
 def _typeset(match: re.Match) -> str:
-    """Set what Python computed as print would: minus signs, and no line break within a quantity."""
+    """Set what Python computed as print would: minus signs, and no line break within a quantity.
+
+    Nor is there one within short code.
+    """
+    if match[1] == "code" and len(re.sub("<[^>]*>", "", match[0])) <= SHORT:
+        return match[0].replace('class="', 'class="short ', 1)
     text = match["text"] or ""
     text = re.sub(r"(?<![^\s(])-(?=\d)", "−", text)
     text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=±)|(?:(?<=\d)|^) (?=%)", "\u00a0", text)

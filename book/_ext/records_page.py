@@ -105,13 +105,14 @@ def looks() -> list[dict]:
 
 def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
     """Return one entry a protocol and warm-up; real images come first."""
+    from pai_lib.analysis.frames import data_note
     from pai_lib.analysis.protocols import PROTOCOL, by_protocol
 
     protocols = [rows for _, rows in by_protocol(frame)]
     protocols.sort(key=lambda rows: rows["dataset"].iloc[0].startswith("digits"))
     keys = [tuple(rows.iloc[0][PROTOCOL].map(str)) for rows in protocols]
     kinds = {key: rows.iloc[0] for key, rows in zip(keys, protocols, strict=True)}
-    names = dict(zip(kinds, in_words(list(kinds.values()), root), strict=True))
+    names = dict(zip(kinds, in_words(list(kinds.values())), strict=True))
     entries = []
     for key, rows in zip(keys, protocols, strict=True):
         first = rows.iloc[0]
@@ -120,6 +121,7 @@ def groups(frame: pd.DataFrame, root: Path) -> list[dict]:
             "model": first["model"],
             "warmup": int(first["warmup"]),
             "protocol": names[key],
+            "data": data_note(first["fingerprint"], root),
             "points": points(rows),
             "failed": int(rows["test_accuracy"].isna().sum()),
             "rows": [int(row) for row in rows.index],
@@ -148,9 +150,8 @@ def points(rows: pd.DataFrame) -> list[dict]:
     return entries
 
 
-def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
+def in_words(kinds: list[pd.Series]) -> list[str]:
     """Return a protocol's words for each: no two of one model and data set have the same."""
-    from pai_lib.analysis.frames import data_note
     from pai_lib.analysis.protocols import PROTOCOL, width_in_words
 
     words = []
@@ -163,7 +164,6 @@ def in_words(kinds: list[pd.Series], root: Path) -> list[str]:
         differing = [name for name in PROTOCOL if len({str(other[name]) for other in alike}) > 1]
         count = kind["train_images"]
         images = "" if pd.isna(count) else f"{count:,.0f} training images"
-        images += data_note(kind["fingerprint"], root)
         parts = [
             width_in_words(kind),
             images,

@@ -76,6 +76,8 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
     """
     from IPython.display import display
 
+    for part in figure.findobj(plt.Text):  # what Python computed has hyphens
+        part.set_text(re.sub(r"(?<![^\s(])-(?=\d)", "−", part.get_text()))
     if folder := os.environ.get(FIGURES):
         save(figure, Path(folder) / f"{name or 'figure'}.svg")
     image = png(figure, "white")
@@ -191,7 +193,9 @@ def paired_differences(
     pairs = {label: paired(values) for label, values in differences.items()}
     rows = {f"{label} (n = {pairs[label].n})": values for label, values in differences.items()}
     figure, axes = _rows_of_dots(rows, criteria)
-    axes.axvline(0, color=INK, lw=1)
+    axes.set_ylim(top=-1.3)
+    axes.vlines(0, -0.5, len(rows) - 0.4, color=INK, lw=1)
+    axes.text(0, -0.6, "no difference", ha="center", va="bottom", fontsize="small")
     styles = criterion_styles()
     for row, (key, pair) in enumerate(zip(criteria, pairs.values(), strict=True)):
         half = pair.half if pair.n > 1 else 0
@@ -213,7 +217,14 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
         axes.plot(known.mean(), row, marker="|", ms=14, mew=2, color=color)
     axes.set_yticks(range(len(rows)), list(rows))
     axes.set_ylim(len(rows) - 0.4, -0.6)
+    axis_above(axes)
     return figure, axes
+
+
+def axis_above(axes: Axes) -> None:
+    """Put the x axis above: a reader who comes from there knows what a tall figure measures."""
+    axes.xaxis.set(label_position="top", ticks_position="top")
+    axes.spines["bottom"].set_position(("axes", 1))
 
 
 def _squeeze(axes: Axes, sizes: pd.Series) -> str:
@@ -222,7 +233,7 @@ def _squeeze(axes: Axes, sizes: pd.Series) -> str:
         return ""
     near = 5 if sizes.median() < 5 else 10
     axes.set_xscale("symlog", linthresh=near, linscale=1.5)
-    ticks = [-80, -30, -10, -5, -2.5, 0, 2.5, 5, 10, 30, 80]
+    ticks = [-80, -10, -5, -2.5, 0, 2.5, 5, 10, 80]
     axes.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
     axes.minorticks_off()
     return f", logarithmic beyond ±{near}"
@@ -254,7 +265,7 @@ def small_multiples(
     with plt.rc_context({"figure.constrained_layout.use": False}):  # seaborn has its own
         grid = sns.relplot(frame, **roles, **spread, **styles, kind="line", **layout)
     grid.set_titles("{col_name}")
-    sns.move_legend(grid, "upper center", ncols=3, title=None, bbox_to_anchor=(0.5, 0))
+    sns.move_legend(grid, "lower center", ncols=3, title=None, bbox_to_anchor=(0.5, 1))
     return grid.figure, grid.axes_dict
 
 
@@ -271,7 +282,7 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     text = values.map(lambda density: "" if density else "0")
     size = (7.2, 0.9 + 0.28 * len(masks))
     figure, axes = _heat_map(values, text, "fraction kept", size, norm=LogNorm(floor, 1))
-    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="right", fontsize="small")
+    axes.set_xticklabels(axes.get_xticklabels(), rotation=45, ha="left", fontsize="small")
     counts = (values == 0).sum(axis="columns")
     emptied = ", ".join(f"{label} {count}" for label, count in counts.items() if count) or "none"
     layers, criteria = values.shape[::-1]
@@ -284,7 +295,7 @@ def mask_overlap(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     labels = [criterion_label(key) for key in masks]
     overlaps = [[jaccard(a, b) for b in masks.values()] for a in masks.values()]
     values = pd.DataFrame(overlaps, labels, labels)
-    text = values.map(lambda overlap: f"{overlap:.2f}".removeprefix("0"))
+    text = values.map(lambda overlap: f"{overlap:.2f}".removeprefix("0").replace("1.00", "1"))
     figure, axes = _heat_map(values, text, "Jaccard overlap", (7.2, 5.6), vmin=0, vmax=1)
     axes.set_aspect("equal")
     below = np.tril_indices(len(labels), -1)
@@ -302,7 +313,19 @@ def _heat_map(
     small = {"fmt": "", "annot_kws": {"fontsize": 8}, "linewidths": 0.5}
     named = {"cbar_kws": {"label": what}, "xticklabels": True, "yticklabels": True}
     sns.heatmap(values, annot=text, cmap=colours, ax=axes, **small, **named, **scale)
+    as_table(axes)
     return figure, axes
+
+
+def as_table(axes: Axes) -> None:
+    """Give a heat map its columns' names above, and numbers in the ink that contrasts more."""
+    axis_above(axes)
+    axes.tick_params(axis="x", rotation=90)
+    cells = axes.collections[0]
+    known = ~np.ma.getmaskarray(np.ma.asarray(cells.get_array())).ravel()
+    for number, face in zip(axes.texts, np.asarray(cells.get_facecolor())[known], strict=False):
+        # At 0.18 both contrast alike; the dark pages exchange neither.
+        number.set_color("white" if sns.utils.relative_luminance(face) < 0.18 else "#050505")
 
 
 def predicted_against_true(
@@ -316,18 +339,16 @@ def predicted_against_true(
     rows = list(dict.fromkeys(panel[0] for panel in panels))
     columns = list(dict.fromkeys(panel[1] for panel in panels))
     shared: dict[str, Any] = {"squeeze": False, "sharex": "row", "sharey": "row"}
-    size = (6.0, 2.4 * len(rows))
-    figure, grid = plt.subplots(len(rows), len(columns), figsize=size, **shared)
+    figure, grid = plt.subplots(len(rows), len(columns), figsize=(6.0, 2.4 * len(rows)), **shared)
     said = []
     look = {"s": 5, "alpha": 0.5, "lw": 0, "color": _FAMILIES["exact"], "rasterized": True}
     for title, expansion, predicted, true in panels:
         axes = grid[rows.index(title)][columns.index(expansion)]
         axes.scatter(true, predicted, **look)
-        low, high = float(np.min(true)), float(np.max(true))
-        axes.plot([low, high], [low, high], color=INK, lw=0.8, ls="--")
+        axes.axline((0, 0), slope=1, color=INK, lw=0.8, ls="--")
         explained = fraction_explained(predicted, true)
         axes.set_title(f"{expansion}\n$R^2$ = {explained:.3f}", fontsize="small")
-        axes.ticklabel_format(style="sci", scilimits=(-2, 2))
+        axes.locator_params(nbins=3)  # as they are: a factor above an axis would move its title
         said.append(f"{title}, {expansion.replace('$', '')}: R² {explained:.3f}")
     for axes, title in zip(grid[:, 0], rows, strict=True):
         axes.set_ylabel(f"{title}\npredicted change", fontsize="small")

@@ -135,13 +135,13 @@ def saliency(model: nn.Module, diagonal: ByParameter) -> ByParameter:
     return {name: weight**2 * diagonal[name] / 2 for name, weight in weights.items()}
 
 
-def legend_below(figure: Figure, columns: int, title: str | None = None) -> None:
-    """Put one legend below all panels; what several panels show comes once."""
+def legend_above(figure: Figure, columns: int, title: str | None = None) -> None:
+    """Put one legend above all panels; what several panels show comes once."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         handles, labels = axes.get_legend_handles_labels()
         entries |= dict(zip(labels, handles, strict=True))
-    place: Any = {"loc": "outside lower center", "ncols": columns, "fontsize": "small"}
+    place: Any = {"loc": "outside upper center", "ncols": columns, "fontsize": "small"}
     figure.legend(entries.values(), entries.keys(), title=title, **place)
 
 

@@ -15,6 +15,7 @@ from matplotlib.patches import Patch
 
 from ..pruning.criteria import criterion_label
 from .accuracy_words import names
+from .figures import as_table
 from .statistics import span
 from .tables import by_criterion, in_order
 
@@ -97,9 +98,8 @@ def after(updates: int) -> str:
 
 def _sparsities_above(axes: Axes) -> None:
     """Name the columns of a heat map where a reader begins."""
-    axes.xaxis.tick_top()
-    axes.xaxis.set_label_position("top")
     axes.set(xlabel="sparsity", ylabel="")
+    as_table(axes)
     axes.tick_params(length=0, labelsize="small")
     axes.xaxis.label.set_fontsize("small")
 

@@ -130,7 +130,7 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
         first = notebook.cells[0]
         first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
     for holder, key in myst_texts(notebook):
-        holder[key] = with_roles(holder[key])
+        holder[key] = with_roles(holder[key]).replace(" ·", "\u00a0·")  # no line begins with a dot
     fold_parameters(notebook)
     leave_out_silent(notebook)
     keep_labels_apart(notebook, job)
@@ -158,7 +158,7 @@ def fold_parameters(notebook: Any) -> None:
         tags = cell.metadata.get("tags", [])
         if "parameters" in tags:
             tags.append("hide-input")
-            cell.metadata.mystnb = {"code_prompt_show": "Show the parameters and their defaults"}
+            cell.metadata.mystnb = {"code_prompt_show": "Show the parameters"}
         if "injected-parameters" in tags:
             tags.append("remove-cell")
 

@@ -75,6 +75,8 @@ def test_paired_differences_tell_mean_interval_and_number():
     assert alt.endswith(f"SNIP +2.0\u00a0±\u00a0{half:.1f}, n = 3; FTS +1.0 (one pair), n = 1.")
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["SNIP (n = 3)", "FTS (n = 1)"]
+    assert figure.axes[0].xaxis.get_label_position() == "top"  # the rows may go on below a screen
+    assert written(figure) == ["no difference"]
     assert figure.axes[0].get_xlabel() == "gain\n(percentage points)"
     far, _ = figures.paired_differences({"snip": values - 40, "fts": values[:1]}, "gain")
     assert far.axes[0].get_xlabel() == "gain\n(percentage points, logarithmic beyond ±10)"
@@ -141,18 +143,34 @@ def test_profiles_are_means_over_seeds_and_none_is_left_out():
     assert "way 8 60.0 %, kept 0.75, 0.1." in alt
 
 
-def test_letters_in_the_colour_of_a_line_are_legible_on_the_dark_ground():
-    def luminance(color):
-        linear = [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in mpl.colors.to_rgb(color)]
-        return np.dot(linear, (0.2126, 0.7152, 0.0722))
+def contrast(color, other):
+    """Of WCAG 2.2."""
+    linear = [
+        [p / 12.92 if p <= 0.04045 else ((p + 0.055) / 1.055) ** 2.4 for p in mpl.colors.to_rgb(each)]
+        for each in (color, other)
+    ]
+    low, high = sorted(np.dot(linear, (0.2126, 0.7152, 0.0722)))
+    return (high + 0.05) / (low + 0.05)
 
+
+def test_letters_in_the_colour_of_a_line_are_legible_on_the_dark_ground():
     figure, axes = plt.subplots()
     for style in figures.criterion_styles().values():
         axes.text(0, 0, "a", color=style["color"])
     figure.canvas.draw()
     dark.darken(figure)
-    darkest = min(luminance(text.get_color()) for text in axes.texts)
-    assert (darkest + 0.05) / (luminance(dark.GROUND) + 0.05) >= 4.5  # of WCAG 2.2
+    assert min(contrast(text.get_color(), dark.GROUND) for text in axes.texts) >= 4.5
+
+
+def test_numbers_are_legible_on_cells_of_every_colour_on_both_grounds():
+    values = pd.DataFrame(np.linspace(0, 1, 121).reshape(11, 11))
+    values.iat[3, 4] = np.nan  # a cell without a number
+    figure, axes = figures._heat_map(values, values.map("{:.1f}".format), "what", (7, 7), vmin=0, vmax=1)
+    faces = np.delete(axes.collections[0].get_facecolors(), 3 * 11 + 4, axis=0)
+    for _ in ("light", "dark"):
+        assert min(map(contrast, (text.get_color() for text in axes.texts), faces)) >= 4.5
+        figure.canvas.draw()
+        dark.darken(figure)
 
 
 def test_a_picture_tells_its_smallest_letters():
@@ -191,12 +209,17 @@ def test_empty_layers_are_named():
 
 def test_overlap_of_equal_masks_is_one():
     kept = {"w": torch.tensor([True, False])}
-    _, alt = figures.mask_overlap({"snip": kept, "fts": kept, "random": {"w": ~kept["w"]}})
+    figure, alt = figures.mask_overlap({"snip": kept, "fts": kept, "random": {"w": ~kept["w"]}})
     assert alt.endswith("FTS and SNIP 1.00, Random and SNIP 0.00, Random and FTS 0.00.")
+    assert written(figure)[:3] == ["1", "1", ".00"]
 
 
-def test_scatter_reports_the_variance_explained():
+def test_scatter_reports_the_variance_explained(monkeypatch):
     true = np.array([1.0, 2.0, 3.0])
+    monkeypatch.setattr("IPython.display.display", lambda *args, **options: None)
+    figure, _ = figures.predicted_against_true([("net", "first", 4 - true, true)])
+    figures.show(figure, "Printed as in a book.")
+    assert figure.axes[0].get_title() == "first\n$R^2$ = −3.000"
     _, alt = figures.predicted_against_true([("net", "first", true, true), ("net", "second", 0 * true + 2, true)])
     assert alt.endswith("net, first: R² 1.000; net, second: R² 0.000.")
 

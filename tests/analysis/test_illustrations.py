@@ -69,7 +69,7 @@ def test_a_legend_names_once_what_several_panels_show():
         axes.plot([1, 10], [1, 2], label="one")
         lab.only_ticks(axes, [1, 10], ["1/1", "10/1"])
     grid[1].plot([1, 10], [2, 1], label="other")
-    lab.legend_below(figure, 2)
+    lab.legend_above(figure, 2)
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["one", "other"]
     assert [label.get_text() for label in grid[0].get_xticklabels()] == ["1/1", "10/1"]
     figures.plt.close(figure)

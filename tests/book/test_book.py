@@ -223,7 +223,7 @@ def test_pages(root):
     assert page.count("<figure") == 1  # a number glued beside a figure is no second one
     assert '<span class="std std-numref">Fig. 1</span>' in page
     assert "How this page was made" in page
-    assert "Show the parameters and their defaults" in page
+    assert "Show the parameters" in page
     assert "tag_injected-parameters" not in page
     assert "_downloads" in page
     assert "pai book --profile smoke --chapter first" in re.sub(r"<[^>]*>", "", page)

@@ -139,13 +139,13 @@ def test_a_run_stands_beside_its_chapter(quickly, root, capsys):
 
 
 def test_the_papers_size_makes_the_chapter_itself(quickly, root):
-    write_chapters(root, "chapters: {first: {notebook: tiny, title: Nice, paper: {seed: 7}}}")
+    write_chapters(root, "chapters: {first: {notebook: tiny, title: Nice · so, paper: {seed: 7}}}")
     assert run("first", "--profile", "paper") == 0
     assert made(root)["metadata"]["pai"]["profile"] == "paper"
     assert run("first", "--profile", "paper", "-p", "sparsity=0.5") == 0
     assert names(root) == ["first--paper--sparsity-0.5"]
     title = made(root, "runs/first--paper--sparsity-0.5")["cells"][0]["source"]
-    assert title == ["# Nice: the paper's size, `sparsity=0.5`"]
+    assert title == ["# Nice\u00a0· so: the paper's size, `sparsity=0.5`"]
 
 
 def test_the_papers_size_is_refused_where_it_changes_nothing_or_there_is_no_gpu(root, capsys, monkeypatch):

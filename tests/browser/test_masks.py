@@ -68,6 +68,12 @@ def test_it_fits_and_is_accessible(visit, masks, width, mode):
     assert all(url.startswith("file://") for url in page.asked)
 
 
+@pytest.mark.parametrize("name", ["masks", "records"])
+def test_the_figure_begins_on_the_first_screen(visit, masks, name):
+    plot = visit(masks.with_name(f"{name}.html")).locator(f"#{name}-plot svg")
+    assert plot.bounding_box()["y"] < 760
+
+
 def test_the_profile_is_that_of_the_records(page, masks):
     """Against the records themselves: means over seeds, and what is empty or cut."""
     choose(page, criterion="snip", warmup=0, sparsity=1)

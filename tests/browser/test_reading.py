@@ -36,6 +36,11 @@ def test_a_term_shifts_nothing(page):
     assert page.locator("p", has_text="HP and SNIP").first.bounding_box() == box
 
 
+def test_no_line_begins_with_the_comma_behind_a_term(page):
+    assert page.locator(".term-hold").all_inner_texts() == ["SNIP,"]
+    assert page.locator("code.short", has_text="FD").evaluate("e => getComputedStyle(e).whiteSpace") == "nowrap"
+
+
 @pytest.mark.parametrize(("width", "mode"), FOUR)
 def test_a_term_shows_name_formula_cost_and_the_way_to_the_glossary(visit, rich, width, mode):
     from axe_playwright_python.sync_playwright import Axe
@@ -151,8 +156,24 @@ def test_what_goes_on_beyond_the_edge_shows_it(visit, rich, mode):
     table.evaluate("e => e.scrollTo(200, 0)")
     assert names.bounding_box()["x"] == pytest.approx(before, abs=1.5)
     ground = names.evaluate("e => getComputedStyle(e).backgroundColor")
-    assert ground == page.evaluate("getComputedStyle(document.body).backgroundColor")  # nothing shines through
+    assert ground == names.evaluate("e => getComputedStyle(e.parentElement).backgroundColor")  # striped as its row
+    assert ground.startswith("rgb(")  # nothing shines through
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_every_page_says_which_book_it_is_of(visit, rich):
+    phone, name = visit(rich, 375).locator(".book-name a"), "Pruning at initialization, second order"
+    assert phone.inner_text() == name
+    assert phone.bounding_box()["y"] < 100
+    phone.click()
+    assert phone.page.url.endswith("book/intro.html")
+    page = visit(rich)
+    assert not page.locator(".book-name").is_visible()
+    page.set_viewport_size({"width": 1280, "height": 400})
+    page.locator("#pst-primary-sidebar").evaluate("e => e.scrollTo(0, 200)")
+    for kept in (page.locator(".bd-sidebar-primary .logo__title"), page.locator(".search-button-field")):
+        box = kept.bounding_box()
+        assert 0 <= box["y"] < box["y"] + box["height"] < 150
 
 
 def test_the_footer_says_version_date_and_licence(page):

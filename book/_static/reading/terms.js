@@ -35,7 +35,20 @@
       const button = Object.assign(document.createElement("button"), { type: "button", className: "term" });
       button.setAttribute("aria-expanded", "false");
       range.surroundContents(button);
+      hold(button);
     }
+  }
+
+  /** Keep a button on one line with what touches it: lines may break beside a button, before a comma, too. */
+  function hold(button) {
+    const [before, after] = [button.previousSibling, button.nextSibling];
+    const left = before.data.length - before.data.match(/[^\s\p{L}\p{N}]*$/u)[0].length;
+    const right = after.data.match(/^\S*/)[0].length;
+    if (left === before.data.length && !right) return;
+    const range = document.createRange();
+    range.setStart(before, left);
+    range.setEnd(after, right);
+    range.surroundContents(Object.assign(document.createElement("span"), { className: "term-hold" }));
   }
 
   /* --- the card: one at a time, right behind its button, so that Tab leads from one into the other */

@@ -53,6 +53,8 @@ window.CHARTS = (() => {
     return label;
   }
 
+  const warmupInWords = (updates) => (Number(updates) ? `with (${updates} updates)` : "without");
+
   /** Replace a group of radio buttons; the focus stays on what is chosen. offered: [value, words] each. */
   function radios(group, name, offered, chosen, choose) {
     const focused = group.contains(document.activeElement);
@@ -61,6 +63,12 @@ window.CHARTS = (() => {
     );
     group.replaceChildren(...labels);
     if (focused) group.querySelector(":checked")?.focus();
+  }
+
+  /** Give a slider its steps, and the words of its first and its last one beside it. */
+  function slide(input, steps, place, words) {
+    Object.assign(input, { min: 0, max: steps - 1, step: 1, value: place });
+    [input.previousElementSibling.textContent, input.nextElementSibling.textContent] = words;
   }
 
   /* --- what is chosen stands in the page's address, behind #, so that a link leads to a view */
@@ -169,5 +177,5 @@ window.CHARTS = (() => {
     }
   }
 
-  return { INK, MARKER, svg, text, percent, ticks, marker, sample, ring, input, radios, address, explorer, table };
+  return { INK, MARKER, svg, text, percent, ticks, marker, sample, ring, input, radios, slide, warmupInWords, address, explorer, table };
 })();

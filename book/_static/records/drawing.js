@@ -15,8 +15,6 @@ if (window.RECORDS) {
     );
   }
 
-  const warmupInWords = (updates) => (updates ? `with (${updates} updates)` : "without");
-
   const sample = (key, x, y) => window.CHARTS.sample(styles.get(key), x, y, key === "dense" && "5 3");
 
   /** A text as lines of at most so many letters. */
@@ -146,5 +144,5 @@ if (window.RECORDS) {
     return root;
   }
 
-  data.drawing = { order, styles, inWords, warmupInWords, sample, draw };
+  data.drawing = { order, styles, inWords, sample, draw };
 }

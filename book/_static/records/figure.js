@@ -2,8 +2,8 @@
 "use strict";
 if (window.RECORDS) {
   const data = window.RECORDS;
-  const { svg, percent, input, radios, address, explorer, table } = window.CHARTS;
-  const { order, styles, inWords, warmupInWords, sample, draw } = data.drawing;
+  const { svg, percent, input, radios, warmupInWords, address, explorer, table } = window.CHARTS;
+  const { order, styles, inWords, sample, draw } = data.drawing;
   const byId = (name) => document.getElementById(`records-${name}`);
   const criterionColumn = data.columns.findIndex(({ key }) => key === "criterion");
   const hidden = new Set(); // criteria whose box is not ticked, in every protocol
@@ -31,7 +31,7 @@ if (window.RECORDS) {
       if (name === "warmup") {
         offerWarmups(offered);
       } else {
-        const options = offered.map((value) => new Option(value, value, false, value === choice[name]));
+        const options = inShort(offered).map((words, i) => new Option(words, offered[i], false, offered[i] === choice[name]));
         byId(name).replaceChildren(...options);
       }
     }
@@ -41,8 +41,14 @@ if (window.RECORDS) {
     if (level) toAddress();
   }
 
+  /** What is chosen from, up to the semicolon, unless what is behind it tells two apart. */
+  function inShort(offered) {
+    const parts = offered.map((words) => words.split(";")[0]);
+    return new Set(parts).size === parts.length ? parts : offered;
+  }
+
   function offerWarmups(offered) {
-    const words = offered.map((updates) => [updates, warmupInWords(updates)]);
+    const words = [...offered].sort((a, b) => a - b).map((updates) => [updates, warmupInWords(updates)]);
     radios(byId("warmup"), "records-warmup", words, choice.warmup, (updates) => choose("warmup", updates));
   }
 
@@ -71,7 +77,7 @@ if (window.RECORDS) {
   const shownPoints = () => group.points.filter((point) => !hidden.has(point.criterion));
 
   const inOneLine = () =>
-    `${choice.model} on ${choice.dataset}; ${choice.protocol}; warm-up: ${warmupInWords(choice.warmup)}`;
+    `${choice.model} on ${choice.dataset}${group.data}; ${choice.protocol}; warm-up: ${warmupInWords(choice.warmup)}`;
 
   /* --- the figure on the page, and its numbers in words */
 

@@ -46,7 +46,7 @@ window.LOTTERY = (() => {
 })();
 
 if (window.SCALES && window.MASKS) {
-  const { svg, sample, radios, address, explorer } = window.CHARTS;
+  const { svg, sample, radios, slide, warmupInWords, address, explorer } = window.CHARTS;
   const { draw, share } = window.PROFILES;
   const scales = window.SCALES;
   const byId = (name) => document.getElementById(`lottery-${name}`);
@@ -113,10 +113,11 @@ if (window.SCALES && window.MASKS) {
   function offer() {
     const criteria = Object.keys(scales.warmups[choice.warmup]).map((key) => [key, looks.get(key).label]);
     radios(byId("criterion"), "lottery-criterion", criteria, choice.criterion, (criterion) => change({ criterion }));
-    const warmups = Object.keys(scales.warmups).map((count) => [count, Number(count) ? `${count} updates` : "without"]);
+    const warmups = Object.keys(scales.warmups).map((count) => [count, warmupInWords(count)]);
     radios(byId("warmup"), "lottery-warmup", warmups, choice.warmup, (warmup) => change({ warmup }));
-    Object.assign(byId("sparsity"), { min: 0, max: SPARSITIES.length - 1, step: 1, value: SPARSITIES.indexOf(choice.sparsity) });
-    Object.assign(byId("noise"), { min: 0, max: BLIND, step: 1, value: choice.noise });
+    const ends = [SPARSITIES[0], SPARSITIES.at(-1)];
+    slide(byId("sparsity"), SPARSITIES.length, SPARSITIES.indexOf(choice.sparsity), ends);
+    slide(byId("noise"), BLIND + 1, choice.noise, ["0", "∞"]);
   }
 
   function change(changes) {

@@ -3,7 +3,7 @@
 "use strict";
 if (window.MASKS) {
   const data = window.MASKS;
-  const { svg, sample, radios, address, explorer, table } = window.CHARTS;
+  const { svg, sample, radios, slide, warmupInWords, address, explorer, table } = window.CHARTS;
   const { draw, share } = window.PROFILES;
   const byId = (name) => document.getElementById(`masks-${name}`);
   const looks = new Map(data.criteria.map((criterion) => [criterion.key, criterion]));
@@ -72,11 +72,9 @@ if (window.MASKS) {
     byId("criterion").replaceChildren(...criteria(choice.criterion));
     byId("second").replaceChildren(new Option("none", "", false, choice.second === ""), ...criteria(choice.second));
     const warmups = ordered(network.masks.map((mask) => mask.warmup));
-    const words = (updates) => (updates ? `${updates} updates` : "without");
-    radios(byId("warmup"), "masks-warmup", warmups.map((each) => [each, words(each)]), choice.warmup, (warmup) => choose({ warmup }));
+    radios(byId("warmup"), "masks-warmup", warmups.map((each) => [each, warmupInWords(each)]), choice.warmup, (warmup) => choose({ warmup }));
     const steps = sparsities();
-    const place = steps.indexOf(choice.sparsity);
-    Object.assign(byId("sparsity"), { min: 0, max: steps.length - 1, step: 1, value: place });
+    slide(byId("sparsity"), steps.length, steps.indexOf(choice.sparsity), [steps[0], steps.at(-1)]);
     byId("sparsity").setAttribute("aria-valuetext", String(choice.sparsity));
     byId("sparsity-said").textContent = choice.sparsity;
   }
