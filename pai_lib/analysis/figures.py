@@ -233,7 +233,7 @@ def _squeeze(axes: Axes, sizes: pd.Series) -> str:
         return ""
     near = 5 if sizes.median() < 5 else 10
     axes.set_xscale("symlog", linthresh=near, linscale=1.5)
-    ticks = [-80, -10, -5, -2.5, 0, 2.5, 5, 10, 80]
+    ticks = [-80, -near, -near / 2, 0, near / 2, near, 80]
     axes.set_xticks(ticks, [f"{tick:g}".replace("-", "−") for tick in ticks])
     axes.minorticks_off()
     return f", logarithmic beyond ±{near}"

@@ -87,11 +87,22 @@ def machines(rows: pd.DataFrame) -> str:
 
 
 def twins(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
-    """Runs that differ from others in one setting alone, by the seeds that all its values have."""
-    values = frame[setting].map(str)
-    of_seed = values.groupby(same_but(frame, setting)).transform("nunique")
-    of_all = values.groupby(same_but(frame, setting, "seed")).transform("nunique")
-    return frame[(of_seed == of_all) & (of_all > 1)]
+    """Runs that differ from others in one setting alone: of the values and seeds that all share.
+
+    Where not every value has every seed, those values and seeds that together are most runs.
+    """
+    values, kept = frame[setting].map(str), []
+    for _, rows in frame.groupby(same_but(frame, setting, "seed")):
+        seeds = rows["seed"].groupby(values[rows.index]).agg(set)
+        seeds = seeds.sort_values(key=lambda sets: -sets.map(len), kind="stable")
+        shared = [
+            (set.intersection(*seeds.iloc[:count]), seeds.index[:count])
+            for count in range(2, len(seeds) + 1)
+        ]
+        if shared:
+            common, names = max(shared, key=lambda both: len(both[0]) * len(both[1]))
+            kept += rows.index[rows["seed"].isin(common) & values[rows.index].isin(names)].tolist()
+    return frame[frame.index.isin(kept)]
 
 
 def same_but(frame: pd.DataFrame, *names: str) -> pd.Series:

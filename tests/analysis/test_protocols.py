@@ -47,6 +47,8 @@ def test_twins_differ_in_one_setting_and_have_all_its_values(frame):
     assert set(twins["criterion"]) == {"snip"}
     assert set(twins["seed"]) == {0, 1}  # not the one that only one of the two values has
     assert twins["warmup"].value_counts().to_dict() == {98: 4, 0: 4}
+    alone = cold.iloc[:1].assign(warmup=5)  # one seed of a third value takes no seed from the others
+    assert protocols.twins(pd.concat([frame, cold, alone], ignore_index=True), "warmup").equals(twins)
     assert protocols.twins(frame, "warmup").empty
     assert protocols.twins(frame.iloc[:0], "warmup").empty
     other = cold.assign(epochs=12)  # differs in two
