@@ -9,9 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
-from scipy.optimize import brentq
-from scipy.special import gamma, gammaincc, ndtr
-
 Shapes = Mapping[str, Sequence[int]]
 Profile = Callable[[Shapes, float], dict[str, float]]
 PROFILES: dict[str, Profile] = {}
@@ -88,6 +85,8 @@ def equal_worth_unsigned(shapes: Shapes, density: float) -> dict[str, float]:
 
 def _signed(level: float) -> float:
     """P(u²z > t) = Φ(−t) − √t·2^(−3/4)·Γ(¼, t²/2)/√(2π) at t ≥ 0; one minus that of −t below."""
+    from scipy.special import gamma, gammaincc, ndtr  # the library alone does not need it
+
     if level < 0:
         return 1 - _signed(-level)
     tail = gamma(0.25) * gammaincc(0.25, level**2 / 2)
@@ -96,6 +95,8 @@ def _signed(level: float) -> float:
 
 def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) -> dict[str, float]:
     """Densities above(τN) that meet the density of the network."""
+    from scipy.optimize import brentq
+
     if density >= 1:
         return dict.fromkeys(shapes, 1.0)
     size = {name: math.prod(shape) for name, shape in shapes.items()}

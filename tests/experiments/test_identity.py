@@ -315,7 +315,8 @@ def test_notes_are_those_of_the_records_that_are_shown(home, store):
     Path("results/data.yaml").write_text(f"{record.data['fingerprint']}: not these\n")
     assert data_note(record.data["fingerprint"], store.root) == " (noise)"
     (group,) = page.page_data(store.root)[0]["groups"]
-    assert "20 training images (noise), " in group["protocol"]
+    assert "20 training images, " in group["protocol"]
+    assert group["data"] == " (noise)"
     untold = Store(store.root.with_name("other"))
     untold.save(record)
     assert data_note(record.data["fingerprint"], untold.root) == ""

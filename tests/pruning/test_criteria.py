@@ -298,6 +298,7 @@ def test_cited_synflow_keeps_every_layer_alive_where_the_released_schedule_empti
 # Masks that they make
 
 
+@pytest.mark.filterwarnings("ignore::pai_lib.TiedScoresWarning")  # at some sparsity a threshold meets a tie
 @every_criterion
 @given(sparsity=st.floats(0, 0.99))
 @settings(max_examples=6)

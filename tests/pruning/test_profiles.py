@@ -44,7 +44,8 @@ def test_every_profile_meets_the_budget_of_any_network(key, shapes, density):
     kept = sum(shares[name] * size[name] for name in shapes)
     budget = density * sum(size.values())
     lost = sum(share == 0 for share in shares.values())  # less than one weight of each layer that gets none
-    assert budget - lost - 1e-6 * budget <= kept <= budget * (1 + 1e-9)
+    # At a threshold near 0 densities change with its root: found to 1e-16, they are right to 1e-8.
+    assert budget - lost - 1e-7 * budget <= kept <= budget * (1 + 1e-7)
 
 
 @pytest.mark.parametrize("level", [-3.0, -0.2, 0.0, 1e-6, 0.01, 0.3, 1.0, 2.5, 6.0])
