@@ -69,7 +69,7 @@ def equal_worth(shapes: Shapes, density: float) -> dict[str, float]:
     Behind normalization the gradient's energy is about the same in each layer, so that a weight of
     a layer of N has a share of 1/N. PyTorch draws weights uniformly, and a Hutchinson estimate of
     few probes is noise of either sign: the score is u²z/N, u uniform on [0, 1] and z normal. τ
-    meets the density of the network, and a layer that expects less than one weight gets none.
+    meets the density of the network; a layer that expects less than half a weight gets none.
     """
     return _lottery(shapes, density, _signed)
 
@@ -102,16 +102,22 @@ def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) ->
     size = {name: math.prod(shape) for name, shape in shapes.items()}
     budget = density * sum(size.values())
 
-    def surplus(threshold: float) -> float:
-        return sum(count * above(threshold * count) for count in size.values()) - budget
+    def at(
+        root: float,
+    ) -> dict[str, float]:  # of τ, with its sign: near 0 densities are linear in it
+        return {name: above(root * abs(root) * count) for name, count in size.items()}
 
-    most = 40 / min(size.values())  # P(u²z > 40) is 0 in doubles
-    threshold = brentq(surplus, -most, most, xtol=1e-16)
-    densities = {name: above(threshold * count) for name, count in size.items()}
-    enough = {name for name, count in size.items() if densities[name] * count > 1 - 1e-9}
-    if not enough:
-        return densities
-    return {name: share if name in enough else 0.0 for name, share in densities.items()}
+    def surplus(root: float) -> float:
+        return sum(share * size[name] for name, share in at(root).items()) - budget
+
+    most = math.sqrt(40 / min(size.values()))  # P(u²z > 40) is 0 in doubles
+    shares = at(brentq(surplus, -most, most, xtol=1e-16))
+    if max(shares[name] * count for name, count in size.items()) < 0.5:
+        return shares
+    return {
+        name: share if share * size[name] >= 1 else round(share * size[name]) / size[name]
+        for name, share in shares.items()
+    }
 
 
 def _in_proportion(
