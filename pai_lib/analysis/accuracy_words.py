@@ -9,7 +9,7 @@ import pandas as pd
 from ..pruning.criteria import criterion_label
 from .frames import data_note
 from .protocols import width_in_words
-from .statistics import differences_by_sparsity, most_pairs, span, told_apart
+from .statistics import differences_by_sparsity, in_a_list, most_pairs, span, told_apart
 from .tables import in_order, summarize
 
 REFERENCE = "snip"  # needs one gradient and no curvature, which the others have to be worth
@@ -38,8 +38,8 @@ def lead(rows: pd.DataFrame) -> str:
     sentences = [f"{scale} ({size}) {_levels(means, pruned)}, the dense network {dense:.1f} %."]
     if dense < means.max():
         sentences.append(
-            "That is less than the best pruned one: in so few epochs it learns more slowly, so "
-            "that these numbers say more about speed of training than about pruning."
+            "That is less than the best pruned one: the dense network is not trained well here, "
+            "and these numbers may say more about training than about pruning."
         )
     note = data_note(run["fingerprint"]).removeprefix(" (").removesuffix(")")
     if "classes" in note:  # another question than that of the data's name
@@ -74,19 +74,18 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
         total = len(better) + len(worse) + len(unsettled)
         text = (
             "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{total} others, on the same seeds, {counted(better)} better and {counted(worse)} "
-            f"worse, and for {len(unsettled)} the {n} seeds do not settle it."
+            f"{total} other criteria, on the same seeds, {counted(better)} better and "
+            f"{counted(worse)} worse, and for {len(unsettled)} the {n} seeds do not settle it."
         )
         for key in [key for key in PLACEBOS if key in groups["better"]]:
-            text += f" {criterion_label(key)} is better, but is a [placebo](term:placebo)."
+            text += f" {criterion_label(key)}, which is better, is a [placebo](term:placebo)."
         return text
     if pruned["seed"].nunique() > 1:
         return "No criterion shares two seeds with SNIP, the yardstick elsewhere in this book."
     if pruned["criterion"].nunique() == 1:
-        return "No other way to prune is recorded, and this one has a single seed."
+        return "No other way to prune is recorded, so that nothing is answered here."
     return (
-        "Each has one seed, which shows a direction and no more: how much another seed would "
-        "change is not known."
+        "Nothing is decided by this: each has a single seed, and how others would end is not known."
     )
 
 
@@ -107,8 +106,7 @@ def against_reference(pairs: Mapping[str, pd.Series]) -> str:
 
 def names(keys: Iterable[str]) -> str:
     """Labels of criteria in their order, as a list in words."""
-    *others, last = [criterion_label(key) for key in in_order(keys)] or [""]
-    return f"{', '.join(others)} and {last}" if others else last
+    return in_a_list([criterion_label(key) for key in in_order(keys)])
 
 
 def counted(keys: list[str]) -> str:
