@@ -61,7 +61,11 @@ def lab(tmp_path_factory):
         yield address
     finally:
         process.terminate()
-        process.wait(30)
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:  # one by one, it waits for a kernel of each notebook
+            process.kill()
+            process.wait()
 
 
 @pytest.mark.parametrize("name", NAMES)
