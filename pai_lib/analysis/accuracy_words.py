@@ -64,7 +64,7 @@ def _levels(means: pd.Series, pruned: pd.DataFrame) -> str:
 
 
 def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
-    """What the seeds tell of the criteria at one sparsity: with one seed a direction alone."""
+    """What the seeds tell of the criteria at one sparsity: with one seed, nothing."""
     groups = told_apart(pairs)
     n = span(pruned.groupby("criterion")["seed"].nunique())
     if any(groups.values()):

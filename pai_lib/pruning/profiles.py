@@ -66,10 +66,11 @@ def equal(shapes: Shapes, density: float) -> dict[str, float]:
 def equal_worth(shapes: Shapes, density: float) -> dict[str, float]:
     """Densities P(u²z > τN) of a layer of N weights: a lottery in which layers are worth the same.
 
-    Behind normalization the gradient's energy is about the same in each layer, so that a weight of
-    a layer of N has a share of 1/N. PyTorch draws weights uniformly, and a Hutchinson estimate of
-    few probes is noise of either sign: the score is u²z/N, u uniform on [0, 1] and z normal. τ
-    meets the density of the network; a layer that expects less than half a weight gets none.
+    It supposes that the scores of each layer add up to the same, as those of θg do in a chain of
+    layers (Tanaka et al., 2020), so that a weight of a layer of N has a share of 1/N. PyTorch draws
+    weights uniformly, and a Hutchinson estimate of few probes is noise of either sign: the score is
+    u²z/N, u uniform on [0, 1] and z normal. τ meets the density of the network; a layer that
+    expects less than half a weight gets none.
     """
     return _lottery(shapes, density, _signed)
 
@@ -102,9 +103,8 @@ def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) ->
     size = {name: math.prod(shape) for name, shape in shapes.items()}
     budget = density * sum(size.values())
 
-    def at(
-        root: float,
-    ) -> dict[str, float]:  # of τ, with its sign: near 0 densities are linear in it
+    # By the root of τ, with τ's sign: near 0 densities are linear in it.
+    def at(root: float) -> dict[str, float]:
         return {name: above(root * abs(root) * count) for name, count in size.items()}
 
     def surplus(root: float) -> float:
@@ -114,10 +114,11 @@ def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) ->
     shares = at(brentq(surplus, -most, most, xtol=1e-16))
     if max(shares[name] * count for name, count in size.items()) < 0.5:
         return shares
-    return {
-        name: share if share * size[name] >= 1 else round(share * size[name]) / size[name]
-        for name, share in shares.items()
-    }
+    for name, count in size.items():
+        if shares[name] * count < 1:  # none or one; 1/49 · 49 is below one in doubles
+            whole = round(shares[name] * count)
+            shares[name] = min(1.0, math.nextafter(whole / count, whole))
+    return shares
 
 
 def _in_proportion(

@@ -109,6 +109,16 @@ def test_a_layer_of_a_single_weight_keeps_it_when_most_are_kept():
     assert equal_worth_unsigned({"one": (1,), "many": (26_775,)}, 0.99999)["one"] == 1
 
 
+@pytest.mark.parametrize("count", [n for n in range(1000, 4000) if int(1 / n * n) == 0][:20])
+def test_one_weight_is_one_in_doubles(count):
+    several = [
+        equal_worth({"small": (50,), "large": (count,)}, kept / (50 + count)) for kept in np.arange(5, 25, 0.25)
+    ]
+    ones = [share["large"] * count for share in several if 0 < share["large"] * count < 1.5]
+    assert ones
+    assert all(int(one) == 1 for one in ones)
+
+
 def test_where_no_layer_expects_half_a_weight_each_keeps_one_and_it_is_said():
     scores = {"a": torch.rand(100), "b": torch.rand(100)}
     with pytest.warns(pai.SparsityWarning, match="one is kept"):
