@@ -131,6 +131,8 @@ def _local(dask: Any, workers: int | None) -> Any:
     preload = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN)"  # Ctrl-C is for us
     options: dict[str, Any] = {"threads_per_worker": 1, "memory_limit": 0, "preload": [preload]}
     options |= {"host": "127.0.0.1", "dashboard_address": None, "silence_logs": logging.ERROR}
+    # Without a dashboard its server starts all the same: on a free port, for another sweep may run.
+    options["scheduler_kwargs"] = {"dashboard_address": "127.0.0.1:0"}
     return dask.LocalCluster(n_workers=workers, **options)
 
 
