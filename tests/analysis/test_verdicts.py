@@ -17,6 +17,9 @@ from pai_lib.analysis.verdicts import (
     HEADLINE_SEEDS,
     MARGIN,
     MATCHED,
+    PROFILE,
+    PROFILE_EQUIVALENCE,
+    PROFILE_SEEDS,
     SECOND,
     SEEDS,
     SOURCES,
@@ -250,6 +253,26 @@ def test_the_contrasts_of_the_headline_are_those_that_were_registered():
     assert not any(each.match for each in HEADLINE)
     assert EQUIVALENCE == {"hp-noise": 1.0, "hp-shuffled": 1.0}
     assert HEADLINE_SEEDS == 8
+
+
+def test_the_contrasts_of_the_profile_are_those_that_were_registered():
+    """Written down before the first run of campaigns/profile-test.yaml; never to be edited."""
+    profile = {"criterion": ("random",), "sparsity": 0.98, "scope": "equal_worth"}
+    hp = {"criterion": ("hutchinson_pruning",), "sparsity": 0.98}
+    registered = [
+        ("profile-hp", hp),
+        ("profile-shuffled", {**hp, "control": "shuffle"}),
+        ("profile-noise", {"criterion": ("scaled_noise",), "sparsity": 0.98}),
+        ("profile-erk", {"criterion": ("random",), "sparsity": 0.98, "scope": "erk"}),
+        ("profile-snip", {"criterion": ("snip",), "sparsity": 0.98}),
+    ]
+    assert [(each.key, each.baseline) for each in PROFILE] == registered
+    assert all(each.treated == profile and not each.match for each in PROFILE)
+    assert PROFILE_EQUIVALENCE == {"profile-shuffled": 1.0, "profile-noise": 1.0}
+    assert {16: (0, 1, 2, 3, 4, 10, 11, 12), 32: tuple(range(8))} == PROFILE_SEEDS
+    chosen_on = set(range(5, 10))  # of width 16
+    assert not chosen_on & {*PROFILE_SEEDS[16]}
+    assert all(len(seeds) == HEADLINE_SEEDS for seeds in PROFILE_SEEDS.values())
 
 
 def test_the_contrasts_of_the_claims_are_those_that_were_registered():
