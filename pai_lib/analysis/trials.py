@@ -26,6 +26,7 @@ LOTS, PLACEBOS = ("Random", "ERK"), ("Scaled noise", "Weight noise")
 RIVALS: dict[str, dict[str, Any]] = {
     "Random": {"criterion": ("random",)},
     "ERK": {"criterion": ("random",), "scope": "erk"},
+    "Equal worth": {"criterion": ("random",), "scope": "equal_worth"},
     "Magnitude": {"criterion": ("magnitude",)},
     "SNIP": {"criterion": ("snip",)},
     "HP": {"criterion": ("hutchinson_pruning",)},

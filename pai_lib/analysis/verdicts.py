@@ -250,7 +250,22 @@ class Verdict:
         meaning = f"{match} by {MARGIN:g} points: " if self.contrast.match and match else ""
         interval = f"95 % interval {points(self.low)} to {points(self.high)}"
         test = f"n = {self.n} seeds, p = {self.p:.2g} after correction"
-        return f"{meaning}{points(self.mean)} points of accuracy ({interval}, {test})"
+        equal = ""
+        if self.within > 0:
+            word = "equal" if self.equivalence < LEVEL else "not shown to be equal"
+            equal = f"; {word} within ±{self.within:g} point (p = {self.equivalence:.2g})"
+        return f"{meaning}{points(self.mean)} points of accuracy ({interval}, {test}){equal}"
+
+
+def badge(word: str, kind: str | None = None) -> str:
+    """A verdict's word as the pages show it, in HTML."""
+    kind = kind or word.replace(" ", "-")
+    return f"<span class='verdict-badge verdict-{kind}'>{word}</span>"
+
+
+def listed(verdicts: Iterable[Verdict]) -> str:
+    """Verdicts as a list in Markdown: badge, claim, numbers."""
+    return "\n".join(f"- {badge(v.verdict)} **{v.contrast.claim}** {v}." for v in verdicts)
 
 
 def judge(
