@@ -142,9 +142,10 @@ def _size(file: Path | io.BytesIO | None) -> str:
 
 
 def add_scripts(app: Sphinx, pagename: str, *_: object) -> None:
-    """Load what enlarges figures; and, where one searches, what mends excerpts."""
+    """Load what figures and the sidebar need; and, where one searches, what mends excerpts."""
     if pagename in app.env.found_docs:
         app.add_js_file("reading/figures.js", loading_method="defer")
+        app.add_js_file("reading/sidebar.js", loading_method="defer")
     if pagename == "search":
         app.add_js_file("reading/search.js", loading_method="defer")
 

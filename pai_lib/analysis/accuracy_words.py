@@ -9,7 +9,7 @@ import pandas as pd
 from ..pruning.criteria import criterion_label
 from .frames import data_note
 from .protocols import width_in_words
-from .statistics import differences_by_sparsity, in_a_list, most_pairs, span, told_apart
+from .statistics import differences_by_sparsity, in_a_list, most_pairs, paired, span, told_apart
 from .tables import in_order, summarize
 
 REFERENCE = "snip"  # needs one gradient and no curvature, which the others have to be worth
@@ -74,33 +74,22 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
         total = len(better) + len(worse) + len(unsettled)
         text = (
             "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{total} other criteria, on the same seeds, {counted(better)} better and "
-            f"{counted(worse)} worse, and for {len(unsettled)} the {n} seeds do not settle it."
+            f"{total} other criteria, on the same seeds and after correction for so many, "
+            f"{counted(better)} shown to be better, {counted(worse)} worse, and for "
+            f"{len(unsettled)} the {n} seeds do not settle it"
         )
+        if unsettled:
+            first = max(unsettled, key=lambda key: pairs[key].mean())
+            text += f" ({criterion_label(first)}: {paired(pairs[first])} points)"
         for key in [key for key in PLACEBOS if key in groups["better"]]:
-            text += f" {criterion_label(key)}, which is better, is a [placebo](term:placebo)."
-        return text
+            text += f"; {criterion_label(key)}, a [placebo](term:placebo), is better"
+        return f"{text}."
     if pruned["seed"].nunique() > 1:
         return "No criterion shares two seeds with SNIP, the yardstick elsewhere in this book."
     if pruned["criterion"].nunique() == 1:
         return "No other way to prune is recorded, so that nothing is answered here."
     return (
         "Nothing is decided by this: each has a single seed, and how others would end is not known."
-    )
-
-
-def against_reference(pairs: Mapping[str, pd.Series]) -> str:
-    """``told_apart`` of criteria against SNIP as a sentence, with their names; or nothing."""
-    groups = told_apart(pairs)
-    tested = [key for keys in groups.values() for key in keys]
-    if not tested:
-        return ""
-    n = span(pd.Series([pairs[key].count() for key in tested]))
-    better, worse, unsettled = (names(keys) or "none" for keys in groups.values())
-    return (
-        f"Compared with SNIP on the same {n} seeds, by t tests at 5 % that are corrected for "
-        f"{len(tested)} comparisons, these are better: {better}; these are worse: {worse}; and "
-        f"these may be either: {unsettled}."
     )
 
 

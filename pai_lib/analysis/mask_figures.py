@@ -76,19 +76,19 @@ def in_words(frame: pd.DataFrame) -> str:
     others = names(spared) if len(spared) < 4 else f"the other {len(spared)} criteria"
     text = "no criterion leaves a layer without a weight."
     if len(emptied):
-        text = f"layers are left without a weight from these sparsities on: {_first(emptied)}"
+        text = f"layers are left without a weight by {_first(emptied)}"
         text += f"; by {others} never." if spared else "."
     closed = "No mask is *cut*: each leaves a path from input to output."
     if len(cut):
-        closed = f"Masks are *cut* (no path from input to output is left) from {_first(cut)} on."
+        closed = f"Masks are *cut*, with no path from input to output left, by {_first(cut)}."
     return f"{after(rows['warmup'].iloc[0]).capitalize()}, {text} {closed}"
 
 
 def _first(rows: pd.DataFrame) -> str:
-    """The lowest sparsity of each criterion in words: 0.9 (SNIP), 0.95 (FD and ED)."""
+    """Each criterion with its lowest sparsity: SNIP from sparsity 0.9, by FD from 0.95 on."""
     lowest = rows.groupby("criterion")["sparsity"].min()
-    told = [f"{level:g} ({names(keys.index)})" for level, keys in lowest.groupby(lowest)]
-    return ", ".join(told)
+    told = [f"{names(keys.index)} from {level:g}" for level, keys in lowest.groupby(lowest)]
+    return f"{', by '.join(told)} on".replace("from", "from sparsity", 1)
 
 
 def after(updates: int) -> str:

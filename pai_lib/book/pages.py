@@ -153,9 +153,14 @@ def with_roles(text: str) -> str:
 
 
 def fold_parameters(notebook: Any) -> None:
-    """Fold the cell of parameters; hide that of the values given, which the last section shows."""
+    """Fold the cell of parameters; hide that of the values given, which the last section shows.
+
+    The code of a figure is named: it may stand beside that of the answer.
+    """
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
+        if figures_of(cell):
+            cell.metadata.mystnb = {"code_prompt_show": "Show the code of the figure"}
         if "parameters" in tags:
             tags.append("hide-input")
             cell.metadata.mystnb = {"code_prompt_show": "Show the parameters"}

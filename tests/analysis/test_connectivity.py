@@ -60,10 +60,10 @@ def test_the_first_sparsity_of_each_event_is_told():
     rows = network({("fisher_diag", 0.98, 98, 1), ("fisher_diag", 0.99, 98, 1)}).assign(empty=0)
     assert in_words(rows) == (
         "After 98 batch-norm updates, no criterion leaves a layer without a weight. "
-        "Masks are *cut* (no path from input to output is left) from 0.98 (FD) on."
+        "Masks are *cut*, with no path from input to output left, by FD from sparsity 0.98 on."
     )
     rows = network(set()).assign(empty=0)
     rows.loc[(rows["criterion"] == "snip") & (rows["sparsity"] == 0.99), "empty"] = 3
-    assert "layers are left without a weight from these sparsities on: 0.99 (SNIP); by FD never." in in_words(rows)
+    assert "layers are left without a weight by SNIP from sparsity 0.99 on; by FD never." in in_words(rows)
     assert in_words(rows).endswith("No mask is *cut*: each leaves a path from input to output.")
     assert in_words(rows[rows["warmup"] == 0]).startswith("Without warm-up, layers")

@@ -42,7 +42,7 @@ def judged(contrasts, effects, stream, seeds=SEEDS, spread=1.0):
 
 
 def test_none_is_found_where_there_is_none(contrasts):
-    """In 5 % of the trials at most is any of the eight told apart, though all share the criterion's runs."""
+    """In 5 % of the trials at most is any of the nine told apart, though all share the criterion's runs."""
     stream, none = np.random.default_rng(0), dict.fromkeys((c.key for c in contrasts), 0.0)
     drawn = [judged(contrasts, none, stream) for _ in range(DRAWS)]
     wrong = sum(bool(j.told("supported") + j.told("not supported")) for j in drawn)
@@ -75,11 +75,11 @@ def test_the_seeds_that_would_tell_have_the_power(contrasts):
     """In draws of so many seeds the strictest test alone finds the effect four times in five."""
     seen = judged(contrasts, dict.fromkeys((c.key for c in contrasts), 1.0), np.random.default_rng(4))
     verdict = seen.verdicts["ERK"]
-    n = trials.seeds_to_tell(verdict, 8)
+    n = trials.seeds_to_tell(verdict, len(contrasts))
     differences = pd.Series(verdict.differences)
     stream = np.random.default_rng(5)
     draws = stream.normal(verdict.mean, differences.std(), (2000, n))
-    found = int((stats.ttest_1samp(draws, 0, axis=1).pvalue < LEVEL / 8).sum())
+    found = int((stats.ttest_1samp(draws, 0, axis=1).pvalue < LEVEL / len(contrasts)).sum())
     assert stats.binom.ppf(0.001, 2000, 0.8) <= found <= 2000 * 0.9
     assert n > 2
 
@@ -88,6 +88,7 @@ def frame_of(levels, seeds=SEEDS, cut=(), spread=0.3):
     """Rows of synthetic records: arms by (criterion, scope, control) at mean accuracies in percent."""
     stream, records = np.random.default_rng(3), []
     arms = {("mine", "global", "none"): 60.0, ("mine", "global", "shuffle"): 50.0, ("random", "erk", "none"): 50.0}
+    arms[("random", "equal_worth", "none")] = 50.0
     keys = ("random", "magnitude", "snip", "hutchinson_pruning", "scaled_noise", "weight_noise")
     arms |= {(key, "global", "none"): 50.0 for key in keys} | {("random", "flat", "none"): 50.0} | levels
     made = {"device": "CPU"}
@@ -129,7 +130,7 @@ def test_the_sentence_names_every_rival():
         profile = trials.judge_trial(frame, BASE, "flat")
         table = trials.comparison(judgement)
         worth = trials.parts(frame, BASE, "mine")
-    better = "Better than random, erk, magnitude, hp, scaled noise and weight noise"
+    better = "Better than random, erk, equal worth, magnitude, hp, scaled noise and weight noise"
     assert (
         str(judgement)
         .lower()

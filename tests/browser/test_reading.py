@@ -20,6 +20,23 @@ def page(visit, rich):
     return visit(rich)
 
 
+@pytest.mark.parametrize("scrolled", [0, 9999])
+def test_the_page_s_own_entry_is_in_sight_wherever_the_sidebar_was(visit, rich, scrolled):
+    page = visit(rich)
+    page.set_viewport_size({"width": 1280, "height": 330})
+    sidebar = page.locator("#pst-primary-sidebar")
+    assert sidebar.evaluate("e => e.scrollHeight > 2 * e.clientHeight")
+    sidebar.evaluate("(e, top) => { e.scrollTop = top }", scrolled)
+    page.reload(wait_until="load")
+    page.wait_for_function(
+        """() => {
+            const entry = document.querySelector("#pst-primary-sidebar a.current[href='#']");
+            const line = entry.getBoundingClientRect();
+            return line.top >= 100 && line.bottom <= innerHeight;
+        }"""
+    )
+
+
 # --- terms
 
 
