@@ -45,6 +45,8 @@ LEFT_OUT = (
     "benchmarks book campaigns cli compared_outputs contributing data elsewhere execution explorer figures gpu "
     "killed_sweeps layout light_pages own_model reruns streams sweep workflows"
 ).split()
+# What this process has imported already cannot be rewritten, of which pytest warns.
+OPTIONS = ["-p", "no:cacheprovider", "-W", "ignore::pytest.PytestAssertRewriteWarning"]
 ALLOWANCE = 20, 10  # CPU seconds, and times the tests' own: what a mutant may take before it counts as noticed
 
 SWAPS = {
@@ -207,6 +209,7 @@ class Recorder:
     def __init__(self, copy: Path):
         from coverage import Coverage
 
+        self.copy = copy
         self.coverage = Coverage(data_file=None, source=[str(copy / "pai_lib")], config_file=False)
         self.tests: dict[str, dict] = {}
 
@@ -227,7 +230,11 @@ class Recorder:
         data = self.coverage.get_data()
         for nodeid, test in self.tests.items():
             data.set_query_context(nodeid)
-            lines = {Path(file).stem: data.lines(file) for file in data.measured_files()}
+            library = self.copy / "pai_lib"
+            lines = {
+                Path(file).relative_to(library).with_suffix("").as_posix(): data.lines(file)
+                for file in data.measured_files()
+            }
             test["lines"] = {module: sorted(found) for module, found in lines.items() if module in CORE and found}
         kept = {nodeid: test for nodeid, test in self.tests.items() if test.pop("passed", False) and test["lines"]}
         path.write_text(json.dumps(kept))
@@ -249,7 +256,7 @@ def record(copy: Path, file: str, path: Path) -> int:
     enter(copy)
     recorder = Recorder(copy)
     recorder.coverage.start()
-    code = pytest.main(["-p", "no:cacheprovider", file], plugins=[recorder])
+    code = pytest.main([*OPTIONS, file], plugins=[recorder])
     recorder.coverage.stop()
     recorder.write(path)
     return code
@@ -258,7 +265,7 @@ def record(copy: Path, file: str, path: Path) -> int:
 def attempt(copy: Path, names: list[str]) -> int:
     enter(copy)
     files = sorted({name.partition("::")[0] for name in names})
-    code = pytest.main(["-x", "-p", "no:cacheprovider", *files], plugins=[Chosen(names)])
+    code = pytest.main(["-x", *OPTIONS, *files], plugins=[Chosen(names)])
     return code if sys.modules["pai_lib"].__file__ == str(copy / "pai_lib" / "__init__.py") else 99
 
 
