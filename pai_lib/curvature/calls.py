@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
@@ -19,6 +20,19 @@ UNREPEATABLE = (
     "The model's output differs from call to call in evaluation mode: switch its random numbers "
     "off (as of F.dropout without training=self.training), or the state that it keeps."
 )
+
+
+# In words alone: of PyTorch's allocator, CUDA and its libraries, C++, Linux.
+_EXHAUSTED = (
+    r"DefaultCPUAllocator: (not enough|can't allocate) memory|CUDA error: out of memory|bad_alloc"
+    r"|\bCU[A-Z]+_(\w+_)?ALLOC\w*_FAILED|\[Errno 12\]|Cannot allocate memory( \(12\)|$)"
+)
+
+
+def exhausted(error: BaseException) -> bool:
+    """Tell whether an error says that memory is exhausted."""
+    told = isinstance(error, RuntimeError | OSError) and re.search(_EXHAUSTED, str(error))
+    return bool(told) or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
@@ -40,7 +54,7 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+        if exhausted(error):
             raise
         said = ", ".join(
             f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in each_of(inputs)
