@@ -96,7 +96,8 @@ class Problem:
         if not self.finite and not bool(torch.isfinite(logits).all()):
             raise ValueError("The model's logits hold NaN or infinite values.")
         self.finite = True
-        return logits / self.temperature
+        # Of a model on several devices they may be elsewhere.
+        return logits.to(self.labels.device) / self.temperature
 
     def independent_logits(self, part: slice) -> Tensor:
         """As ``logits``; ValueError if a sample's change with the samples beside it."""

@@ -102,8 +102,7 @@ class _ForwardPass:
 
     def used(self, mask: ByParameter) -> ByParameter:
         """Return which kept weights are on a path."""
-        device = self.output.device
-        kept = {name: mask[name].to(device, torch.float32).requires_grad_() for name in mask}
+        kept = {n: mask[n].to(self.state[n].device, torch.float32).requires_grad_() for n in mask}
         sources = [Value(tensor, flow=ones(tensor.shape, tensor)) for tensor in self.inputs]
         for name, tensor in self.state.items():
             sources.append(Value(tensor, kept.get(name, ones(tensor.shape, tensor))))

@@ -232,7 +232,7 @@ def train(
         def forward(inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
             with _autocast(device, precision):
                 logits = called(network, fit(inputs))
-            logits = _wide(check_logits(logits, len(labels), highest))  # N×C
+            logits = _wide(check_logits(logits, len(labels), highest)).to(labels.device)  # N×C
             return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
         first, curves, seconds = _resumed(checkpoint, model, descent, order)
