@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..curvature.calls import (
     ByParameter,
     called,
     evaluation_mode,
     failing_in_a_sentence,
+    plain_attention,
     substituted,
 )
 from ..curvature.graph import find_uses
@@ -47,10 +47,10 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
     resolve_parameters(model, mask)
     batch = as_batch(batch)
     with (
-        evaluation_mode(model),
+        evaluation_mode(model, on_copies=True),
         torch.inference_mode(False),
         torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
+        plain_attention(),
     ):
         passes = _ForwardPass(model, batch)
         whole = passes.used({name: torch.ones_like(kept) for name, kept in mask.items()})

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability
 
-from ..curvature.calls import evaluation_mode
+from ..curvature.calls import evaluation_mode, modes_given_back
 from ..data.batch import of_each
 from ..draws import random_stream
 
@@ -83,7 +83,7 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
         torch.enable_grad(),
         no_autocast(model),
         own_draws(model, seed),
-        evaluation_mode(model),  # which gives back the modes
+        modes_given_back(model),
     ):
         model.train()
         try:
