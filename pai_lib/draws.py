@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import threading
 from collections.abc import Iterator
 
 import torch
+
+ONE_THREAD = threading.RLock()
+"""Held while a setting of the whole process is changed: it is not to come back as another's."""
 
 
 @contextlib.contextmanager
 def drawing(seed: int) -> Iterator[None]:
     """Draw float32 numbers of a seed on the CPU; random state and default dtype come back."""
-    with torch.random.fork_rng(devices=[]), default_dtype(torch.float32):
+    with default_dtype(torch.float32), torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         yield
 
@@ -20,12 +24,13 @@ def drawing(seed: int) -> Iterator[None]:
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     """Make floating-point tensors in this dtype where none is given."""
-    before = torch.get_default_dtype()
-    torch.set_default_dtype(dtype)
-    try:
-        yield
-    finally:
-        torch.set_default_dtype(before)
+    with ONE_THREAD:
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(dtype)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:

@@ -138,10 +138,21 @@ def _waits(function, name, args, leaves, on_device):
     return name in _WAITS or to_cpu or masks
 
 
+def _one_by_one(function, args, kwargs):
+    """As PyTorch does where a list holds tensors of several devices."""
+    outs = []
+    for i in range(len(args[0])):
+        out = function(*([arg[i]] if isinstance(arg, list | tuple) else arg for arg in args), **kwargs)
+        outs += out if isinstance(out, list | tuple) else []
+    return outs or None
+
+
 def _dispatch(function, args, kwargs):
     name = function._schema.name.removeprefix("aten::")
     plain = name.rstrip("_")
     leaves = tree_leaves((args, kwargs))
+    if name.startswith("_foreach_") and len({isinstance(tensor, SecondTensor) for tensor in args[0]}) == 2:
+        return _one_by_one(function, args, kwargs)
     ours = any(isinstance(leaf, SecondTensor) for leaf in leaves)
     asked = kwargs.get("device")
     on_device = ours if asked is None else torch.device(asked).type == DEVICE.type

@@ -341,6 +341,56 @@ def test_a_checkpoint_has_the_random_state_of_its_device(tmp_path):
         assert fit(checkpoint=Checkpoint(path, {})) == whole
 
 
+# --- a model on both devices
+
+
+class Split(nn.Module):
+    """Each layer is where its weights are."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.middle, self.head = nn.Linear(64, 6), nn.Linear(6, 6), nn.Linear(6, 10)
+
+    def forward(self, x):
+        x = self.first(x.flatten(1).to(self.first.weight.device)).relu()
+        x = self.middle(x.to(self.middle.weight.device)).relu()
+        return self.head(x.to(self.head.weight.device))
+
+
+SPLIT_CASES = {
+    **{
+        key: lambda model, data, mask, key=key: pai.score(model, data.scoring_batch(2), key)
+        for key in "random snip grasp synflow fts fbss hts exact_taylor scaled_noise".split()
+    },
+    "prune": lambda model, data, mask: pai.prune(model, data.scoring_batch(2), "snip", 0.5),
+    "standard error": lambda model, data, mask: pai.hutchinson_diag(
+        model, data.scoring_batch(2), standard_error=True
+    ),
+    "effective sparsity": lambda model, data, mask: pai.effective_sparsity(model, mask, data.scoring_batch(1)),
+    "flops": lambda model, data, mask: pai.flops_left(model, mask, data.scoring_batch(1)),
+    "train": lambda model, data, mask: pai.train(model, data, mask, epochs=1, batch_size=64, progress=False),
+    "evaluate": lambda model, data, mask: pai.evaluate(model, data.test_batches()),
+}
+
+
+@pytest.mark.parametrize("moved", [["first"], ["middle"], ["head"], ["first", "middle"], ["middle", "head"]])
+@pytest.mark.parametrize("case", SPLIT_CASES)
+def test_a_model_may_be_on_several_devices(case, moved):
+    data = inputs_of("convolutional")["data"]
+    generator = torch.Generator().manual_seed(0)
+    mask = {
+        name: torch.rand(6, size, generator=generator) < 0.4
+        for name, size in (("first.weight", 64), ("middle.weight", 6))
+    }
+    expected = SPLIT_CASES[case](Split(), data, mask)
+    with second_device():
+        model = Split()
+        for name in moved:
+            setattr(model, name, to_second(getattr(model, name)))
+        assert_same(to_cpu(SPLIT_CASES[case](model, data, mask)), expected)
+
+
 # --- how often the host waits
 
 

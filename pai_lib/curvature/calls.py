@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
+import re
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from ..data.batch import Inputs, each_of, of_each
+from ..draws import ONE_THREAD
 from .adjoints import PlainOperations
 
 ByParameter = dict[str, Tensor]
@@ -20,12 +23,32 @@ UNREPEATABLE = (
     "off (as of F.dropout without training=self.training), or the state that it keeps."
 )
 
+# In words alone: of PyTorch's allocator, CUDA and its libraries, C++, Linux.
+_EXHAUSTED = (
+    r"DefaultCPUAllocator: (not enough|can't allocate) memory|CUDA error: out of memory|bad_alloc"
+    r"|\bCU[A-Z]+_(\w+_)?ALLOC\w*_FAILED|\[Errno 12\]|Cannot allocate memory( \(12\)|$)"
+)
+
+
+def exhausted(error: BaseException) -> bool:
+    """Tell whether an error says that memory is exhausted."""
+    told = isinstance(error, RuntimeError | OSError) and re.search(_EXHAUSTED, str(error))
+    return bool(told) or isinstance(error, MemoryError | torch.OutOfMemoryError)
+
 
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
-    """Call a model: a mapping holds its keyword arguments, a tuple its positional ones."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    """Call a model: a mapping holds its keyword arguments, a tuple its positional ones.
+
+    Within an autocast, as around all of training, one of the model's own would take the casts that
+    an earlier call made: of weights that have changed since, or without gradients.
+    """
+    torch.clear_autocast_cache()
+    try:
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    finally:
+        torch.clear_autocast_cache()
 
 
 def answered(model: nn.Module, inputs: Inputs) -> Any:
@@ -40,7 +63,7 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     try:
         yield
     except (RuntimeError, TypeError, IndexError) as error:
-        if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+        if exhausted(error):
             raise
         said = ", ".join(
             f"{tensor.dtype} of shape {tuple(tensor.shape)}" for tensor in each_of(inputs)
@@ -104,6 +127,37 @@ def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
 
 
 @contextlib.contextmanager
+def restored(containers: Iterable[Any]) -> Iterator[None]:
+    """Give lists, dicts and sets what they hold now back at the end."""
+    before = [(container, container.copy()) for container in containers]
+    try:
+        yield
+    finally:
+        for container, contents in before:
+            container.clear()
+            (container.extend if isinstance(container, list) else container.update)(contents)
+
+
+@contextlib.contextmanager
+def plain_attention() -> Iterator[None]:
+    """Compute attention by its single operations, while no other thread changes how it is done."""
+    with ONE_THREAD, sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
+@contextlib.contextmanager
+def numbers_restored(tensors: Iterable[Tensor]) -> Iterator[None]:
+    """Give tensors the numbers that they hold now back at the end."""
+    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    try:
+        yield
+    finally:
+        for tensor, numbers in before:
+            if not torch.equal(tensor, numbers):  # others keep their version, which graphs look at
+                tensor.detach().copy_(numbers)
+
+
+@contextlib.contextmanager
 def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """Have a model compute with other tensors, by the names of its own, until the end of the block.
 
@@ -112,28 +166,46 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     others = {id(tensor): state[name] for name, tensor in tensors.items() if name in state}
-    stores: list[Any] = []  # where modules keep them: a shared one in several
-    for module in model.modules():
-        stores += [module._parameters, module._buffers]
-    before = [dict(store) for store in stores]
-    try:
+    # Where modules keep them: a shared one in several.
+    stores: list[Any] = [s for m in model.modules() for s in (m._parameters, m._buffers)]
+    with restored(stores):  # the forward pass may register more
         for store in stores:
             for name, tensor in store.items():
                 store[name] = others.get(id(tensor), tensor)
         yield
-    finally:
-        for store, originals in zip(stores, before, strict=True):
-            store.clear()  # the forward pass may have registered more
-            store.update(originals)
 
 
 @contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode and give back each one's own mode at the end."""
+def modes_given_back(model: nn.Module) -> Iterator[None]:
+    """Give back each module's own mode at the end, by its own ``train`` where it has changed."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
     try:
         yield
     finally:
-        for module, training in modes:
-            module.training = training
+        for module, training in modes:  # what holds others comes before them
+            if module.training != training:
+                module.train(training)
+                module.training = training  # whatever its own makes of it
+
+
+@contextlib.contextmanager
+def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]:
+    """Put every module in evaluation mode, and leave the model as it was.
+
+    What it holds comes back: modes, attributes (and what is in their lists, dicts and sets, as
+    caches are), parameters and buffers with their numbers. ``on_copies`` tells that no forward pass
+    writes to the model's own tensors.
+    """
+    held: list[Any] = [vars(module) for module in model.modules()]
+    seen = set(map(id, held))
+    for container in held:  # and those within, which join them
+        for value in container.values() if isinstance(container, dict) else container:
+            if isinstance(value, dict | list | set) and id(value) not in seen:
+                seen.add(id(value))
+                held.append(value)
+    # A ``train`` of a module's own may write as well: it may merge weights.
+    own = any(getattr(m.train, "__func__", None) is not nn.Module.train for m in model.modules())
+    tensors = (*model.parameters(), *model.buffers()) if own or not on_copies else ()
+    with numbers_restored(tensors), modes_given_back(model), restored(held):
+        model.eval()
+        yield

@@ -158,8 +158,7 @@ def synaptic_flow(
     names, inputs = resolve_parameters(model, parameters), as_batch(batch).inputs
     if len(each_of(inputs)[0]) == 0:
         raise ValueError("The batch is empty: at least one sample is needed for its shape.")
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
-    device = tensors[names[0]].device
+    device = model.get_parameter(names[0]).device
     lookups = _OnesForTokens()
     floating = [tensor.is_floating_point() for tensor in each_of(inputs)]
 
@@ -175,11 +174,12 @@ def synaptic_flow(
     with (
         default_dtype(torch.float64),  # of what a model makes itself, as a first state
         torch.inference_mode(False),
-        evaluation_mode(model),
+        evaluation_mode(model, on_copies=True),
         torch.enable_grad(),
         torch.autocast(device.type, enabled=False),
         contextlib.nullcontext() if all(floating) else lookups,
     ):
+        tensors = dict([*model.named_parameters(), *model.named_buffers()])
         values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         with substituted(model, values):

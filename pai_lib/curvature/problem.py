@@ -18,7 +18,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..data.batch import Batch, Inputs, as_batch, each_of, of_each
 from ..models import check_logits
@@ -30,6 +29,7 @@ from .calls import (
     answered,
     check_repeats,
     evaluation_mode,
+    plain_attention,
     substituted,
 )
 from .graph import REENTRANT, hides_weights, runs_own_functions
@@ -58,7 +58,10 @@ class Problem:
 
     def __init__(self, model: nn.Module, batch: Batch, temperature: float, names: list[str]):
         self.model, self.temperature = model, temperature
-        self.theta = {name: plain(model.get_parameter(name)).requires_grad_() for name in names}
+        tensors = (*model.named_parameters(), *model.named_buffers())
+        # What the model computes with: copies, since a forward pass may write to it.
+        self.state = {name: tensor.detach().clone() for name, tensor in tensors}
+        self.theta = {name: self.state[name].requires_grad_() for name in names}
         self.leaves = list(self.theta.values())
         for leaf in self.leaves:
             if leaf.dtype not in (torch.float32, torch.float64):
@@ -71,12 +74,6 @@ class Problem:
         self.samples = len(self.labels)
         self.highest_label = int(self.labels.max())
         self.finite = self.independent = False  # not looked at yet
-
-    def state(self) -> ByParameter:
-        """What the model computes with: the leaves, and copies of all that it might change."""
-        parameters = {name: plain(p) for name, p in self.model.named_parameters()}
-        buffers = {name: buffer.detach().clone() for name, buffer in self.model.named_buffers()}
-        return {**parameters, **buffers, **self.theta}
 
     def logits(self, part: slice) -> Tensor:
         """f(x)/T for a slice of the samples, n×C."""
@@ -96,7 +93,8 @@ class Problem:
         if not self.finite and not bool(torch.isfinite(logits).all()):
             raise ValueError("The model's logits hold NaN or infinite values.")
         self.finite = True
-        return logits / self.temperature
+        # Of a model on several devices they may be elsewhere.
+        return logits.to(self.labels.device) / self.temperature
 
     def independent_logits(self, part: slice) -> Tensor:
         """As ``logits``; ValueError if a sample's change with the samples beside it."""
@@ -271,14 +269,14 @@ def problem_at(
     """
     if not isinstance(temperature, numbers.Real) or not 0 < temperature < float("inf"):
         raise ValueError(f"temperature={temperature!r}: it must be a positive, finite number.")
-    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model):
+    with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, on_copies=True):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
         # Fused attention has no second derivative on the CPU; reduced precision has no place in a
         # derivative.
         with (
             torch.autocast(problem.leaves[0].device.type, enabled=False),
-            sdpa_kernel(SDPBackend.MATH),
-            substituted(model, problem.state()),
+            plain_attention(),
+            substituted(model, problem.state),
             _full_precision(),
             Bar(what, progress),
         ):

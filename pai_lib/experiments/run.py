@@ -23,7 +23,7 @@ from ..names import checked_keywords
 from ..pruning import masks
 from ..pruning.inspection import effective_sparsity
 from ..pruning.masks import prune
-from ..pruning.ranking import make_mask
+from ..pruning.ranking import ScoresNotFiniteError, make_mask
 from ..pruning.scoring import score
 from ..training.checkpoint import Checkpoint, epochs_done
 from ..training.device import in_channels_last, resolve_device
@@ -210,6 +210,10 @@ class Work:
         except TrainingDivergedError as error:
             dense = "" if state.phase == "masked" else "dense training, "
             failure = {"reason": str(error), "where": dense + error.where}
+        except ScoresNotFiniteError as error:
+            if self.spec.when == "init":
+                raise
+            failure = {"reason": str(error), "where": "scoring"}  # where the loss is still finite
         state.result["peak_memory_bytes"] = peak_memory(self.device) if measured else None
         made = run_provenance(self.device, self.spec.precision, state.started, state.resumed)
         return Record(self.spec, state.result, failure, self.about(), made)

@@ -24,6 +24,7 @@ from typing import Any, TypedDict
 import torch
 from filelock import Timeout
 
+from ..curvature.calls import exhausted
 from ..data.dataset import Dataset
 from ..data.loading import load_data
 from ..pruning.own import OwnFile, known
@@ -288,7 +289,7 @@ def _attempt(
     except TrainingStoppedError:
         return None
     except Exception as error:
-        if not _exhausted(error):
+        if not exhausted(error):
             run = f"the run {spec.id}, of which nothing is recorded"
             error.add_note(f"This was raised by {run}: {spec}")
             raise
@@ -300,19 +301,6 @@ def _attempt(
         torch.cuda.empty_cache()
     made = run_provenance(device, spec.precision, started, [])
     return failed(spec, failure, whole.fingerprint, made)
-
-
-_EXHAUSTED = (  # what PyTorch's CPU allocator and the system tell in words alone
-    "not enough memory",
-    "can't allocate memory",
-    "Cannot allocate memory",
-    "CUDA error: out of memory",
-)
-
-
-def _exhausted(error: Exception) -> bool:
-    told = isinstance(error, RuntimeError | OSError) and any(w in str(error) for w in _EXHAUSTED)
-    return told or isinstance(error, MemoryError | torch.OutOfMemoryError)
 
 
 class _Here:

@@ -7,13 +7,13 @@ import math
 import torch
 from torch import Tensor, nn
 from torch._dispatch.python import enable_python_dispatcher
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..curvature.calls import (
     ByParameter,
     called,
     evaluation_mode,
     failing_in_a_sentence,
+    plain_attention,
     substituted,
 )
 from ..curvature.graph import find_uses
@@ -47,10 +47,10 @@ def effective_sparsity(model: nn.Module, mask: ByParameter, batch: Batch) -> flo
     resolve_parameters(model, mask)
     batch = as_batch(batch)
     with (
-        evaluation_mode(model),
+        evaluation_mode(model, on_copies=True),
         torch.inference_mode(False),
         torch.enable_grad(),
-        sdpa_kernel(SDPBackend.MATH),
+        plain_attention(),
     ):
         passes = _ForwardPass(model, batch)
         whole = passes.used({name: torch.ones_like(kept) for name, kept in mask.items()})
@@ -102,8 +102,7 @@ class _ForwardPass:
 
     def used(self, mask: ByParameter) -> ByParameter:
         """Return which kept weights are on a path."""
-        device = self.output.device
-        kept = {name: mask[name].to(device, torch.float32).requires_grad_() for name in mask}
+        kept = {n: mask[n].to(self.state[n].device, torch.float32).requires_grad_() for n in mask}
         sources = [Value(tensor, flow=ones(tensor.shape, tensor)) for tensor in self.inputs]
         for name, tensor in self.state.items():
             sources.append(Value(tensor, kept.get(name, ones(tensor.shape, tensor))))

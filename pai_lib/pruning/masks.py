@@ -5,15 +5,14 @@ A mask is ``{parameter name: bool tensor}`` with True = kept, over prunable para
 
 from __future__ import annotations
 
-import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any, Unpack
 
 import torch
 from torch import Tensor, nn
 
-from ..curvature.calls import ByParameter, generator_or_new
+from ..curvature.calls import ByParameter, generator_or_new, numbers_restored
 from ..curvature.parameters import resolve_parameters
 from ..data.batch import Batch
 from ..names import checked_keywords, count_of, nearest
@@ -84,8 +83,8 @@ def prune(
     mask: ByParameter = {}
     ties: dict[str, Ties] = {}
     earlier = EarlierTies()
-    kept_weights = _restored(model) if rounds > 1 else contextlib.nullcontext()
-    with Bar("pruning", options.get("progress", True)), kept_weights:
+    written = model.parameters() if rounds > 1 else ()
+    with Bar("pruning", options.get("progress", True)), numbers_restored(written):
         for k in steps(range(1, rounds + 1), "round"):
             apply_mask(model, mask)
             earlier.note(mask, ties)
@@ -103,18 +102,6 @@ def prune(
         warn_of_ties(mask, ties)
         earlier.warn(mask)
     return mask
-
-
-@contextlib.contextmanager
-def _restored(model: nn.Module) -> Iterator[None]:
-    """Give back the weights at the end of the block."""
-    originals = {name: weight.detach().clone() for name, weight in model.named_parameters()}
-    try:
-        yield
-    finally:
-        with torch.no_grad():
-            for name, original in originals.items():
-                model.get_parameter(name).copy_(original)
 
 
 def check_mapping(mask: Any, title: str = "The mask") -> None:

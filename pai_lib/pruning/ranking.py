@@ -93,6 +93,10 @@ def check_scope(scope: str) -> None:
         raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, scopes())}")
 
 
+class ScoresNotFiniteError(ValueError):
+    """Scores hold NaN or infinite values."""
+
+
 def checked_scores(scores: Mapping[str, Any]) -> ByParameter:
     """Scores as tensors; a clear error for what is none."""
     if not isinstance(scores, Mapping):
@@ -104,7 +108,7 @@ def checked_scores(scores: Mapping[str, Any]) -> ByParameter:
     finite = host_numbers(lambda value: torch.isfinite(value).all(), tensors)
     for name in tensors:
         if not finite[name]:
-            raise ValueError(f"The scores of {name!r} hold NaN or infinite values.")
+            raise ScoresNotFiniteError(f"The scores of {name!r} hold NaN or infinite values.")
     return tensors
 
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability
 
-from ..curvature.calls import evaluation_mode
+from ..curvature.calls import evaluation_mode, modes_given_back
 from ..data.batch import of_each
 from ..draws import random_stream
 
@@ -83,7 +83,7 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
         torch.enable_grad(),
         no_autocast(model),
         own_draws(model, seed),
-        evaluation_mode(model),  # which gives back the modes
+        modes_given_back(model),
     ):
         model.train()
         try:
@@ -98,11 +98,15 @@ def training(model: nn.Module, seed: int) -> Iterator[Callable[[Any], Any]]:
 def fits_channels_last(model: nn.Module) -> bool:
     """Whether a model may compute in channels_last, in which convolutions are faster everywhere.
 
-    It may if every module is PyTorch's, torchvision's or of this library: those of others may
-    flatten by ``view``, which that layout forbids. Two kernels in one storage would come apart.
+    It may if every module and hook is PyTorch's, torchvision's or of this library: those of others
+    may flatten by ``view``, which that layout forbids. Two kernels in one storage would come apart.
     """
-    familiar = all(
-        f"{type(module).__module__}.".startswith(("torch.nn.modules.", "torchvision.", "pai_lib."))
+    places = [vars(nn.modules.module), *map(vars, model.modules())]  # hooks of all modules, of each
+    places += [{"_hooks": parameter._backward_hooks or {}} for parameter in model.parameters()]
+    hooks = [h for at in places for key in at if key.endswith("_hooks") for h in at[key].values()]
+    ours = "torchvision.", "pai_lib."
+    familiar = all(f"{hook.__module__}.".startswith(("torch.", *ours)) for hook in hooks) and all(
+        f"{type(module).__module__}.".startswith(("torch.nn.modules.", *ours))
         and "forward" not in vars(module)
         and not _overruns(module)
         for module in model.modules()

@@ -6,17 +6,16 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..curvature.calls import ByParameter, called
+from ..curvature.calls import ByParameter, called, plain_attention
 from ..data.batch import Batch
 from ..data.dataset import Dataset
 from ..draws import random_stream
@@ -81,6 +80,9 @@ def warm_up(
             norm.training = True
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), updates):
             called(model, fit(batch.inputs))
+        statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
+    for buffer, statistic in statistics:
+        buffer.copy_(statistic)
     return updates
 
 
@@ -232,7 +234,7 @@ def train(
         def forward(inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
             with _autocast(device, precision):
                 logits = called(network, fit(inputs))
-            logits = _wide(check_logits(logits, len(labels), highest))  # N×C
+            logits = _wide(check_logits(logits, len(labels), highest)).to(labels.device)  # N×C
             return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
 
         first, curves, seconds = _resumed(checkpoint, model, descent, order)
@@ -325,16 +327,13 @@ def _epoch(
     return float(total) / seen, float(correct) / seen
 
 
-@contextlib.contextmanager
-def _autocast(device: torch.device, precision: str) -> Iterator[None]:
-    with contextlib.ExitStack() as stack:
-        if precision == "bf16":
-            # Within another autocast it would keep the weights of the first step.
-            stack.callback(torch.clear_autocast_cache)
-            stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-            if device.type == "cpu":  # where flash attention's backward pass is slow
-                stack.enter_context(sdpa_kernel(SDPBackend.MATH))
-        yield
+def _autocast(device: torch.device, precision: str) -> contextlib.ExitStack:
+    stack = contextlib.ExitStack()
+    if precision == "bf16":
+        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+        if device.type == "cpu":  # where flash attention's backward pass is slow
+            stack.enter_context(plain_attention())
+    return stack
 
 
 @checked_keywords

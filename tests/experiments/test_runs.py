@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 import textwrap
@@ -389,6 +390,21 @@ def test_any_criterion_and_control_after_training(options):
 
 def test_divergence_tells_in_which_training():
     assert quick(replace(TRAINED, lr=1e9)).failure["where"].startswith("dense training, epoch ")
+
+
+@pytest.mark.parametrize("options", [{}, {"control": "invert"}, {"scope": "layer"}])
+def test_a_network_whose_scores_are_not_finite_after_training_is_a_failure(options):
+    diverged = replace(TRAINED, criterion="grasp", lr=1e3, epochs=1, batch_size=2000, **options)
+    failure = quick(diverged).failure
+    assert failure["where"] == "scoring"
+    assert re.fullmatch(r"The scores of '.+' hold NaN or infinite values\.", failure["reason"])
+
+
+def test_scores_that_are_not_finite_without_training_are_a_mistake(monkeypatch):
+    infinite = replace(CRITERIA["magnitude"], function=lambda weight: weight / 0)
+    monkeypatch.setitem(CRITERIA, "magnitude", infinite)
+    with pytest.raises(ValueError, match="hold NaN or infinite values"):
+        quick(replace(SPEC, criterion="magnitude"))
 
 
 @pytest.mark.parametrize("key", ["snip", "fisher_pruning", "hts", "exact_taylor"])

@@ -146,7 +146,14 @@ def allocate_too_much(*args, **options):
         RuntimeError(
             "[enforce fail at alloc_cpu.cpp:80] DefaultCPUAllocator: not enough memory: you tried to allocate"
         ),
+        RuntimeError("[enforce fail] err == 0. DefaultCPUAllocator: can't allocate memory: you tried to allocate"),
         torch.AcceleratorError("CUDA error: out of memory"),
+        RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`"),
+        RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"),
+        RuntimeError("cuFFT error: CUFFT_ALLOC_FAILED"),
+        RuntimeError("std::bad_alloc"),
+        MemoryError("std::bad_alloc"),
+        RuntimeError("unable to mmap 1024 bytes from file </torch_1>: Cannot allocate memory (12)"),
         OSError(12, "Cannot allocate memory"),  # no process for the images' reader, say
     ],
 )
@@ -162,6 +169,8 @@ def test_what_counts_as_exhausted_memory(store, monkeypatch, fail):
 BROKEN = [
     torch.AcceleratorError("CUDA error: device-side assert triggered"),
     RuntimeError("CUDA error: an illegal memory access was encountered"),
+    RuntimeError("the layer has not enough memory slots"),
+    RuntimeError("Cannot allocate memory bank 3: there are two"),
     ValueError("a bug"),
     KeyError("a bug"),
     OSError(5, "Input/output error"),

@@ -1,8 +1,10 @@
 """What is the user's stays the user's: random states, defaults, modes, layouts, gradients, the process."""
 
+import contextlib
 import copy
 import subprocess
 import sys
+import threading
 from dataclasses import replace
 
 import numpy as np
@@ -13,6 +15,7 @@ from conftest import Net
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
+from torch.backends.cuda import flash_sdp_enabled
 from torch.utils.data import DataLoader, TensorDataset
 
 import pai_lib as pai
@@ -187,12 +190,35 @@ FAMILIES = {
     "flattens by view": by_view,
     "a module that flattens by view": lambda: nn.Sequential(nn.Conv2d(1, 2, 3), View(), nn.Linear(72, 3)),
     "a forward of its own": lambda: with_forward_of_its_own(),
+    "a hook that flattens by view": lambda: with_hook("register_forward_hook"),
+    "a hook before it": lambda: with_hook("register_forward_pre_hook"),
+    "a hook on gradients": lambda: with_hook("register_full_backward_hook"),
+    "a hook on a weight's gradient": lambda: with_hook(None),
     "ours": lambda: pai.build_model("resnet8", 3, in_channels=1, width=8),
     "three dimensions": lambda: nn.Sequential(
         nn.Unflatten(1, (1, 1)), nn.Conv3d(1, 2, (1, 3, 3)), nn.Flatten(), nn.Linear(72, 3)
     ),
     "in channels_last": lambda: network().to(memory_format=torch.channels_last),
 }
+
+
+def with_hook(register):
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3, padding=1), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.Flatten(), nn.Linear(144, 3)
+    )
+    if register is None:
+        model[2].weight.register_hook(lambda gradient: gradient.view(-1).view_as(gradient))
+    elif register == "register_forward_hook":
+        model[2].register_forward_hook(lambda module, inputs, out: out.view(len(out), -1))
+    elif register == "register_forward_pre_hook":
+        model[2].register_forward_pre_hook(
+            lambda module, inputs: inputs[0].view(len(inputs[0]), -1).view_as(inputs[0])
+        )
+    else:
+        model[2].register_full_backward_hook(
+            lambda module, into, out: [g.view(len(g), -1).view_as(g) for g in into]
+        )
+    return model
 
 
 def with_forward_of_its_own():
@@ -242,12 +268,18 @@ def test_where_onednn_overruns_its_memory_a_network_keeps_its_layout(capability,
     assert fits_channels_last(pai.build_model("resnet8", 3, width=width)) == fits
 
 
-def test_our_networks_train_in_channels_last():
+def test_our_networks_train_in_channels_last(monkeypatch):
     """Seen at the last convolution's input: it is what their speed comes from."""
     seen = []
     model = pai.build_model("resnet8", 3, in_channels=1, width=8)
-    hook = lambda module, inputs: seen.append(inputs[0].is_contiguous(memory_format=torch.channels_last))  # noqa: E731
-    model.blocks[-1].convs[1].register_forward_pre_hook(hook)
+    last, plain = model.blocks[-1].convs[1], nn.Conv2d.forward
+
+    def seeing(module, x):  # a hook would be seen
+        if module is last:
+            seen.append(x.is_contiguous(memory_format=torch.channels_last))
+        return plain(module, x)
+
+    monkeypatch.setattr(nn.Conv2d, "forward", seeing)
     pai.train(model, DATA, **{**QUICK, "epochs": 1})
     assert seen == [False, True, True, True]  # the first looks at two blank images, before anything is changed
 
@@ -545,3 +577,326 @@ def test_the_noise_of_a_seed_is_the_same_in_every_precision():
 def test_one_criterion_is_no_list_of_criteria():
     with pytest.raises(TypeError, match=r"keys='snip': it must be a list of criteria, \['snip'\]"):
         pai.score_many(network(), DATA.scoring_batch(1), "snip")
+
+
+# --- autocasts of the model's own, within others
+
+
+def reduced(net, x):
+    with torch.autocast("cpu", torch.bfloat16):
+        z = net.b(net.a(x.flatten(1)).relu()).relu()
+    return net.head(z.float())
+
+
+@torch.autocast("cpu", torch.bfloat16)
+def body(net, x):
+    return net.b(net.a(x.flatten(1)).relu()).relu()
+
+
+def decorated(net, x):
+    return net.head(body(net, x).float())
+
+
+def held_context(net, x):
+    with net.cast:  # made when caches were allowed
+        z = net.b(net.a(x.flatten(1)).relu()).relu()
+    return net.head(z.float())
+
+
+def of_mixed_precision(function, inputs=64):
+    torch.manual_seed(0)
+    parts = {"a": nn.Linear(inputs, 16), "b": nn.Linear(16, 16), "head": nn.Linear(16, 3)}
+    return Net(function, cast=torch.autocast("cpu", torch.bfloat16), **parts)
+
+
+MIXED = [reduced, decorated, held_context]
+
+
+@pytest.mark.parametrize("within", [contextlib.nullcontext, lambda: torch.autocast("cpu", torch.bfloat16)])
+@pytest.mark.parametrize("function", MIXED)
+def test_a_model_with_an_autocast_of_its_own_trains_on_its_weights(function, within):
+    model = of_mixed_precision(function)
+    twin = copy.deepcopy(model)
+    with within():
+        pai.evaluate(model, DATA.test_batches())  # without gradients
+        pai.train(model, DATA, lr_drops=(), **{**QUICK, "epochs": 4, "lr": 0.2})
+        shown = model(DATA.test_images.float())
+    with within():  # without the casts of the last step
+        assert torch.equal(shown, model(DATA.test_images.float()))
+    by_hand(twin, DATA, {}, epochs=4, lr=0.2)
+    assert all(torch.equal(value, values(twin)[name]) for name, value in values(model).items())
+
+
+@pytest.mark.parametrize("function", MIXED)
+def test_what_the_library_casts_is_not_left_in_the_autocast_of_a_caller(function):
+    model, other = of_mixed_precision(function), of_mixed_precision(function)
+    with torch.no_grad():
+        other.a.weight.neg_()
+    batch = DATA.scoring_batch(2)
+    results = pai.gradient(model, batch), pai.evaluate(model, [batch]), pai.evaluate(other, [batch])
+    with torch.autocast("cpu", torch.bfloat16):
+        with torch.no_grad():
+            model(batch.inputs)
+        for name, value in pai.gradient(model, batch).items():
+            assert torch.equal(value, results[0][name])
+        assert pai.evaluate(model, [batch]) == results[1]
+        model(batch.inputs).sum().backward()  # of the caller's own
+        assert model.a.weight.grad.any()
+        with torch.no_grad():
+            model.a.weight.neg_()
+        assert pai.evaluate(model, [batch]) == results[2]
+
+
+# --- what the model holds
+
+
+def clamping(net, x):
+    with torch.no_grad():
+        net.a.weight.clamp_(min=0)
+    return net.head(net.a(x.flatten(1)).relu())
+
+
+def clamping_data(net, x):
+    net.a.weight.data.clamp_(min=0)
+    return net.head(net.a(x.flatten(1)).relu())
+
+
+def assigning(net, x):
+    if not hasattr(net, "done"):
+        net.done = net.a.weight = nn.Parameter(net.a.weight.detach().clamp(min=0))
+    return net.head(net.a(x.flatten(1)).relu())
+
+
+def counting(net, x):
+    net.head.calls.add_(1)  # a buffer
+    return net.head(net.a(x.flatten(1)).relu())
+
+
+def renormed(net, x):
+    return net.head(net.table((x.flatten(1) > 0).long()).mean(1))
+
+
+def two_layers(function):
+    torch.manual_seed(0)
+    model = Net(
+        function,
+        a=nn.Linear(64, 6),
+        b=nn.Linear(6, 6),
+        head=nn.Linear(6, 3),
+        table=nn.Embedding(2, 6, max_norm=0.5),
+    )
+    model.head.register_buffer("calls", torch.zeros(()))
+    return model
+
+
+WRITERS = [clamping, clamping_data, assigning, counting, renormed]
+NAMES = ["head.weight"]
+CALLS = {
+    "gradient": lambda model: pai.gradient(model, DATA.scoring_batch(2), parameters=NAMES),
+    "fisher_diag": lambda model: pai.fisher_diag(model, DATA.scoring_batch(2), parameters=NAMES),
+    "hutchinson_diag": lambda model: pai.hutchinson_diag(model, DATA.scoring_batch(2), parameters=NAMES),
+    "prune": lambda model: pai.prune(model, DATA.scoring_batch(2), "snip", 0.5, rounds=2, parameters=NAMES),
+    "synaptic_flow": lambda model: pai.synaptic_flow(model, DATA.scoring_batch(2), parameters=NAMES),
+    "effective_sparsity": lambda model: pai.effective_sparsity(
+        model, {"head.weight": torch.ones(3, 6).bool()}, DATA.scoring_batch(2)
+    ),
+    "evaluate": lambda model: pai.evaluate(model, DATA.test_batches()),
+    "warm_up": lambda model: pai.warm_up(model, DATA, 2, 16),
+}
+
+
+def held(model):
+    """All that modules hold, with the tensors' numbers, and what is in it."""
+    return [
+        {name: copy.copy(value) for name, value in vars(module).items() if name not in ("_parameters", "_buffers")}
+        for module in model.modules()
+    ]
+
+
+def as_it_was(model, before, numbers, tensors):
+    assert equal(values(model), numbers)
+    assert [*model.parameters(), *model.buffers()] == tensors or all(
+        now is then for now, then in zip([*model.parameters(), *model.buffers()], tensors, strict=True)
+    )
+    for now, then in zip(held(model), before, strict=True):
+        assert list(now) == list(then)
+        assert all(now[name] is then[name] or now[name] == then[name] for name in then)
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("function", WRITERS)
+def test_a_forward_pass_that_writes_leaves_the_users_weights(function, call):
+    model = two_layers(function).train()
+    model.b.eval()
+    before, numbers, tensors = held(model), values(model), [*model.parameters(), *model.buffers()]
+    if (function, call) == (renormed, "effective_sparsity"):  # no rule for what reads the norms
+        with pytest.raises(ValueError, match="effective sparsity of this model cannot be told"):
+            CALLS[call](model)
+    else:
+        CALLS[call](model)
+    as_it_was(model, before, numbers, tensors)
+
+
+def test_training_refused_leaves_what_its_look_at_the_model_wrote():
+    model = two_layers(lambda net, x: clamping(net, x)[:, :2])
+    numbers = values(model)
+    with pytest.raises(ValueError, match="Label 2 is out of range"):
+        pai.train(model, DATA, **QUICK)
+    assert equal(values(model), numbers)
+
+
+def in_an_attribute(net, x):
+    if net.positions is None:
+        net.positions = torch.linspace(0, 1, 64).sin()
+    return net.positions
+
+
+def in_a_dict(net, x):
+    return net.caches["tables"].setdefault(x.shape[1], torch.linspace(0, 1, 64).sin())
+
+
+def in_a_list(net, x):
+    if not net.rows:
+        net.rows.append(torch.linspace(0, 1, 64).sin())
+    return net.rows[0]
+
+
+def in_a_buffer(net, x):
+    if "lazily" not in net._buffers:
+        net.register_buffer("lazily", torch.linspace(0, 1, 64).sin(), persistent=False)
+    return net.lazily
+
+
+def in_a_new_attribute(net, x):
+    if not hasattr(net, "fresh"):
+        net.fresh = torch.linspace(0, 1, 64).sin()
+    return net.fresh
+
+
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("place", [in_an_attribute, in_a_dict, in_a_list, in_a_buffer, in_a_new_attribute])
+def test_what_a_model_makes_at_its_first_call_is_made_at_the_first_of_its_user(place, call):
+    def function(net, x):
+        return net.head(net.a(x.flatten(1) + place(net, x)).relu())
+
+    model = two_layers(function)
+    model.positions, model.caches, model.rows = None, {"tables": {}}, []
+    caches, rows, before = model.caches, model.rows, held(model)
+    numbers, tensors = values(model), [*model.parameters(), *model.buffers()]
+    CALLS[call](model)
+    as_it_was(model, before, numbers, tensors)
+    assert model.caches is caches
+    assert caches == {"tables": {}}
+    assert model.rows is rows
+    assert rows == []
+    assert model(DATA.scoring_batch(1).inputs).dtype == torch.float32
+
+
+class Merging(nn.Linear):
+    """As loralib's layer: evaluation mode merges its weights, training mode takes them apart."""
+
+    def __init__(self, *sizes):
+        super().__init__(*sizes)
+        self.down, self.up = nn.Parameter(torch.randn(2, sizes[0])), nn.Parameter(torch.randn(sizes[1], 2))
+        self.merged = False
+
+    def train(self, mode=True):
+        super().train(mode)
+        if mode == self.merged:
+            self.weight.data += (-1 if mode else 1) * self.up.data @ self.down.data
+            self.merged = not mode
+        return self
+
+    def forward(self, x):
+        return super().forward(x) if self.merged else super().forward(x) + x @ self.down.T @ self.up.T
+
+
+class Deploying(nn.Sequential):
+    """As RepVGG: evaluation mode puts one layer in the place of two."""
+
+    def train(self, mode=True):
+        super().train(mode)
+        if not mode and len(self) == 2:
+            one, two = self
+            del self[1]
+            self[0] = nn.Linear(one.in_features, two.out_features)
+            self[0].weight.data = two.weight.data @ one.weight.data
+            self[0].bias.data = two.weight.data @ one.bias.data + two.bias.data
+        return self
+
+
+OWN_MODES = {
+    "merging": lambda: Merging(64, 6),
+    "deploying": lambda: Deploying(nn.Linear(64, 5), nn.Linear(5, 6)),
+    "frozen": lambda: Frozen(64, 6),
+}
+
+
+class Frozen(nn.Linear):
+    """As a backbone that stays in evaluation mode."""
+
+    def train(self, mode=True):
+        return super().train(False)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize("kind", OWN_MODES)
+def test_a_module_that_does_more_when_its_mode_changes(kind, call, mode):
+    model = two_layers(lambda net, x: net.head(net.a(x.flatten(1)).relu()))
+    model.a = OWN_MODES[kind]()
+    model.train(mode)
+    model.b.train(not mode)
+    before, numbers, tensors = held(model), values(model), [*model.parameters(), *model.buffers()]
+    shown = model(DATA.scoring_batch(1).inputs)
+    CALLS[call](model)
+    as_it_was(model, before, numbers, tensors)
+    assert torch.equal(model(DATA.scoring_batch(1).inputs), shown)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_training_gives_modes_back_by_the_modules_own_way(mode):
+    model = two_layers(lambda net, x: net.head(net.b(net.a(x.flatten(1)).relu())))
+    model.a, model.b = Merging(64, 6), Frozen(6, 6)
+    model.train(mode)
+    model.b.training = True  # by hand, against its own
+    pai.train(model, DATA, **QUICK)
+    assert [model.training, model.a.training, model.a.merged, model.b.training] == [mode, mode, not mode, True]
+    shown = model(DATA.scoring_batch(1).inputs)
+    torch.testing.assert_close(model.train(not mode)(DATA.scoring_batch(1).inputs), shown, rtol=1e-4, atol=1e-4)
+
+
+def test_a_graph_of_the_user_outlives_calls_on_its_model():
+    model = network()
+    loss = F.cross_entropy(model(DATA.scoring_batch(1).inputs), torch.arange(3))
+    for call in ("gradient", "evaluate", "synaptic_flow"):
+        names = {"parameters": ["0.weight"]}
+        batch = DATA.scoring_batch(1)
+        pai.evaluate(model, [batch]) if call == "evaluate" else getattr(pai, call)(model, batch, **names)
+    loss.backward()
+
+
+def test_threads_leave_the_settings_of_the_process():
+    before = torch.get_default_dtype(), flash_sdp_enabled(), torch.backends.cudnn.allow_tf32
+    mask, batch = {"a.weight": torch.ones(6, 64).bool()}, DATA.scoring_batch(1)
+    failures = []
+
+    def work():
+        model = two_layers(lambda net, x: net.head(net.a(x.flatten(1)).relu()))
+        for _ in range(15):
+            try:
+                pai.synaptic_flow(model, batch, parameters=NAMES)
+                pai.fisher_diag(model, batch, parameters=NAMES)
+                pai.effective_sparsity(model, mask, batch)
+                pai.build_model("resnet8", 3, width=1)
+                pai.train(model, DATA, precision="bf16", **{**QUICK, "epochs": 1, "batch_size": 40})
+            except Exception as error:
+                failures.append(error)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failures
+    assert (torch.get_default_dtype(), flash_sdp_enabled(), torch.backends.cudnn.allow_tf32) == before
