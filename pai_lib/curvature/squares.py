@@ -138,11 +138,12 @@ def _convolution_squares(
     if few and channel_groups == 1:
         inputs = F.unfold(inputs, total.shape[2:], dilation, padding, stride)
         gradient = gradient.flatten(2)  # rows × out × positions, as inputs rows × in·kernel × …
-        flat, product = total.flatten(1), torch.empty_like(total).flatten(1)  # out × in·kernel
+        # out × in·kernel, not total.flatten(1): of a weight in channels_last that is a copy
+        flat, product = gradient.new_zeros(2, len(total), total[0].numel())
         for g, a in grouped(groups, layout, gradient, inputs):
             g, a = g.transpose(0, 1).flatten(1), a.transpose(0, 1).flatten(1)  # … × rows·positions
             flat.addcmul_(torch.mm(g, a.T, out=product), product)
-        return total
+        return flat.view(total.shape)
     options = stride, padding, dilation, False, [0] * len(stride), channel_groups
     for g, a in grouped(groups, layout, gradient, inputs):
         if len(g):  # a group may have no row
