@@ -15,6 +15,10 @@ from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
 
 ByParameter = dict[str, Tensor]
+HELD = (
+    "The forward pass takes {!r} from elsewhere than its module (as from a list or a functools."
+    "partial), where no derivative sees it: read it from its module, or register it there too."
+)
 UNREPEATABLE = (
     "The model's output differs from call to call in evaluation mode: switch its random numbers "
     "off (as of F.dropout without training=self.training), or the state that it keeps."
@@ -103,6 +107,23 @@ def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
     return generator
 
 
+class _HeldElsewhere(TorchFunctionMode):
+    """Refuses weights that a forward pass takes from where no other can be put in their place."""
+
+    names: dict[int, str]  # of the weights, by their id
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what goes in, views included; attributes may be read, as an RNN's tests do."""
+        result = call(*args, **(kwargs or {}))
+        if getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight"):
+            return result
+        for leaf in tree_leaves((args, kwargs)):
+            whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf
+            if id(whole) in self.names and any(isinstance(t, Tensor) for t in tree_leaves(result)):
+                raise ValueError(HELD.format(self.names[id(whole)]))
+        return result
+
+
 @contextlib.contextmanager
 def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """Have a model compute with other tensors, by the names of its own, until the end of the block.
@@ -110,8 +131,11 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     Unlike ``torch.func.functional_call`` also while a backward pass recomputes (activation
     checkpointing).
     """
-    tensors = dict([*model.named_parameters(), *model.named_buffers()])
+    parameters = dict(model.named_parameters())
+    tensors = {**parameters, **dict(model.named_buffers())}
     others = {id(tensor): state[name] for name, tensor in tensors.items() if name in state}
+    held = _HeldElsewhere()
+    held.names = {id(tensor): name for name, tensor in parameters.items() if name in state}
     stores: list[Any] = []  # where modules keep them: a shared one in several
     for module in model.modules():
         stores += [module._parameters, module._buffers]
@@ -120,7 +144,8 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
         for store in stores:
             for name, tensor in store.items():
                 store[name] = others.get(id(tensor), tensor)
-        yield
+        with held:
+            yield
     finally:
         for store, originals in zip(stores, before, strict=True):
             store.clear()  # the forward pass may have registered more
