@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import random
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
@@ -14,6 +17,7 @@ from torch.utils._pytree import tree_leaves
 from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
 
+AGAIN = 16  # times that a model which draws numbers is called twice: a rare draw shows in few
 ByParameter = dict[str, Tensor]
 HELD = (
     "The forward pass takes {!r} from elsewhere than its module (as from a list or a functools."
@@ -33,13 +37,13 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
 
 
 def answered(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model with plain operations; ValueError as ``failing_in_a_sentence``."""
-    with failing_in_a_sentence(inputs), PlainOperations():
+    """Call a model with plain operations; ValueError as ``fails_in_a_sentence``."""
+    with fails_in_a_sentence(inputs), PlainOperations():
         return called(model, inputs)
 
 
 @contextlib.contextmanager
-def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
+def fails_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     """Raise ValueError where a model's forward pass fails in the block, with the inputs' shapes."""
     try:
         yield
@@ -59,8 +63,8 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
 def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> None:
     """Raise ValueError, and restore a random state, if a model's output differs when called again.
 
-    Outputs are compared, not the states of generators: other threads, as those of a Dask worker,
-    draw from them too.
+    Outputs are compared, not the states of generators, which only tell where to look twice: other
+    threads, as those of a Dask worker, draw from them too.
     """
     try:
         with torch.no_grad(), PlainOperations():
@@ -75,19 +79,42 @@ def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> Non
         raise ValueError(UNREPEATABLE)
 
 
+@contextlib.contextmanager
+def repeating(model: nn.Module, taken: Any, parts: list[slice], always: int = 1) -> Iterator[None]:
+    """Check that parts of a batch repeat, the first often, if numbers were drawn in the block.
+
+    Else the first ``always`` of them, once. It goes before errors, which may follow from draws.
+    ``taken`` gives the inputs of a part.
+    """
+    state, before = torch.get_rng_state(), _drawn_from(model)
+    try:
+        yield
+    finally:
+        often = parts[:1] * AGAIN + parts[1:]
+        for part in often if _drawn_from(model) != before else parts[:always]:
+            check_repeats(model, taken(part), state)
+
+
+def _drawn_from(model: nn.Module) -> bytes:
+    """What changes where numbers are drawn: the global generators, and that of the device."""
+    states = [torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()]  # noqa: NPY002
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device).numpy())
+    return pickle.dumps(states)
+
+
 class DetachedValues(TorchFunctionMode):
     """Notes whether values go on without gradients, as after ``detach``: no graph shows where."""
 
     found = False
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes in and comes out."""
-        result = function(*args, **(kwargs or {}))
+        result = call(*args, **(kwargs or {}))
         outputs = result if isinstance(result, tuple | list) else (result,)
         detached = any(isinstance(out, Tensor) and not out.requires_grad for out in outputs)
-        if detached or function in _READ_BY_PYTHON:
+        if detached or call in _READ_BY_PYTHON:
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.found |= any(tensor.requires_grad for tensor in tensors)
         return result
@@ -115,12 +142,12 @@ class _HeldElsewhere(TorchFunctionMode):
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes in, views included; attributes may be read, as an RNN's tests do."""
         result = call(*args, **(kwargs or {}))
-        if getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight"):
-            return result
+        reads = getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight")
+        names = {} if reads else self.names
         for leaf in tree_leaves((args, kwargs)):
             whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf
-            if id(whole) in self.names and any(isinstance(t, Tensor) for t in tree_leaves(result)):
-                raise ValueError(HELD.format(self.names[id(whole)]))
+            if id(whole) in names and any(isinstance(t, Tensor) for t in tree_leaves(result)):
+                raise ValueError(HELD.format(names[id(whole)]))
         return result
 
 
@@ -131,11 +158,10 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     Unlike ``torch.func.functional_call`` also while a backward pass recomputes (activation
     checkpointing).
     """
-    parameters = dict(model.named_parameters())
-    tensors = {**parameters, **dict(model.named_buffers())}
+    tensors = dict([*model.named_parameters(), *model.named_buffers()])
     others = {id(tensor): state[name] for name, tensor in tensors.items() if name in state}
     held = _HeldElsewhere()
-    held.names = {id(tensor): name for name, tensor in parameters.items() if name in state}
+    held.names = {id(p): name for name, p in model.named_parameters() if name in state}
     stores: list[Any] = []  # where modules keep them: a shared one in several
     for module in model.modules():
         stores += [module._parameters, module._buffers]

@@ -53,7 +53,7 @@ class _Orders:
 
     def layouts(self, owners: dict[str, Owners], samples: int) -> list[Layout]:
         """Layouts of a piece; ValueError for rows that belong to several samples."""
-        if self.careful or not self.orders:
+        if self.careful or not owners.keys() <= self.orders.keys():
             table = torch.stack([rows.fits for rows in owners.values()]).cpu().tolist()
             for name, fits in zip(owners, table, strict=True):
                 if not any(fits):
@@ -78,6 +78,10 @@ def _add_piece(
     groups = [slice(group.start - part.start, group.stop - part.start) for group in groups]
     logits = problem.independent_logits(part) if len(groups) > 1 else problem.logits(part)
     named = find_uses(logits, problem.theta)
+    problem.reached.update(named)
+    if not named:  # a piece may miss an expert
+        return
+    total = [out for out, name in zip(total, problem.theta, strict=True) if name in named]
     uses, layouts = list(named.values()), [Layout()] * len(named)
     seeds = make_seeds(logits, part)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -78,18 +77,13 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_flat_weights"):  # an RNN's, kept up
                 continue
-            if any(leaf is parameter for leaf in _held(value)):
+            held = tree_leaves(value)
+            held += tree_leaves([[p.args, p.keywords] for p in held if isinstance(p, partial)])
+            if any(leaf is parameter for leaf in held):
                 other = f"{path}.{attribute}".lstrip(".")
                 reason = "where its mask would not reach it"
                 raise ValueError(f"{name!r} is also held in {other!r}, {reason}.")
     return places
-
-
-def _held(value: Any) -> Iterator[Any]:
-    """What an attribute holds, the arguments of a functools.partial included."""
-    for leaf in tree_leaves(value):
-        is_partial = isinstance(leaf, partial)
-        yield from _held([leaf.func, leaf.args, leaf.keywords]) if is_partial else [leaf]
 
 
 def _overlap(first: Tensor, second: Tensor) -> bool:
