@@ -304,3 +304,26 @@ def test_a_batch_norm_that_runs_with_the_statistics_of_the_batch_is_refused(same
         for estimator in (pai.fisher_diag, pai.ggn_diag):
             with pytest.raises(ValueError, match="A batch norm used the statistics of the batch"):
                 estimator(mlp(norm), batch)
+
+
+# --- where no derivative is taken
+
+
+def test_the_table_of_tokens_has_no_flow_and_is_not_called_unreached():
+    """What is looked up in it is all ones, whatever it holds."""
+
+    def forward(net, t):
+        return net.h(net.b(net.words(t).mean(1)).relu())
+
+    model = Net(forward, words=nn.Embedding(10, 6).double(), b=linear(6, 6), h=linear(6, 3))
+    flow = pai.synaptic_flow(model, pai.Batch(torch.randint(0, 10, (4, 5)), torch.arange(4) % 3), parameters="all")
+    assert not flow["words.weight"].any()
+    expected = (model.h.weight.abs() @ model.b.weight.abs()).sum()
+    torch.testing.assert_close(flow["b.weight"].sum(), expected.detach())
+
+
+def test_multiply_adds_of_an_unused_layer_are_refused():
+    model = mlp(u=linear(3, 3))
+    mask = {name: torch.ones_like(model.get_parameter(name)).bool() for name in ("a.weight", "u.weight")}
+    with pytest.raises(ValueError, match=r"No gradient reaches 'u\.weight': it is not used, or only"):
+        pai.flops_left(model, mask, batch_of(6, 4))
