@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_any_only, tree_leaves
 
 from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
@@ -140,13 +140,13 @@ class _HeldElsewhere(TorchFunctionMode):
     names: dict[int, str]  # of the weights, by their id
 
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Look at what goes in, views included; attributes may be read, as an RNN's tests do."""
+        """Look at what goes in, views included; hooks and RNNs may compare, and read attributes."""
         result = call(*args, **(kwargs or {}))
         reads = getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight")
         names = {} if reads else self.names
         for leaf in tree_leaves((args, kwargs)):
             whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf
-            if id(whole) in names and any(isinstance(t, Tensor) for t in tree_leaves(result)):
+            if id(whole) in names and tree_any_only(Tensor, Tensor.is_floating_point, result):
                 raise ValueError(HELD.format(names[id(whole)]))
         return result
 

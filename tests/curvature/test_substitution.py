@@ -184,7 +184,8 @@ def test_a_weight_that_is_held_elsewhere_and_not_used_there_does_no_harm():
 
     parts = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 6), "h": nn.Linear(6, 3)}
     model, other, batch = Net(forward, **parts).double(), Net(plain, **parts), batch_of(6, 4)
-    model.held = [model.b.weight]
+    model.held, seen = [model.b.weight], []
+    model.register_forward_hook(lambda *_: seen.append((model.held[0] != 0) & model.held[0].isfinite()))
     for key in ("snip", "synflow", "fts", "grasp"):
         found, expected = pai.score(model, batch, key), pai.score(other, batch, key)
         assert all(torch.equal(found[name], value) for name, value in expected.items())
