@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import random
 from collections.abc import Callable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from torch.utils._pytree import tree_any_only, tree_leaves
 from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
 
+SUBSTITUTED: ContextVar[dict[int, str]] = ContextVar("names of the weights, by their id")
 AGAIN = 16  # times that a model which draws numbers is called twice: a rare draw shows in few
 ByParameter = dict[str, Tensor]
 HELD = (
@@ -31,9 +33,10 @@ UNREPEATABLE = (
 
 def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Call a model: a mapping holds its keyword arguments, a tuple its positional ones."""
-    if isinstance(inputs, Mapping):
-        return model(**inputs)
-    return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+    with _HeldElsewhere():  # not in all of the block in which weights are substituted: that is slow
+        if isinstance(inputs, Mapping):
+            return model(**inputs)
+        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
 
 
 def answered(model: nn.Module, inputs: Inputs) -> Any:
@@ -137,13 +140,11 @@ def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
 class _HeldElsewhere(TorchFunctionMode):
     """Refuses weights that a forward pass takes from where no other can be put in their place."""
 
-    names: dict[int, str]  # of the weights, by their id
-
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes in, views included; hooks and RNNs may compare, and read attributes."""
         result = call(*args, **(kwargs or {}))
         reads = getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight")
-        names = {} if reads else self.names
+        names = {} if reads else SUBSTITUTED.get({})
         for leaf in tree_leaves((args, kwargs)):
             whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf
             if id(whole) in names and tree_any_only(Tensor, Tensor.is_floating_point, result):
@@ -160,19 +161,18 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     """
     tensors = dict([*model.named_parameters(), *model.named_buffers()])
     others = {id(tensor): state[name] for name, tensor in tensors.items() if name in state}
-    held = _HeldElsewhere()
-    held.names = {id(p): name for name, p in model.named_parameters() if name in state}
     stores: list[Any] = []  # where modules keep them: a shared one in several
     for module in model.modules():
         stores += [module._parameters, module._buffers]
     before = [dict(store) for store in stores]
+    token = SUBSTITUTED.set({id(p): name for name, p in model.named_parameters() if name in state})
     try:
         for store in stores:
             for name, tensor in store.items():
                 store[name] = others.get(id(tensor), tensor)
-        with held:
-            yield
+        yield
     finally:
+        SUBSTITUTED.reset(token)
         for store, originals in zip(stores, before, strict=True):
             store.clear()  # the forward pass may have registered more
             store.update(originals)

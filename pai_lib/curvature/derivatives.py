@@ -27,7 +27,7 @@ from .adjoints import DirectAdjoints
 from .calls import ByParameter, answered, evaluation_mode, repeating, substituted
 from .graph import differentiable, unreached
 from .parameters import resolve_parameters
-from .problem import Problem, chunks, plain, problem_at, sentences, size
+from .problem import Problem, chunks, problem_at, sentences, size
 
 ONCE = (
     "A function of the model forbids a second derivative (once_differentiable), and PyTorch would "
@@ -124,8 +124,6 @@ def hessian_vector_product(
     if not isinstance(vectors, Mapping):
         raise TypeError(f"vectors is a {type(vectors).__name__}: it must map names to tensors.")
     names, what = list(vectors), "Hessian product"
-    # Not the model's own weights: those must not meet the ones in their place.
-    vectors = of_each(vectors, lambda v: plain(v) if isinstance(v, Tensor) else v)
     with problem_at(model, batch, temperature, names, what, progress) as problem:
         for name, leaf in problem.theta.items():
             if getattr(vectors[name], "shape", None) != leaf.shape:
