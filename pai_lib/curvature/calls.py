@@ -19,7 +19,6 @@ from ..data.batch import Inputs, each_of, of_each
 from .adjoints import PlainOperations
 
 SUBSTITUTED: ContextVar[dict[int, str]] = ContextVar("names of the weights, by their id")
-AGAIN = 16  # times that a model which draws numbers is called twice: a rare draw shows in few
 ByParameter = dict[str, Tensor]
 HELD = (
     "The forward pass takes {!r} from elsewhere than its module (as from a list or a functools."
@@ -93,7 +92,7 @@ def repeating(model: nn.Module, taken: Any, parts: list[slice], always: int = 1)
     try:
         yield
     finally:
-        often = parts[:1] * AGAIN + parts[1:]
+        often = parts[:1] * 16 + parts[1:]  # a rare draw shows in few calls
         for part in often if _drawn_from(model) != before else parts[:always]:
             check_repeats(model, taken(part), state)
 
@@ -145,7 +144,8 @@ class _HeldElsewhere(TorchFunctionMode):
         result = call(*args, **(kwargs or {}))
         reads = getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight")
         names = {} if reads else SUBSTITUTED.get({})
-        for leaf in tree_leaves((args, kwargs)):
+        given = [*args, *(kwargs or {}).values()]  # not by tree_leaves, which is slow
+        for leaf in given + [t for row in given if isinstance(row, tuple | list) for t in row]:
             whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf
             if id(whole) in names and tree_any_only(Tensor, Tensor.is_floating_point, result):
                 raise ValueError(HELD.format(names[id(whole)]))
