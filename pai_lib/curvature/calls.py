@@ -3,21 +3,30 @@
 from __future__ import annotations
 
 import contextlib
+import pickle
+import random
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextvars import ContextVar
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.overrides import TorchFunctionMode
-from torch.utils._pytree import tree_leaves
+from torch.utils._pytree import tree_any_only, tree_leaves
 
 from ..data.batch import Inputs, each_of, of_each
 from ..draws import ONE_THREAD
 from .adjoints import PlainOperations
 
+SUBSTITUTED: ContextVar[dict[int, str]] = ContextVar("names of the weights, by their id")
 ByParameter = dict[str, Tensor]
+HELD = (
+    "The forward pass takes {!r} from elsewhere than its module (as from a list or a functools."
+    "partial), where no derivative sees it: read it from its module, or register it there too."
+)
 UNREPEATABLE = (
     "The model's output differs from call to call in evaluation mode: switch its random numbers "
     "off (as of F.dropout without training=self.training), or the state that it keeps."
@@ -44,21 +53,22 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """
     torch.clear_autocast_cache()
     try:
-        if isinstance(inputs, Mapping):
-            return model(**inputs)
-        return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
+        with _HeldElsewhere():  # not in all of the block in which weights are substituted: slow
+            if isinstance(inputs, Mapping):
+                return model(**inputs)
+            return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     finally:
         torch.clear_autocast_cache()
 
 
 def answered(model: nn.Module, inputs: Inputs) -> Any:
-    """Call a model with plain operations; ValueError as ``failing_in_a_sentence``."""
-    with failing_in_a_sentence(inputs), PlainOperations():
+    """Call a model with plain operations; ValueError as ``fails_in_a_sentence``."""
+    with fails_in_a_sentence(inputs), PlainOperations():
         return called(model, inputs)
 
 
 @contextlib.contextmanager
-def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
+def fails_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     """Raise ValueError where a model's forward pass fails in the block, with the inputs' shapes."""
     try:
         yield
@@ -78,8 +88,8 @@ def failing_in_a_sentence(inputs: Inputs) -> Iterator[None]:
 def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> None:
     """Raise ValueError, and restore a random state, if a model's output differs when called again.
 
-    Outputs are compared, not the states of generators: other threads, as those of a Dask worker,
-    draw from them too.
+    Outputs are compared, not the states of generators, which only tell where to look twice: other
+    threads, as those of a Dask worker, draw from them too.
     """
     try:
         with torch.no_grad(), PlainOperations():
@@ -94,19 +104,42 @@ def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> Non
         raise ValueError(UNREPEATABLE)
 
 
+@contextlib.contextmanager
+def repeating(model: nn.Module, taken: Any, parts: list[slice], always: int = 1) -> Iterator[None]:
+    """Check that parts of a batch repeat, the first often, if numbers were drawn in the block.
+
+    Else the first ``always`` of them, once. It goes before errors, which may follow from draws.
+    ``taken`` gives the inputs of a part.
+    """
+    state, before = torch.get_rng_state(), _drawn_from(model)
+    try:
+        yield
+    finally:
+        often = parts[:1] * 16 + parts[1:]  # a rare draw shows in few calls
+        for part in often if _drawn_from(model) != before else parts[:always]:
+            check_repeats(model, taken(part), state)
+
+
+def _drawn_from(model: nn.Module) -> bytes:
+    """What changes where numbers are drawn: the global generators, and that of the device."""
+    states = [torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()]  # noqa: NPY002
+    device = next(model.parameters()).device
+    if device.type != "cpu":
+        states.append(torch.get_device_module(device).get_rng_state(device).numpy())
+    return pickle.dumps(states)
+
+
 class DetachedValues(TorchFunctionMode):
     """Notes whether values go on without gradients, as after ``detach``: no graph shows where."""
 
     found = False
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes in and comes out."""
-        result = function(*args, **(kwargs or {}))
+        result = call(*args, **(kwargs or {}))
         outputs = result if isinstance(result, tuple | list) else (result,)
         detached = any(isinstance(out, Tensor) and not out.requires_grad for out in outputs)
-        if detached or function in _READ_BY_PYTHON:
+        if detached or call in _READ_BY_PYTHON:
             tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, Tensor)]
             self.found |= any(tensor.requires_grad for tensor in tensors)
         return result
@@ -124,6 +157,22 @@ def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
     if not isinstance(generator, torch.Generator):
         raise TypeError(f"generator={generator!r}: it must be a torch.Generator, or None.")
     return generator
+
+
+class _HeldElsewhere(TorchFunctionMode):
+    """Refuses weights that a forward pass takes from where no other can be put in their place."""
+
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Look at what goes in, views included; hooks and RNNs may compare, and read attributes."""
+        result = call(*args, **(kwargs or {}))
+        reads = getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight")
+        names = {} if reads else SUBSTITUTED.get({})
+        given = [*args, *(kwargs or {}).values()]  # not by tree_leaves, which is slow
+        for leaf in given + [t for row in given if isinstance(row, tuple | list) for t in row]:
+            whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf
+            if id(whole) in names and tree_any_only(Tensor, Tensor.is_floating_point, result):
+                raise ValueError(HELD.format(names[id(whole)]))
+        return result
 
 
 @contextlib.contextmanager
@@ -168,7 +217,10 @@ def substituted(model: nn.Module, state: ByParameter) -> Iterator[None]:
     others = {id(tensor): state[name] for name, tensor in tensors.items() if name in state}
     # Where modules keep them: a shared one in several.
     stores: list[Any] = [s for m in model.modules() for s in (m._parameters, m._buffers)]
-    with restored(stores):  # the forward pass may register more
+    token = SUBSTITUTED.set({id(p): name for name, p in model.named_parameters() if name in state})
+    with contextlib.ExitStack() as stack:  # the forward pass may register more
+        stack.callback(SUBSTITUTED.reset, token)
+        stack.enter_context(restored(stores))
         for store in stores:
             for name, tensor in store.items():
                 store[name] = others.get(id(tensor), tensor)

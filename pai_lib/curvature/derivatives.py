@@ -24,8 +24,8 @@ from ..draws import default_dtype
 from ..names import checked_keywords
 from ..progress import steps
 from .adjoints import DirectAdjoints
-from .calls import ByParameter, answered, check_repeats, evaluation_mode, substituted
-from .graph import differentiable
+from .calls import ByParameter, answered, evaluation_mode, repeating, substituted
+from .graph import differentiable, unreached
 from .parameters import resolve_parameters
 from .problem import Problem, chunks, problem_at, sentences, size
 
@@ -61,10 +61,9 @@ def hessian_products(
                 edges = [get_gradient_edge(gradient) for gradient in gradients]
                 del gradients  # the edges do not hold them
             keep_graph = len(pieces) == 1 and i + 1 < count
-            with sentences():
-                product = torch.autograd.grad(
-                    edges, problem.leaves, vectors, retain_graph=keep_graph, materialize_grads=True
-                )
+            product = torch.autograd.grad(
+                edges, problem.leaves, vectors, retain_graph=keep_graph, materialize_grads=True
+            )
             torch._foreach_add_(total, product)
         yield vectors, total
 
@@ -169,7 +168,8 @@ def synaptic_flow(
     def ones(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
             return tensor[:1].to(device).clone()
-        return torch.ones(1, *tensor.shape[1:], dtype=torch.float64, device=device)
+        # With a gradient: of others, reentrant checkpointing would leave no trace.
+        return torch.ones_like(tensor[:1], dtype=torch.float64, device=device).requires_grad_() * 1
 
     with (
         default_dtype(torch.float64),  # of what a model makes itself, as a first state
@@ -182,17 +182,17 @@ def synaptic_flow(
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
         values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
-        with substituted(model, values):
-            before = torch.get_rng_state()
+        again = repeating(model, lambda _: of_each(inputs, ones), [slice(0, 1)], always=0)
+        with substituted(model, values), again:
             output = answered(model, of_each(inputs, ones))
-            if device.type != "cpu" or not torch.equal(torch.get_rng_state(), before):
-                check_repeats(model, of_each(inputs, ones), before)
             if not isinstance(output, Tensor) or not output.requires_grad:
                 raise ValueError("Synaptic flow needs a model that returns a tensor of weights.")
             if not any(floating) and not lookups.used:
                 raise ValueError("Synaptic flow needs inputs of ones: no embedding takes these.")
             with sentences():
-                gradients = torch.autograd.grad(output.sum(), theta, materialize_grads=True)
+                gradients = torch.autograd.grad(output.sum(), theta, allow_unused=True)
+            for name in [n for n, g in zip(names, gradients, strict=True) if g is None]:
+                raise unreached(name, output)
     return {name: (t * g).detach() for name, t, g in zip(names, theta, gradients, strict=True)}
 
 
@@ -201,12 +201,10 @@ class _OnesForTokens(TorchFunctionMode):
 
     used = False
 
-    def __torch_function__(
-        self, function: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
-        if function not in (F.embedding, F.embedding_bag):
-            return function(*args, **(kwargs or {}))
+    def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if call not in (F.embedding, F.embedding_bag):
+            return call(*args, **(kwargs or {}))
         self.used = True
-        options = inspect.signature(function).bind(*args, **(kwargs or {})).arguments
-        ones = {"weight": torch.ones_like(options["weight"]), "max_norm": None}
-        return function(**options | ones)
+        options = inspect.signature(call).bind(*args, **(kwargs or {})).arguments
+        ones = {"weight": torch.fill(options["weight"], 1), "max_norm": None}
+        return call(**options | ones)

@@ -16,9 +16,15 @@ from torch.autograd.function import BackwardCFunction
 from torch.autograd.graph import GradientEdge, Node
 
 BATCH_NORMS = {"NativeBatchNorm", "CudnnBatchNorm", "MiopenBatchNorm"}
+REENTRANT_NODE = "CheckpointFunctionBackward"
 REENTRANT = (
     "The model uses activation checkpointing with use_reentrant=True, which hides its weights from "
     "derivatives: use use_reentrant=False."
+)
+
+UNREACHED = (
+    "No gradient reaches {!r}: it is not used, or only where none flows (as with torch.no_grad, "
+    "detach or a comparison): leave it out with parameters=[...]."
 )
 
 
@@ -56,9 +62,16 @@ def nodes(*roots: Node | None) -> list[Any]:  # a Node does not declare what its
     return order
 
 
-def hides_weights(output: Tensor) -> bool:
-    """Whether reentrant activation checkpointing hid a part of the computation from the graph."""
-    return any(operation(node) == "CheckpointFunctionBackward" for node in nodes(output.grad_fn))
+def unreached(name: str, output: Tensor) -> ValueError:
+    """Say why no gradient of an output, which has one at the inputs, comes to a parameter."""
+    hidden = any(operation(node) == REENTRANT_NODE for node in nodes(output.grad_fn))
+    return ValueError(REENTRANT if hidden else UNREACHED.format(name))
+
+
+def uses_batch_statistics(output: Tensor) -> bool:
+    """Whether a batch norm ran that did; an instance norm, of one row, is none."""
+    ran = (node for node in nodes(output.grad_fn) if operation(node) in BATCH_NORMS)
+    return any(node._saved_training and len(node._saved_input) > 1 for node in ran)
 
 
 def runs_own_functions(output: Tensor) -> bool:
@@ -73,27 +86,29 @@ def differentiable(gradients: Iterable[Tensor]) -> bool:
 
 
 def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:
-    """Find the one place where each parameter entered the computation of ``logits``.
+    """Find the one place where each parameter entered the computation of ``logits``, if it did.
 
     Args:
         logits: output N×C whose graph is read.
         parameters: name to leaf tensor, as used in the forward pass.
 
     Raises:
-        ValueError: if a parameter was not used, was used more than once, or in a way whose
-            per-sample gradient is not known here.
+        ValueError: if a parameter was used more than once, or in a way whose per-sample gradient
+            is not known here.
     """
     consumers: dict[Node | None, list[tuple[Node, int]]] = {}  # and which of their operands it is
     leaves: dict[int, Node] = {}
     for node in nodes(logits.grad_fn):
+        if operation(node) == REENTRANT_NODE:
+            raise ValueError(REENTRANT)
         if hasattr(node, "variable"):
             leaves[id(node.variable)] = node
         for position, (child, _) in enumerate(node.next_functions):
             consumers.setdefault(child, []).append((node, position))
     uses = {}
-    for name, parameter in parameters.items():
-        leaf = leaves.get(id(parameter))
-        users = consumers[leaf] if leaf is not None else []
+    used = {name: leaf for name, leaf in parameters.items() if id(leaf) in leaves}
+    for name, parameter in used.items():
+        users = consumers[leaves[id(parameter)]]
         if len(users) != 1:
             raise ValueError(
                 f"Parameter {name!r} was used {len(users)} times in the forward pass, and "

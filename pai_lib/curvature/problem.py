@@ -27,12 +27,12 @@ from .calls import (
     ByParameter,
     DetachedValues,
     answered,
-    check_repeats,
     evaluation_mode,
     plain_attention,
+    repeating,
     substituted,
 )
-from .graph import REENTRANT, hides_weights, runs_own_functions
+from .graph import REENTRANT, runs_own_functions, unreached, uses_batch_statistics
 from .operations import keeps_samples_apart
 from .parameters import resolve_parameters
 
@@ -73,12 +73,14 @@ class Problem:
         self.labels = plain(batch.labels.to(device, torch.int64))
         self.samples = len(self.labels)
         self.highest_label = int(self.labels.max())
-        self.finite = self.independent = False  # not looked at yet
+        self.independent = False  # not looked at yet, nor what follows
+        self.finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits are
+        self.reached: set[str] = set()  # parameters, by gradients: a piece may miss an expert
 
     def logits(self, part: slice) -> Tensor:
         """f(x)/T for a slice of the samples, n×C."""
         if size(part) < self.samples:
-            self.check_independent()
+            self.check_independent(chunk=size(part))
         return self._scaled(answered(self.model, self.taken(part)), size(part))
 
     def taken(self, part: slice) -> Inputs:
@@ -90,9 +92,7 @@ class Problem:
         logits = check_logits(output, samples, self.highest_label)
         if logits.shape[1] < 2:
             raise ValueError("The model has one output: a cross-entropy needs two at least.")
-        if not self.finite and not bool(torch.isfinite(logits).all()):
-            raise ValueError("The model's logits hold NaN or infinite values.")
-        self.finite = True
+        self.finite = self.finite & torch.isfinite(logits.detach()).all()  # read at the end
         # Of a model on several devices they may be elsewhere.
         return logits.to(self.labels.device) / self.temperature
 
@@ -104,34 +104,30 @@ class Problem:
         self.check_independent(whole)
         return whole[0]
 
-    def check_independent(self, whole: Watched | None = None) -> None:
+    def check_independent(self, whole: Watched | None = None, chunk: int = 1) -> None:
         """Raise ValueError if a sample's logits change with the samples beside it; looks once.
 
         Where operations do not prove that they cannot, it costs two forward passes, or one where
         the logits of the whole batch are given: every sample is seen in two batches, of different
-        companions, sizes and places.
+        companions, sizes and places, and in larger ones than chunks: an expert may be full.
         """
         if self.independent or self.samples == 1:
             return
         self.independent = True
-        for module in self.model.modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is None:
-                raise ValueError(BATCH_STATISTICS)
         part = slice(0, self.samples if whole else min(FEW, self.samples))
         logits, edges, hidden = whole or self.watched(part)
-        if hides_weights(logits):
-            raise ValueError(REENTRANT)
+        if uses_batch_statistics(logits):
+            raise ValueError(BATCH_STATISTICS)
         if not hidden and keeps_samples_apart(logits, (), edges):
             # What one sample does to all others shows in twice three that are without most.
             agreements = [self._agree(part, math.ceil(len(logits) / 3), logits)]
-        elif whole:
-            agreements = [self._agree(part, 2, logits)]
         else:
             agreements = []
-            chunk = max(2, default_chunk(self))
+            # Eight times as many samples fit where no graph is kept.
+            chunk = len(logits) if whole else max(2, 8 * max(chunk, default_chunk(self)))
             for start in range(0, self.samples, chunk):
                 part = slice(min(start, self.samples - 2), min(start + chunk, self.samples))
-                agreements.append(self._agree(part, 2))
+                agreements.append(self._agree(part, 2, logits if whole else None))
         if not bool(torch.stack(agreements).all()):
             raise ValueError(MIXED)
 
@@ -180,23 +176,26 @@ class Problem:
         loss = F.cross_entropy(self.logits(part), self.labels[part]) * share
         gradients: Any = (None,) * len(self.leaves)
         if loss.requires_grad:
-            with sentences():
-                gradients = torch.autograd.grad(
-                    loss, self.leaves, create_graph=create_graph, allow_unused=True
-                )
-        for name, gradient in zip(self.theta, gradients, strict=True):
-            if gradient is None and hides_weights(self.watched(part)[0]):
-                raise ValueError(REENTRANT)
-            if gradient is None:
-                raise ValueError(f"The loss does not depend on {name!r}: leave it out.")
-        return gradients
+            gradients = torch.autograd.grad(
+                loss, self.leaves, create_graph=create_graph, allow_unused=True
+            )
+        pairs = list(zip(self.theta, gradients, strict=True))
+        self.reached.update(name for name, gradient in pairs if gradient is not None)
+        with torch.set_grad_enabled(create_graph):
+            return tuple(torch.fill(self.theta[n], 0) if g is None else g for n, g in pairs)
+
+    def check_reached(self) -> None:
+        """Raise ValueError if no piece had a gradient of some parameter, or a use."""
+        for name in [name for name in self.theta if name not in self.reached]:
+            raise unreached(name, self.watched(slice(0, 1))[0])
 
     def zeros(self) -> list[Tensor]:
         """A zero for each leaf, of its shape."""
         return [torch.zeros_like(leaf) for leaf in self.leaves]
 
     def mapped(self, tensors: Iterable[Tensor]) -> ByParameter:
-        """Give tensors, in the order of ``leaves``, their parameters' names."""
+        """Give tensors, in the order of ``leaves``, their parameters' names; see check_reached."""
+        self.check_reached()
         return {name: t.detach() for name, t in zip(self.theta, tensors, strict=True)}
 
 
@@ -206,9 +205,9 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lacking = re.match(
-            r"derivative for aten::(\w+?)(_backward)? is not implemented", str(error)
-        )
+        lacking = re.match(r"derivative for aten::(\w+?)(_backward)? is not", str(error))
+        if "use_reentrant" in str(error):
+            raise ValueError(REENTRANT) from error
         if lacking is None:
             raise
         without = f"PyTorch has no second derivative of the operation {lacking[1]!r}"
@@ -279,9 +278,14 @@ def problem_at(
             substituted(model, problem.state),
             _full_precision(),
             Bar(what, progress),
+            repeating(model, problem.taken, [slice(0, 2), *chunks(problem, None)]),
+            sentences(),
         ):
-            check_repeats(model, problem.taken(slice(0, 2)), torch.get_rng_state())
-            yield problem
+            try:
+                yield problem
+            finally:  # NaN agree with nothing: other errors follow from them
+                if not bool(problem.finite):
+                    raise ValueError("The model's logits hold NaN or infinite values.")
 
 
 def chunks(

@@ -53,7 +53,7 @@ class _Orders:
 
     def layouts(self, owners: dict[str, Owners], samples: int) -> list[Layout]:
         """Layouts of a piece; ValueError for rows that belong to several samples."""
-        if self.careful or not self.orders:
+        if self.careful or not owners.keys() <= self.orders.keys():
             table = torch.stack([rows.fits for rows in owners.values()]).cpu().tolist()
             for name, fits in zip(owners, table, strict=True):
                 if not any(fits):
@@ -78,6 +78,10 @@ def _add_piece(
     groups = [slice(group.start - part.start, group.stop - part.start) for group in groups]
     logits = problem.independent_logits(part) if len(groups) > 1 else problem.logits(part)
     named = find_uses(logits, problem.theta)
+    problem.reached.update(named)
+    if not named:  # a piece may miss an expert
+        return
+    total = [out for out, name in zip(total, problem.theta, strict=True) if name in named]
     uses, layouts = list(named.values()), [Layout()] * len(named)
     seeds = make_seeds(logits, part)
 
@@ -138,11 +142,12 @@ def _convolution_squares(
     if few and channel_groups == 1:
         inputs = F.unfold(inputs, total.shape[2:], dilation, padding, stride)
         gradient = gradient.flatten(2)  # rows × out × positions, as inputs rows × in·kernel × …
-        flat, product = total.flatten(1), torch.empty_like(total).flatten(1)  # out × in·kernel
+        # out × in·kernel, not total.flatten(1): of a weight in channels_last that is a copy
+        flat, product = gradient.new_zeros(2, len(total), total[0].numel())
         for g, a in grouped(groups, layout, gradient, inputs):
             g, a = g.transpose(0, 1).flatten(1), a.transpose(0, 1).flatten(1)  # … × rows·positions
             flat.addcmul_(torch.mm(g, a.T, out=product), product)
-        return total
+        return flat.view(total.shape)
     options = stride, padding, dilation, False, [0] * len(stride), channel_groups
     for g, a in grouped(groups, layout, gradient, inputs):
         if len(g):  # a group may have no row

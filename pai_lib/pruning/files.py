@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -76,7 +77,9 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
         for attribute, value in vars(module).items():
             if attribute in ("_parameters", "_buffers", "_flat_weights"):  # an RNN's, kept up
                 continue
-            if any(leaf is parameter for leaf in tree_leaves(value)):
+            held = tree_leaves(value)
+            held += tree_leaves([[p.args, p.keywords] for p in held if isinstance(p, partial)])
+            if any(leaf is parameter for leaf in held):
                 other = f"{path}.{attribute}".lstrip(".")
                 reason = "where its mask would not reach it"
                 raise ValueError(f"{name!r} is also held in {other!r}, {reason}.")

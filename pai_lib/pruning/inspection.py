@@ -12,7 +12,7 @@ from ..curvature.calls import (
     ByParameter,
     called,
     evaluation_mode,
-    failing_in_a_sentence,
+    fails_in_a_sentence,
     plain_attention,
     substituted,
 )
@@ -88,13 +88,7 @@ class _ForwardPass:
         self.tape = Tape([*self.inputs, *self.state.values()])
         plain = torch.autocast(device.type, enabled=False)
         within = substituted(model, {**self.state, **buffers})
-        with (
-            failing_in_a_sentence(inputs),
-            within,
-            plain,
-            enable_python_dispatcher(),
-            self.tape,
-        ):
+        with fails_in_a_sentence(inputs), within, plain, enable_python_dispatcher(), self.tape:
             self.output = called(model, inputs)
         if not isinstance(self.output, Tensor):
             kind = type(self.output).__name__
@@ -136,6 +130,8 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     first = Batch(of_each(inputs, lambda tensor: tensor[:1]), labels[:1])
     with problem_at(model, first, 1.0, list(mask)) as problem:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
+        problem.reached.update(uses)
+        problem.check_reached()
     left = whole = 0
     for name, use in uses.items():
         # Of the layer's output: 1×channels×… or …×channels.

@@ -1,9 +1,11 @@
 """Substituted weights: seen by all that computes with them, also late, and gone at the end whatever happens."""
 
+import functools
+
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import batch_of, fisher_loop, flat
+from conftest import Net, batch_of, fisher_loop, flat
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
@@ -116,6 +118,83 @@ def test_a_recurrent_network_computes_with_what_is_substituted():
     with substituted(model, other):
         assert not model(batch.inputs).any()
     assert model(batch.inputs).any()
+
+
+class Product(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, weight):
+        ctx.save_for_backward(weight)
+        return x @ weight.T
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient @ ctx.saved_tensors[0], None
+
+
+HELD = {
+    "a list": lambda net: lambda x: F.linear(x, HOLDER[0]),
+    "a partial": lambda net: functools.partial(F.linear, weight=net.b.weight),
+    "a closure": lambda net: lambda x, weight=net.b.weight: x @ weight.t(),
+    "a view": lambda net: functools.partial(lambda view, x: x @ view, net.b.weight.t()),
+    "a slice": lambda net: lambda x, view=net.b.weight[:3]: F.linear(x, torch.cat([view, view])),
+    "a function of one's own": lambda net: lambda x: Product.apply(x, HOLDER[0]),
+    "among several": lambda net: lambda x: torch.einsum("ni,oi->no", x, HOLDER[0]),
+    "without a gradient": lambda net: lambda x: F.linear(x, HOLDER[0].detach()),
+    "a method": lambda net: HOLDER[0].mul,
+    "an embedding": lambda net: lambda x: F.embedding(x.argmax(1), HOLDER[0]),
+    "a recomputed layer": lambda net: (
+        lambda x: checkpoint(lambda x: F.linear(x, HOLDER[0]), x, use_reentrant=False)
+    ),
+}
+HOLDER = []
+
+
+@pytest.mark.parametrize("frozen", [False, True])
+@pytest.mark.parametrize("case", HELD)
+def test_a_weight_that_is_taken_from_elsewhere_than_its_module_is_refused(case, frozen):
+    torch.manual_seed(0)
+    model = Net(
+        lambda net, x: net.h(net.steps[0](net.b(net.a(x).relu()).relu())),
+        a=nn.Linear(4, 6), b=nn.Linear(6, 6), h=nn.Linear(6, 3),
+    ).double().requires_grad_(not frozen)  # fmt: skip
+    HOLDER[:] = [model.b.weight]
+    model.steps, batch = [HELD[case](model)], batch_of(6, 4)
+    mask = {"a.weight": torch.ones(6, 4).bool()}
+    for refused in (
+        *(
+            functools.partial(pai.score, model, batch, key)
+            for key in ("snip", "synflow", "fts", "hutchinson_diag")
+        ),
+        lambda: pai.gradient(model, batch, parameters=["a.weight"]),
+        lambda: pai.effective_sparsity(model, mask, batch),
+    ):
+        with pytest.raises(ValueError, match=r"takes 'b\.weight' from elsewhere than its module \(as from a list"):
+            refused()
+    assert model.b.weight is HOLDER[0]
+    assert model(batch.inputs).isfinite().all()
+
+
+def test_a_weight_that_is_held_elsewhere_and_not_used_there_does_no_harm():
+    def forward(net, x):
+        assert net.held[0].shape == net.held[0].data.shape
+        return plain(net, x.to(net.held[0].device, net.held[0].dtype))
+
+    def plain(net, x):
+        return net.h(net.b(net.a(x).relu()).relu())
+
+    parts = {"a": nn.Linear(4, 6), "b": nn.Linear(6, 6), "h": nn.Linear(6, 3)}
+    model, other, batch = Net(forward, **parts).double(), Net(plain, **parts), batch_of(6, 4)
+    model.held, seen = [model.b.weight], []
+    model.register_forward_hook(lambda *_: seen.append((model.held[0] != 0) & model.held[0].isfinite()))
+    for key in ("snip", "synflow", "fts", "grasp"):
+        found, expected = pai.score(model, batch, key), pai.score(other, batch, key)
+        assert all(torch.equal(found[name], value) for name, value in expected.items())
+    mask = pai.prune(other, batch, "snip", 0.5)
+    assert pai.effective_sparsity(model, mask, batch) == pai.effective_sparsity(other, mask, batch)
+    vectors = {name: model.get_parameter(name) for name in mask}  # the weights themselves
+    found = pai.hessian_vector_product(model, batch, vectors)
+    expected = pai.hessian_vector_product(other, batch, {name: v.detach().clone() for name, v in vectors.items()})
+    assert all(torch.equal(found[name], value) for name, value in expected.items())
 
 
 def fail(tied):

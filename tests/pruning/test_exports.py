@@ -1,6 +1,7 @@
 """A model pruned in PyTorch's form computes what the masked model does, over training steps too."""
 
 import copy
+from functools import partial
 
 import pytest
 import torch
@@ -113,6 +114,12 @@ def held_in_a_list():
     return net
 
 
+def held_in_partials():
+    net = Net(lambda net, x: net.head(net.steps["b"](net.a(x))), a=linear(), b=linear(), head=linear(4, 3))
+    net.steps = {"b": partial(partial(F.linear, weight=net.b.weight), bias=None)}
+    return net
+
+
 def pruned_already():
     net = tied()
     torch_prune.random_unstructured(net.a, "weight", 0.5)
@@ -124,6 +131,7 @@ def pruned_already():
     [
         (shared_memory, "a.weight", "weight' shares its memory with '[ab].weight': make them one parameter first"),
         (held_in_a_list, "a.weight", "'a.weight' is also held in 'held', where its mask would not reach it"),
+        (held_in_partials, "b.weight", "'b.weight' is also held in 'steps', where its mask would not reach it"),
         (pruned_already, "a.weight", "'a.weight' is pruned already: make that permanent"),
         (pruned_already, "a.weight_orig", "'a.weight_orig' is pruned already: make that permanent"),
         (
