@@ -53,7 +53,8 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """
     torch.clear_autocast_cache()
     try:
-        with _HeldElsewhere():  # not in all of the block in which weights are substituted: slow
+        names = SUBSTITUTED.get({})  # not in all of the block in which they are: that is slow
+        with _HeldElsewhere(names) if names else contextlib.nullcontext():
             if isinstance(inputs, Mapping):
                 return model(**inputs)
             return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
@@ -162,11 +163,15 @@ def generator_or_new(generator: torch.Generator | None) -> torch.Generator:
 class _HeldElsewhere(TorchFunctionMode):
     """Refuses weights that a forward pass takes from where no other can be put in their place."""
 
+    def __init__(self, names: dict[int, str]):
+        super().__init__()
+        self.names = names  # by the weights' id
+
     def __torch_function__(self, call: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Look at what goes in, views included; hooks and RNNs may compare, and read attributes."""
         result = call(*args, **(kwargs or {}))
         reads = getattr(call, "__name__", "") in ("__get__", "_cudnn_rnn_flatten_weight")
-        names = {} if reads else SUBSTITUTED.get({})
+        names = {} if reads else self.names
         given = [*args, *(kwargs or {}).values()]  # not by tree_leaves, which is slow
         for leaf in given + [t for row in given if isinstance(row, tuple | list) for t in row]:
             whole = leaf._base if isinstance(leaf, Tensor) and leaf._base is not None else leaf

@@ -169,7 +169,7 @@ def synaptic_flow(
         if not tensor.is_floating_point():
             return tensor[:1].to(device).clone()
         # With a gradient: of others, reentrant checkpointing would leave no trace.
-        return torch.ones_like(tensor[:1], dtype=torch.float64, device=device).requires_grad_() * 1
+        return torch.ones(tensor[:1].shape, device=device).requires_grad_() * 1
 
     with (
         default_dtype(torch.float64),  # of what a model makes itself, as a first state

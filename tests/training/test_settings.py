@@ -880,9 +880,10 @@ def test_threads_leave_the_settings_of_the_process():
     before = torch.get_default_dtype(), flash_sdp_enabled(), torch.backends.cudnn.allow_tf32
     mask, batch = {"a.weight": torch.ones(6, 64).bool()}, DATA.scoring_batch(1)
     failures = []
+    # Made before: what a thread makes itself is of the default dtype that another may have set.
+    models = [two_layers(lambda net, x: net.head(net.a(x.flatten(1)).relu())) for _ in range(4)]
 
-    def work():
-        model = two_layers(lambda net, x: net.head(net.a(x.flatten(1)).relu()))
+    def work(model):
         for _ in range(15):
             try:
                 pai.synaptic_flow(model, batch, parameters=NAMES)
@@ -893,7 +894,7 @@ def test_threads_leave_the_settings_of_the_process():
             except Exception as error:
                 failures.append(error)
 
-    threads = [threading.Thread(target=work) for _ in range(4)]
+    threads = [threading.Thread(target=work, args=(model,)) for model in models]
     for thread in threads:
         thread.start()
     for thread in threads:
