@@ -11,7 +11,10 @@ from synthetic_records import write_masks, write_records
 REPO = Path(__file__).parents[2]
 PAGES = ("records", "masks", "glossary")
 # What these link to; the first one has something of all that a page's scripts look for.
-STUBS = "rerun bn_warmup criteria hutchinson obd_saliency empirical_fisher pat audit controls signal_or_noise cost profile"
+STUBS = (
+    "rerun bn_warmup criteria hutchinson obd_saliency empirical_fisher pat audit controls signal_or_noise cost "
+    "profile"
+)
 RICH = """# Running it again
 
 {cite}`wang2020` HP and SNIP, and HP again, beside `FD` and [GN](masks.md). $HP$ is maths; *FTS* is not.
