@@ -123,7 +123,8 @@ def repeating(model: nn.Module, taken: Any, parts: list[slice], always: int = 1)
 
 def _drawn_from(model: nn.Module) -> bytes:
     """What changes where numbers are drawn: the global generators, and that of the device."""
-    states = [torch.get_rng_state().numpy(), random.getstate(), np.random.get_state()]  # noqa: NPY002
+    numpy_state = np.random.get_state()  # noqa: NPY002 (models draw from the global one)
+    states = [torch.get_rng_state().numpy(), random.getstate(), numpy_state]
     device = next(model.parameters()).device
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device).numpy())
