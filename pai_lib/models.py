@@ -78,6 +78,14 @@ def check_model(model: Any) -> None:
             )
 
 
+def check_values(model: nn.Module) -> None:
+    """As ``check_model``, and raise ValueError for a tensor of the meta device."""
+    check_model(model)
+    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
+        if tensor.is_meta:
+            raise ValueError(f"{name!r} has no values: the model is on the meta device.")
+
+
 def check_logits(output: Any, samples: int, highest_label: int = 0) -> Tensor:
     """Return a model's output if it is logits N×C with one a label; else raise ValueError."""
     form = tuple(output.shape) if isinstance(output, Tensor) else type(output).__name__

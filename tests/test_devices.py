@@ -391,6 +391,15 @@ def test_a_model_may_be_on_several_devices(case, moved):
         assert_same(to_cpu(SPLIT_CASES[case](model, data, mask)), expected)
 
 
+def test_a_model_is_not_trained_on_data_elsewhere():
+    data = inputs_of("convolutional")["data"]
+    with second_device():
+        model = to_second(Split())
+        for call in (lambda: pai.train(model, data, epochs=1), lambda: pai.warm_up(model, data, 1)):
+            with pytest.raises(ValueError, match=f"The model is on {DEVICE}.* and the data on cpu: move one"):
+                call()
+
+
 # --- how often the host waits
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..models import check_model
+from ..models import check_model, check_values
 from ..names import nearest
 
 PRUNABLE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
@@ -70,7 +70,7 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
         ValueError: for an unknown name, for a parameter that is no real floating-point tensor, for
             a model that is compiled, scripted or wrapped in ``DataParallel``, and as ``prunable``.
     """
-    check_model(model)
+    check_values(model)
     _check_unwrapped(model)
     tensors = dict(model.named_parameters())
     if parameters == "prunable":
@@ -91,8 +91,6 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
         dtype = tensors[name].dtype
         if not dtype.is_floating_point:
             raise ValueError(f"The parameter {name!r} is {dtype}: only real weights can be scored.")
-        if tensors[name].is_meta:
-            raise ValueError(f"{name!r} has no values: the model is on the meta device.")
     return names
 
 

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.graph import GradientEdge, get_gradient_edge
 
-from ..data.batch import Batch, Inputs, as_batch, each_of, of_each
+from ..data.batch import Batch, Inputs, as_batch, check_labels, each_of, of_each
 from ..models import check_logits
 from ..names import count_of
 from ..progress import Bar
@@ -219,20 +219,10 @@ def _check_batch(batch: Batch) -> None:
     inputs, labels = each_of(batch.inputs), batch.labels
     if labels is None:
         raise ValueError("This criterion needs labels, and the batch has none.")
-    if not isinstance(labels, Tensor):
-        kind = type(labels).__name__
-        raise TypeError(f"Labels must be a tensor or array of integers, not {kind}.")
     count = len(inputs[0])
     if count == 0:
         raise ValueError("The batch is empty: at least one sample is needed.")
-    for tensor in (*inputs, labels):
-        if tensor.is_meta:
-            raise ValueError("A tensor of the batch has no values: it is on the meta device.")
-        if tensor.layout is not torch.strided or tensor.is_nested:
-            raise ValueError(f"A tensor of the batch is of layout {tensor.layout}, not dense.")
-    if labels.shape != (count,) or labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
-        raise ValueError(f"Labels must be {count} integers, one a sample, not {kind}.")
+    check_labels(labels, count)
     if (lowest := int(labels.long().min())) < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in inputs):

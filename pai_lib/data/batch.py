@@ -59,13 +59,35 @@ def as_batch(batch: Any) -> Batch:
     return Batch(inputs, labels)
 
 
+def check_labels(labels: Any, samples: int) -> None:
+    """Raise TypeError for what is no tensor, ValueError if not one integer for each sample."""
+    if not isinstance(labels, Tensor):
+        kind = type(labels).__name__
+        raise TypeError(f"Labels must be a tensor or array of integers, not {kind}.")
+    _check_dense(labels)
+    dtype = labels.dtype
+    integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    if labels.shape != (samples,) or not integers:
+        kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"Labels must be {samples} integers, one a sample, not {kind}.")
+
+
 def _input_tensor(value: Any) -> Tensor:
     tensor = _from_array(value) if isinstance(value, np.ndarray | np.generic) else value
     if isinstance(tensor, np.ndarray | np.generic):
         raise TypeError(f"The inputs are of NumPy's type {value.dtype}: they must be numbers.")
     if not isinstance(tensor, Tensor):
         raise TypeError(f"The inputs hold a {type(value).__name__}: each must be a tensor.")
+    _check_dense(tensor)
     return tensor
+
+
+def _check_dense(tensor: Tensor) -> None:
+    """Raise ValueError for a tensor whose values are not there, or are not one after another."""
+    if tensor.is_meta:
+        raise ValueError("A tensor of the batch has no values: it is on the meta device.")
+    if tensor.layout is not torch.strided or tensor.is_nested:
+        raise ValueError(f"A tensor of the batch is of layout {tensor.layout}, not dense.")
 
 
 def _from_array(values: Any) -> Any:

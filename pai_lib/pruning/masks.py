@@ -154,7 +154,7 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
         ValueError: for a mask that does not fit.
     """
     check_mask(model, mask)
-    with torch.no_grad():
+    with torch.inference_mode():  # in which weights made in it can be written, too
         for name, kept in mask.items():
             weight = model.get_parameter(name)
             weight.mul_(kept.to(weight.device))

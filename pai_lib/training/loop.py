@@ -16,10 +16,10 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
 from ..curvature.calls import ByParameter, called, plain_attention
-from ..data.batch import Batch
+from ..data.batch import Batch, as_batch, check_labels, each_of
 from ..data.dataset import Dataset
 from ..draws import random_stream
-from ..models import check_logits, check_model
+from ..models import check_logits, check_values
 from ..names import checked_keywords, count_of
 from ..pruning.masks import apply_mask, check_mask
 from .checkpoint import Checkpoint
@@ -117,7 +117,7 @@ def learning_rate(
 
 def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
     """Raise ValueError for a model whose tensors cannot be updated from these data."""
-    check_model(model)
+    check_values(model)
     count_of("batch_size", batch_size)
     tensors, device = [*model.parameters(), *model.buffers()], data.train_labels.device
     if any(tensor.is_inference() for tensor in tensors):
@@ -345,25 +345,23 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
 
     Args:
         model: returns logits N×C; is left as it was.
-        batches: inputs and integer labels N; inputs in a tuple or a mapping are the model's
-            arguments.
+        batches: inputs and integer labels N, or one `Batch`; inputs in a tuple or a mapping are
+            the model's arguments.
 
     Raises:
         ValueError: for no samples, for labels out of range, for a model that returns no logits.
     """
-    check_model(model)
+    check_values(model)
+    if not isinstance(batches, Iterable):
+        right = "it must hold pairs of inputs and labels, as data.test_batches() does"
+        raise TypeError(f"batches is a {type(batches).__name__}: {right}.")
     fit, sums, seen = fitting(model), [], 0
     with measuring(model):
-        for inputs, labels in batches:
+        for inputs, labels in map(as_batch, [batches] if isinstance(batches, Batch) else batches):
+            check_labels(labels, len(each_of(inputs)[0]))
             if not len(labels):
                 continue
             logits = _wide(check_logits(called(model, fit(inputs)), len(labels)))  # N×C
-            whole = not labels.is_floating_point() and labels.dtype != torch.bool
-            if labels.shape != logits.shape[:1] or not whole:
-                form = f"{labels.dtype} of shape {tuple(labels.shape)}"
-                raise ValueError(
-                    f"Labels must be {len(logits)} integers, one a sample, not {form}."
-                )
             labels, classes = labels.to(logits.device, torch.int64), logits.shape[1]
             # What is out of range is told below; a GPU would not survive it.
             loss = F.cross_entropy(logits, labels.clamp(0, classes - 1), reduction="sum")

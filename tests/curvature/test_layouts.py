@@ -1,5 +1,6 @@
 """Which rows of a layer belong to which sample: proved for every sample, or refused; and what splits a batch."""
 
+import copy
 import itertools
 import random
 import threading
@@ -453,7 +454,12 @@ def test_inside_inference_mode_the_masks_are_the_same():
         expected = pai.prune(model, (x, y), key, 0.5)
         with torch.inference_mode():
             found = pai.prune(model, (x.clone(), y.clone()), key, 0.5)
+            made_there = copy.deepcopy(model)
         assert all(torch.equal(found[name], kept) for name, kept in expected.items())
+        found = pai.prune(made_there, (x, y), key, 0.5)
+        assert all(torch.equal(found[name], kept) for name, kept in expected.items())
+        pai.apply_mask(made_there, found)
+        assert all((made_there.get_parameter(name)[~kept] == 0).all() for name, kept in found.items())
 
 
 MODELS = {

@@ -403,7 +403,7 @@ UNFIT = {
     "frozen": (lambda: network().requires_grad_(False), "No parameter of the model requires a gradient"),
     "none": (lambda: nn.Sequential(nn.Flatten(), nn.BatchNorm1d(64, affine=False)), "No parameter of the model"),
     "inference": (made_in_inference_mode, "made in inference mode"),
-    "elsewhere": (lambda: network().to("meta"), "The model is on meta and the data on cpu"),
+    "elsewhere": (lambda: network().to("meta"), "'0.weight' has no values: the model is on the meta device"),
     "a tuple": (lambda: Net(lambda net, x: (net.inner(x),), inner=network()), r"shape \(2, classes\), not tuple"),
     "a dict": (lambda: Net(lambda net, x: {"logits": net.inner(x)}, inner=network()), "not dict"),
     "no matrix": (lambda: nn.Sequential(nn.Conv2d(1, 3, 3)), r"not \(2, 3, 6, 6\)"),
@@ -498,6 +498,39 @@ def test_evaluation_takes_what_a_loader_gives():
     assert pai.evaluate(model, [empty, (inputs, labels)]) == pytest.approx(expected, rel=1e-5)
 
 
+def test_evaluation_takes_one_batch_and_arrays():
+    model = network()
+    inputs, labels = DATA.normalize(DATA.test_images), DATA.test_labels
+    expected = pai.evaluate(model, [(inputs, labels)])
+    assert pai.evaluate(model, pai.Batch(inputs, labels)) == expected
+    for arrays in ((inputs.numpy(), labels.numpy()), [inputs.numpy(), labels.tolist()]):
+        assert pai.evaluate(model, [arrays]) == expected
+    with pytest.raises(TypeError, match="batches is a Dataset: it must hold pairs"):
+        pai.evaluate(model, DATA)
+    with pytest.raises(TypeError, match="The batch is a Tensor: it must be a pair"):
+        pai.evaluate(model, (inputs, labels))
+    with pytest.raises(TypeError, match="Labels must be a tensor or array of integers, not NoneType"):
+        pai.evaluate(model, [(inputs, None)])
+
+
+@pytest.mark.parametrize("place", ["parameters", "buffers", "inputs"])
+def test_what_has_no_values_is_refused(place):
+    model, inputs = network(), DATA.normalize(DATA.test_images)
+    if place == "inputs":
+        inputs = inputs.to("meta")
+    elif place == "parameters":
+        model.to("meta")
+    else:
+        model.register_buffer("scale", torch.ones(2, device="meta"))
+    batch = (inputs, DATA.test_labels)
+    calls = {"evaluate": ([batch],), "gradient": (batch,), "score": (batch, "snip")}
+    if place != "inputs":
+        calls |= {"warm_up": (DATA, 1), "train": (DATA,)}
+    for name, arguments in calls.items():
+        with pytest.raises(ValueError, match=r"has no values: .* on the meta device"):
+            getattr(pai, name)(model, *arguments)
+
+
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
@@ -509,6 +542,8 @@ def test_evaluation_takes_what_a_loader_gives():
         (lambda x, y: (x, y.where(y != 1, 3)), "Label 3 is out of range: the model has 3 outputs"),
         (lambda x, y: (x, y.float()), "Labels must be 13 integers, one a sample, not torch.float32"),
         (lambda x, y: (x, F.one_hot(y)), r"of shape \(13, 3\)"),
+        (lambda x, y: (x, y.cfloat()), "13 integers, one a sample, not torch.complex64"),
+        (lambda x, y: (x, y > 0), "13 integers, one a sample, not torch.bool"),
     ],
 )
 def test_evaluation_names_labels_that_cannot_be(change, sentence):
