@@ -54,11 +54,12 @@ def put_on_trial(
         for each in protocols:
             check_trial(each, own, committed)
         specs = [spec for each in protocols for spec in trial_specs(each, own)]
+        basis = [record for each in protocols for record in each.records(committed)]
     again = protocols[0].calibration(committed)
     if dry_run:
         with known(file):
             device, retry = resolve_device(options.get("device")), options.get("retry_failed")
-            show_plan(specs, store, device, bool(retry))
+            show_plan(specs, store, device, bool(retry), basis)
         return Counter()
     write_whole(store.root / Path(file.name).name, file.text.encode())
     counts = sweep(again, Store(folder / CALIBRATION), **options)
@@ -67,7 +68,7 @@ def put_on_trial(
     if budget is not None:
         options["budget"] = max(1e-3, begun + budget - time.monotonic())
     with known(file) as own:
-        counts = sweep(specs, store, **options)
+        counts = sweep(specs, store, basis=basis, **options)
         for each in protocols:
             tell(each, own, store)
     if counts["left"]:

@@ -140,17 +140,17 @@ class Estimate:
     These have its model, width and data set, and were made on a CPU or a GPU as it will be.
     Training is proportional to epochs times images; scoring is as long as that of the same
     criterion. Of each the median of the latest runs counts. Masks take as long as those of other
-    seeds.
+    seeds. ``basis`` holds records from elsewhere that count, too.
     """
 
-    def __init__(self, store: Store, device: torch.device | None):
+    def __init__(self, store: Store, device: torch.device | None, basis: Iterable[AnyRecord] = ()):
         self.store, self.device = store, device
         self.training: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         self.scoring: dict[tuple[Any, ...], list[float]] = defaultdict(list)
         self.masking: dict[MaskSpec, list[float]] = defaultdict(list)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", RecordWarning)  # a sweep names those that are its own
-            records: list[AnyRecord] = [*store.records(), *store.mask_records()]
+            records: list[AnyRecord] = [*basis, *store.records(), *store.mask_records()]
         for record in sorted(records, key=lambda record: str(record.provenance.get("finished"))):
             self.add(record)
 
@@ -248,13 +248,17 @@ def announce(specs: Sequence[AnySpec], estimate: Estimate) -> None:
 
 
 def show_plan(
-    specs: Sequence[AnySpec], store: Store, device: torch.device, retry_failed: bool = False
+    specs: Sequence[AnySpec],
+    store: Store,
+    device: torch.device,
+    retry_failed: bool = False,
+    basis: Iterable[AnyRecord] = (),
 ) -> None:
     """Say of each run whether it has a record, and how long what is left would take.
 
     Registered data are not read for it.
     """
-    names, estimate, states = differing(specs), Estimate(store, device), Counter[str]()
+    names, estimate, states = differing(specs), Estimate(store, device, basis), Counter[str]()
     total, without_basis = 0.0, 0
     for spec in specs:
         try:

@@ -65,6 +65,7 @@ def sweep(
     workers: int | None = None,
     scheduler: str | None = None,
     quiet: bool = False,
+    basis: Sequence[AnyRecord] = (),
 ) -> Counter[str]:
     """Do every run that has no record yet, in the order of the specs, and say so.
 
@@ -78,6 +79,7 @@ def sweep(
         workers: number of processes of a Dask cluster on this machine; ``None`` runs here.
         scheduler: address of a Dask scheduler in a trusted network.
         quiet: say no more than the counts at the end.
+        basis: records from elsewhere of runs like these, for the estimate.
 
     Returns:
         How many runs were ``done``, ``reused`` and ``failed`` and are ``left``; and whether SIGINT
@@ -107,7 +109,7 @@ def sweep(
     if at is not None:
         engine = contextlib.nullcontext(_Here(at, asked, data))
     with _signals(asked), engine as work.engine:
-        work.go(Estimate(store, at), end)
+        work.go(Estimate(store, at, basis), end)
     return work.counts + Counter(interrupted=asked.is_set())
 
 

@@ -163,6 +163,16 @@ def test_an_estimate_scales_with_epochs_and_images(store):
     assert estimate.seconds(SPEC) == pytest.approx(13)  # a median
 
 
+def test_records_from_elsewhere_are_a_basis_until_there_are_later_ones(store, capsys):
+    basis = [made(replace(SPEC, seed=seed), 100.0, 20.0) for seed in range(3)]
+    assert Estimate(store, CPU, basis).seconds(SPEC) == pytest.approx(120)
+    show_plan([SPEC], store, CPU, basis=basis)
+    assert capsys.readouterr().out.splitlines()[0].endswith("to do, about 2 min")
+    for seed in range(9):
+        store.save(made(replace(SPEC, seed=seed), 10.0, 3.0, finished="2026-02-01"))
+    assert Estimate(store, CPU, basis).seconds(SPEC) == pytest.approx(13)
+
+
 def test_the_latest_runs_count(store):
     for seed in range(12):
         finished = f"2026-01-{20 - seed}"  # neither the order of ids nor that of saving

@@ -173,7 +173,9 @@ def test_a_trial_makes_its_own_runs_once_and_another_text_has_others(recorded, c
     assert capsys.readouterr().out.endswith("only a clone of the project has the notebook that makes it.\n")
     (tree / "idea.py").write_text(GOOD + "# another\n")
     assert main([*words, "--dry-run"]) == 0
-    assert "8 runs: 8 to do" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "8 runs: 8 to do" in said
+    assert said.count("to do, about ") == 8  # as the committed runs of the protocol took
     assert "mine" not in pai.CRITERIA
 
 
