@@ -84,7 +84,7 @@ def put_on_trial(
 def tell(protocol: Protocol, own: Own, store: Store) -> None:
     """Print the verdict on each function of a file."""
     recorded = protocol.records(Store(default_results()))
-    frame = records_frame([*recorded, *protocol.alike(store)])
+    frame = records_frame([*recorded, *protocol.records(store)])
     for key in own.keys:
         print(judge_trial(frame, protocol.base, key))
 

@@ -45,14 +45,10 @@ class Protocol:
         return sorted({spec.seed for spec in self.specs})
 
     def records(self, store: Store) -> list[Record]:
-        """What a store has of the specs."""
-        found = [store.load(spec) for spec in self.specs]
-        return [record for record in found if record is not None]
-
-    def alike(self, store: Store) -> list[Record]:
-        """What a store has of this protocol, however it is pruned."""
-        fixed = _fixed(self.base)
-        return [record for record in store.records() if _fixed(record.spec) == fixed]
+        """What a store has of this protocol and its seeds, however it is pruned."""
+        fixed, seeds = _fixed(self.base), self.seeds
+        found = [record for record in store.records() if record.spec.seed in seeds]
+        return [record for record in found if _fixed(record.spec) == fixed]
 
     def calibration(self, store: Store) -> list[RunSpec]:
         """Two recorded specs of the first seed, to be run again here."""
