@@ -74,22 +74,22 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
         total = len(better) + len(worse) + len(unsettled)
         text = (
             "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{total} other criteria, on the same seeds and after correction for so many, "
-            f"{counted(better)} shown to be better, {counted(worse)} worse, and for "
-            f"{len(unsettled)} the {n} seeds do not settle it"
+            f"{total} others on equal seeds ({n}) {counted(better)} shown to be better, "
+            f"{counted(worse)} worse, {len(unsettled)} not told apart"
         )
         if unsettled:
             first = max(unsettled, key=lambda key: pairs[key].mean())
-            text += f" ({criterion_label(first)}: {paired(pairs[first])} points)"
+            text += f" ({criterion_label(first)}: {paired(pairs[first])} points"
+            text += f" before correction for {len(pairs)} comparisons)"
         for key in [key for key in PLACEBOS if key in groups["better"]]:
-            text += f"; {criterion_label(key)}, a [placebo](term:placebo), is better"
+            text += f". {criterion_label(key)}, a [placebo](term:placebo), is shown to be better"
         return f"{text}."
     if pruned["seed"].nunique() > 1:
         return "No criterion shares two seeds with SNIP, the yardstick elsewhere in this book."
     if pruned["criterion"].nunique() == 1:
         return "No other way to prune is recorded, so that nothing is answered here."
     return (
-        "Nothing is decided by this: each has a single seed, and how others would end is not known."
+        "Nothing is decided by this: each has a single seed, and others may end in another order."
     )
 
 

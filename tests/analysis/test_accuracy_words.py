@@ -30,10 +30,10 @@ def test_of_several_seeds_criteria_and_placebos_are_told_apart():
     assert "At a reduced scale (width 16, " in text
     assert re.search(r"from 58\.. % \(Scaled noise\) down to 40\.. % \(FTS\), the dense network 60\.0 %\.", text)
     assert (
-        "of 3 other criteria, on the same seeds and after correction for so many, 1 (HP) is shown to be better, "
-        "1 (FTS) is worse, and for 1 the 5 seeds do not settle it (HTS: "
+        "of 3 others on equal seeds (5) 1 (HP) is shown to be better, 1 (FTS) is worse, 1 not told apart (HTS: "
     ) in text
-    assert text.endswith("points); Scaled noise, a [placebo](term:placebo), is better.")
+    assert "points before correction for 4 comparisons)" in text
+    assert text.endswith(". Scaled noise, a [placebo](term:placebo), is shown to be better.")
     assert "behind" not in text
     assert "one seed" not in text
 
@@ -41,7 +41,7 @@ def test_of_several_seeds_criteria_and_placebos_are_told_apart():
 def test_one_seed_shows_a_direction():
     text = lead(runs(snip=0.5, fts=0.4, hts=0.1))
     assert "SNIP is the yardstick" not in text
-    told = "Nothing is decided by this: each has a single seed, and how others would end is not known."
+    told = "Nothing is decided by this: each has a single seed, and others may end in another order."
     assert text.endswith(told)
 
 

@@ -184,3 +184,9 @@ def test_what_is_allowed_is_read_from_the_registries():
     assert choices.allowed("seed") == "not negative"
     assert choices.allowed("lr_drops") == "each is a fraction of the run, between 0 and 1"
     assert choices.allowed("hidden") == ""
+
+
+def test_the_papers_profile_trains_what_a_page_leaves_out():
+    for chapter in chapters.load_chapters(REPO).values():
+        if chapter.paper and "live_run" in notebook_parameters(chapter.notebook):
+            assert chapter.values("paper", {}).get("live_run", True), chapter.name
