@@ -273,10 +273,10 @@ def layer_densities(masks: Mapping[str, ByParameter]) -> tuple[Figure, str]:
     """Heat map of the fraction of each layer that each criterion keeps, on a logarithmic scale.
 
     Args:
-        masks: criterion to mask.
+        masks: criterion, or a name of one's own, to mask.
     """
-    densities = {criterion_label(key): layer_density(mask) for key, mask in masks.items()}
-    values = pd.DataFrame(densities).T
+    values = pd.DataFrame({key: layer_density(mask) for key, mask in masks.items()}).T
+    values.index = values.index.map(lambda key: criterion_label(key) if key in CRITERIA else key)
     values.columns = values.columns.str.removesuffix(".weight")
     floor = 10 ** np.floor(np.log10(values[values > 0].min().min()))
     text = values.map(lambda density: "" if density else "0")
