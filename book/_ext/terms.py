@@ -29,6 +29,13 @@ GRADIENTS = {
     "row_norm": (21, " with ten probes"),
     "exact": (19 / 3, " with ten classes"),
 }
+IN_FULL = {  # where a name says too little
+    "snip": "single-shot network pruning",
+    "grasp": "gradient signal preservation",
+    "scaled_noise": "fresh noise of the scale of HP's estimate",
+    "weight_noise": "noise times θ² that has seen no data",
+}
+PLUS = ", with a plus as in the released code ({doc}`audit`, section 10)"
 # What the formulas of the registry are made of, in letters: a page need not have MathJax for them.
 LETTERS = [
     (r"\\left|\\right|\\textstyle|\\mathcal|\\;", ""),
@@ -80,13 +87,14 @@ def terms() -> list[dict[str, str]]:
     return [
         {
             "label": rule.label,
-            "name": rule.name,
+            "name": full[:1].upper() + full[1:],
             "formula": in_letters(rule.formula),
             "cost": cost(rule.needs),
             "id": re.sub(r"\W+", "-", rule.label),
             "short": len(re.findall("[A-Z]", rule.label)) > 1,
         }
         for rule in CRITERIA.values()
+        for full in [IN_FULL.get(rule.key, rule.name)]
     ]
 
 
@@ -99,9 +107,11 @@ class CriteriaTerms(SphinxDirective):
 
         lines = ["```{glossary}"]
         for rule in CRITERIA.values():
+            full = f", {IN_FULL[rule.key]}" if rule.key in IN_FULL else ""
+            plus = PLUS if r"\theta\, g + \tfrac12" in rule.formula else ""
             lines += [
                 rule.label,
-                f"  {rule.name}: ${rule.formula}$; {cost(rule.needs)} "
+                f"  {rule.name}{full}: ${rule.formula}${plus}; {cost(rule.needs)} "
                 f"({{cite:t}}`{rule.source}`; `{rule.key}`, {{doc}}`criteria`).",
                 "",
             ]

@@ -246,8 +246,8 @@ class Verdict:
     def __str__(self) -> str:
         if math.isnan(self.mean):
             return f"{self.n} of the {self.seeds} seeds that a verdict needs are recorded"
-        match = {"supported": "no worse", "not supported": "worse"}.get(self.verdict)
-        meaning = f"{match} by {MARGIN:g} points: " if self.contrast.match and match else ""
+        match = {"supported": "No worse than", "not supported": "Worse than"}.get(self.verdict)
+        meaning = f"{match} {MARGIN:g} points below: " if self.contrast.match and match else ""
         interval = f"95 % interval {points(self.low)} to {points(self.high)}"
         test = f"n = {self.n} seeds, p = {self.p:.2g} after correction"
         equal = ""
