@@ -73,13 +73,14 @@ def complete(
             attributes, folder, name = match.groups()
             there = files.get(name)
             if (stem := Path(name).stem) not in dark or there is None:
-                return f"<img {_size(there)}{attributes}>"
+                return f'<span class="picture"><img {_size(there)}{attributes}></span>'
             images.mkdir(parents=True, exist_ok=True)
             (images / f"{stem}-dark.png").write_bytes(dark[stem])
             size = _size(io.BytesIO(dark[stem]))
             other = attributes.replace(folder + name, f"{folder}{stem}-dark.png")
             light = f'<img class="only-light" {_size(there)}{attributes}>'
-            return f'{light}<img class="only-dark" {size}{other}>'
+            both = f'{light}<img class="only-dark" {size}{other}>'
+            return f'<span class="picture">{both}</span>'
 
         body = PICTURE.sub(shown, context["body"])
         # docutils writes a role that no longer exists: an entry of a list is a listitem

@@ -18,24 +18,24 @@ from sphinx.environment import BuildEnvironment
 PAGE = "book/records"
 FOLDER = "records-data"  # in the built book's _static
 
-# Columns of the page's table, in order: name in `full_frame`, heading.
+# Columns of the page's table, in order, of which a phone shows few: name in `full_frame`, heading.
 COLUMNS = {
     "id": "record",
+    "test_accuracy": "accuracy (%)",
     "criterion": "criterion",
     "sparsity": "sparsity",
     "seed": "seed",
-    "test_accuracy": "accuracy (%)",
-    "dataset": "data set",
-    "model": "model",
     "warmup": "warm-up",
-    "collapsed": "collapsed layers",
     "control": "control",
     "variant": "variant",
-    "when": "pruned at",
     "scope": "scope",
+    "width": "width",
+    "when": "pruned at",
     "temperature": "temperature",
     "rounds": "rounds",
-    "width": "width",
+    "dataset": "data set",
+    "model": "model",
+    "collapsed": "collapsed layers",
     "epochs": "epochs",
     "train_images": "training images",
     "lr": "learning rate",

@@ -26,19 +26,19 @@ from pandas.io.formats.style import Styler
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
-from .dark import GROUND, darken, png
+from .dark import GROUND, darken, ink_on_cells, png
 from .statistics import paired
 
-# Okabe & Ito's colours and Tol's wine, which differ for colour-blind readers too: one a family of
-# criteria, named after the quantity that the family rests on, in order of precedence.
+# Okabe & Ito's colours, two of them darker, and Tol's wine, which differ for colour-blind readers
+# too: one a family of criteria, named after the quantity that it rests on, in order of precedence.
 _FAMILIES = {
     "exact": "#009E73",
     "hutchinson": "#D55E00",
     "row_norm": "#882255",
     "fisher": "#0072B2",
     "hessian_gradient": "#CC79A7",
-    "gradient": "#E69F00",
-    "flow": "#56B4E9",
+    "gradient": "#C88700",
+    "flow": "#3A9BDC",
     "weight": "#666666",
     "noise": "#333333",
 }
@@ -51,15 +51,9 @@ FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as S
 def use_style() -> None:
     """Set the book's style: seaborn's, a white ground, sizes for a page about 750 pixels wide."""
     inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
-    settings: dict[str, Any] = {
-        "figure.dpi": 110,
-        "savefig.dpi": 160,
-        "axes.spines.top": False,
-        "axes.spines.right": False,
-        "legend.frameon": False,
-        "figure.constrained_layout.use": True,
-    }
-    settings |= dict.fromkeys(inked, INK)
+    off = ("axes.spines.top", "axes.spines.right", "legend.frameon")
+    sizes = {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True}
+    settings = sizes | dict.fromkeys(off, False) | dict.fromkeys(inked, INK)
     sns.set_theme(context="notebook", style="ticks", font_scale=1, rc=settings)
 
 
@@ -321,11 +315,7 @@ def as_table(axes: Axes) -> None:
     """Give a heat map its columns' names above, and numbers in the ink that contrasts more."""
     axis_above(axes)
     axes.tick_params(axis="x", rotation=90)
-    cells = axes.collections[0]
-    known = ~np.ma.getmaskarray(np.ma.asarray(cells.get_array())).ravel()
-    for number, face in zip(axes.texts, np.asarray(cells.get_facecolor())[known], strict=False):
-        # At 0.18 both contrast alike; the dark pages exchange neither.
-        number.set_color("white" if sns.utils.relative_luminance(face) < 0.18 else "#050505")
+    ink_on_cells(axes, "white")
 
 
 def predicted_against_true(

@@ -9,7 +9,7 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from matplotlib.axes import Axes
-from matplotlib.colors import ListedColormap
+from matplotlib.colors import LinearSegmentedColormap, ListedColormap
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
@@ -19,7 +19,7 @@ from .figures import as_table
 from .statistics import span
 from .tables import by_criterion, in_order
 
-EMPTY = "layers left without a weight; × = no path from input to output is left"
+EMPTY = "layers left without a weight; ✂ = no path from input to output is left"
 
 
 def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
@@ -32,7 +32,7 @@ def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
 def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     """Heat maps of the number of empty layers, by criterion and sparsity, one a warm-up.
 
-    A number is a mean over seeds; a cross marks masks of which one or more are cut, and stands
+    A number is a mean over seeds; scissors mark masks of which one or more are cut, and stand
     alone where no layer is empty.
 
     Args:
@@ -40,17 +40,16 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     """
     updates = sorted(frame["warmup"].unique())
     counts = {count: _table(frame, count, "empty") for count in updates}
-    rows = max(map(len, counts.values()))
-    size = (1.4 + 2.9 * len(updates), 1.5 + 0.26 * rows)
+    size = (1.4 + 2.9 * len(updates), 1.5 + 0.26 * max(map(len, counts.values())))
     figure, grid = plt.subplots(1, len(updates), figsize=size, sharey=True, squeeze=False)
     most = max(table.max().max() for table in counts.values())
-    scale = sns.light_palette("#D55E00", as_cmap=True)
+    scale = LinearSegmentedColormap.from_list("", ["#D55E0014", "#D55E00"])
     look: dict[str, Any] = {"cmap": scale, "vmin": 0, "vmax": max(most, 1), "linewidths": 0.5}
     said = []
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
         text = table.map("{:.3g}".format, na_action="ignore").fillna("")
-        text = text.mask(cut, text.replace("0", "") + " ×")
+        text = text.mask(cut, text.replace("0", "") + " ✂")
         small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         _sparsities_above(axes)
@@ -105,10 +104,10 @@ def _sparsities_above(axes: Axes) -> None:
 
 
 WHEN_CUT = {
-    "connected with and without warm-up": "#E8E8E8",
+    "connected with and without warm-up": "#80808040",
     "cut after the warm-up only": "#D55E00",
-    "cut without the warm-up only": "#0072B2",
-    "cut with and without": "#000000",
+    "cut without the warm-up only": "#1F78B4",
+    "cut with and without": "#CC79A7",
 }
 
 

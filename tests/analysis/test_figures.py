@@ -15,7 +15,7 @@ from PIL import Image
 from synthetic_records import three_seeds
 
 import pai_lib as pai
-from pai_lib.analysis import accuracy_figures, dark, figures, tables
+from pai_lib.analysis import accuracy_figures, dark, figures, mask_figures, tables
 from pai_lib.pruning import criteria
 
 mpl.use("Agg")
@@ -160,6 +160,37 @@ def test_letters_in_the_colour_of_a_line_are_legible_on_the_dark_ground():
     figure.canvas.draw()
     dark.darken(figure)
     assert min(contrast(text.get_color(), dark.GROUND) for text in axes.texts) >= 4.5
+
+
+def test_every_criterion_s_colour_is_strong_enough_on_both_grounds():
+    colours = {style["color"] for style in figures.criterion_styles().values()}
+    assert min(contrast(colour, "white") for colour in colours) >= 3
+    assert min(contrast((dark.INKS | dark.HUES).get(colour, colour), dark.GROUND) for colour in colours) >= 3
+    weak = [colour for colour in colours if contrast(colour, dark.GROUND) < 3]
+    figure, axes = plt.subplots()
+    lines = [axes.plot([0, 1], color=colour)[0] for colour in weak]
+    dots, bars = axes.scatter([0, 1], [0, 1], color="#882255", alpha=0.5), axes.bar([0], [1], color="#882255")
+    figure.canvas.draw()
+    dark.darken(figure)
+    drawn = [line.get_color()[:3] for line in lines] + [bars[0].get_facecolor()[:3]]
+    assert min(contrast(colour, dark.GROUND) for colour in drawn) >= 3
+    *colour, alpha = dots.get_facecolor()[0]
+    seen = alpha * np.array(colour) + (1 - alpha) * np.array(mpl.colors.to_rgb(dark.GROUND))
+    assert contrast(seen, dark.GROUND) >= 2.5
+
+
+def test_empty_layers_count_on_a_ground_that_shines_through():
+    cells = [("snip", 0.9, 0), ("snip", 0.98, 5), ("fisher_diag", 0.9, 1), ("fisher_diag", 0.98, 20)]
+    frame = pd.DataFrame(cells, columns=["criterion", "sparsity", "empty"]).assign(warmup=0, cut=False)
+    figure, _ = mask_figures.empty_layers(frame)
+    (axes,) = figure.axes
+    for ground in ("white", dark.GROUND):
+        faces = axes.collections[0].get_facecolors()
+        seen = faces[:, 3:] * faces[:, :3] + (1 - faces[:, 3:]) * mpl.colors.to_rgb(ground)
+        assert contrast(seen[0], ground) < 1.3  # none is not what strikes
+        assert min(map(contrast, (text.get_color() for text in axes.texts), seen)) >= 4.5
+        figure.canvas.draw()
+        dark.darken(figure)
 
 
 def test_numbers_are_legible_on_cells_of_every_colour_on_both_grounds():

@@ -177,11 +177,11 @@ def test_an_unknown_command_does_not_stop_the_book():
 # --- figures on dark pages
 
 
-def test_ink_and_ground_are_exchanged_and_data_stay():
+def test_ink_ground_and_weak_colours_are_exchanged_and_the_others_stay():
     import matplotlib.pyplot as plt
     from matplotlib.colors import to_hex
 
-    from pai_lib.analysis.dark import GROUND, INKS, darken
+    from pai_lib.analysis.dark import GROUND, HUES, INKS, darken
 
     figures.use_style()
     figure, axes = plt.subplots()
@@ -197,8 +197,9 @@ def test_ink_and_ground_are_exchanged_and_data_stay():
     assert to_hex(dense.get_color()) == INKS["black"]
     assert to_hex(bars[0].get_facecolor()) == "#333333"
     assert to_hex(hollow.get_facecolor()[0]) == GROUND
-    assert to_hex(hollow.get_edgecolor()[0]).upper() == "#0072B2"
-    assert to_hex(dots.get_facecolor()[1]) == "#333333"
+    assert to_hex(hollow.get_edgecolor()[0]).upper() == HUES["#0072B2"]
+    assert to_hex(dots.get_facecolor()[0]).upper() == "#009E73"
+    assert to_hex(dots.get_facecolor()[1]) == INKS["#333333"]
     assert cell.get_color() == "white"
     assert {to_hex(label.get_color()) for label in axes.get_xticklabels()} == {INKS["#333333"]}
     assert to_hex(axes.spines["left"].get_edgecolor()) == INKS["#333333"]

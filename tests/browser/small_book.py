@@ -29,6 +29,10 @@ RICH = """# Running it again
 a_line_of_code = "that is much wider than any column of a page, " + "so that it scrolls", "HP", "to its end"
 ```
 
+$$
+a_1 + a_2 + a_3 + a_4 + a_5 + a_6 + a_7 + a_8 + a_9 + a_{10} + a_{11} + a_{12} + a_{13} + a_{14} + a_{15} = b
+$$
+
 ```{figure} _static/readme.png
 :alt: Accuracy against sparsity
 :name: a-picture

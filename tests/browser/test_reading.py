@@ -65,6 +65,7 @@ def test_a_term_shows_name_formula_cost_and_the_way_to_the_glossary(visit, rich,
     page = visit(rich, width, mode, has_touch=width == 375)
     page.emulate_media(reduced_motion="reduce", color_scheme=mode)
     term, card = page.locator("button.term").first, page.locator(".term-card")
+    page.locator("mjx-container[display]").wait_for()  # formulas are set
     height = page.evaluate("document.documentElement.scrollHeight")
     if width == 375:
         term.tap()
@@ -163,7 +164,8 @@ def test_a_tapped_figure_can_be_moved_on_a_phone(visit, rich):
 @pytest.mark.parametrize("mode", ["light", "dark"])
 def test_what_goes_on_beyond_the_edge_shows_it(visit, rich, mode):
     page = visit(rich, 375, mode)
-    for selector in (".highlight pre", ".pst-scrollable-table-container"):
+    page.locator("mjx-container[display]").wait_for()
+    for selector in (".highlight pre", ".pst-scrollable-table-container", "div.math mjx-container"):
         wide = page.locator(selector).first
         assert wide.evaluate("e => e.scrollWidth > e.clientWidth + 20"), selector
         assert wide.evaluate("e => getComputedStyle(e).backgroundAttachment") == "local, local, scroll, scroll"
@@ -172,10 +174,28 @@ def test_what_goes_on_beyond_the_edge_shows_it(visit, rich, mode):
     before = names.bounding_box()["x"]
     table.evaluate("e => e.scrollTo(200, 0)")
     assert names.bounding_box()["x"] == pytest.approx(before, abs=1.5)
-    ground = names.evaluate("e => getComputedStyle(e).backgroundColor")
-    assert ground == names.evaluate("e => getComputedStyle(e.parentElement).backgroundColor")  # striped as its row
-    assert ground.startswith("rgb(")  # nothing shines through
+    assert names.evaluate("e => getComputedStyle(e).backgroundColor").startswith("rgb(")  # nothing shines through
+    over = "tr, thead, tbody, tr > :not(:first-child)"  # what would hide the shade
+    for part in (table.locator(over), page.locator(".pst-scrollable-table-container table")):
+        grounds = part.evaluate_all("all => all.map(e => getComputedStyle(e).backgroundColor)")
+        assert set(grounds) == {"rgba(0, 0, 0, 0)"}
     assert page.evaluate("document.documentElement.scrollWidth") == 375
+
+
+def test_a_wide_figure_scrolls_below_its_button_and_above_its_caption(visit, rich):
+    page = visit(rich, 375)
+    frame = page.locator("figure .picture")
+    frame.locator("img").first.evaluate("e => { e.style.setProperty('--least', '700px') }")
+    assert frame.evaluate("e => e.scrollWidth > 1.5 * e.clientWidth")
+    assert frame.evaluate("e => getComputedStyle(e).backgroundAttachment") == "local, local, scroll, scroll"
+    page.evaluate("dispatchEvent(new Event('resize'))")
+    assert frame.get_attribute("tabindex") == "0"
+    parts = [page.locator("figcaption", has_text="HP in a caption"), page.locator("figure .enlarge")]
+    before = [part.bounding_box() for part in parts]
+    frame.evaluate("e => e.scrollTo(200, 0)")
+    assert frame.evaluate("e => e.scrollLeft") == 200
+    assert [part.bounding_box() for part in parts] == before
+    assert all(box["x"] + box["width"] <= 375 for box in before)
 
 
 def test_every_page_says_which_book_it_is_of(visit, rich):

@@ -217,7 +217,31 @@ def test_criteria_look_as_in_the_other_figures(page):
         assert shown == ("currentColor" if key == "dense" else to_hex(style["color"])), key
 
 
+def test_in_the_dark_criteria_look_as_in_the_other_figures_too(visit, built):
+    from pai_lib.analysis import dark
+    from pai_lib.analysis.figures import criterion_styles
+
+    page = visit(built, 1280, "dark")
+    for key, style in criterion_styles().items():
+        swatch = page.locator(f"#records-criteria label:has([value='{key}']) line")
+        wanted = (dark.INKS | dark.HUES).get(style["color"], style["color"])
+        rgb = tuple(int(wanted[i : i + 2], 16) for i in (1, 3, 5))
+        assert swatch.evaluate("e => getComputedStyle(e).stroke") == f"rgb{rgb}", key
+        for part in page.locator(f'#records-plot [data-point^="{key} "] path[fill^="#"]').all():
+            assert part.evaluate("e => getComputedStyle(e).fill") == f"rgb{rgb}", key
+
+
 # --- the table
+
+
+def test_a_phone_shows_each_run_s_accuracy(visit, built):
+    page = visit(built, 375)
+    page.locator("#records-search").fill("snip")
+    box = page.locator("#records-runs tbody td:nth-child(2)").first.bounding_box()
+    assert box["x"] + box["width"] <= 375
+    heads = [said.strip() for said in page.locator("#records-runs thead th").all_inner_texts()]
+    assert heads[:4] == ["record", "accuracy (%)", "criterion", "sparsity"]
+    assert max(map(heads.index, ("control", "scope", "width"))) < min(map(heads.index, ("data set", "model")))
 
 
 def test_sorting_by_click_and_by_keys(page, frame):

@@ -1,4 +1,5 @@
-/* A figure enlarges on a click, a tap or by its button: at its full size, to be moved about in. */
+/* A figure enlarges on a click, a tap or by its button: at its full size, to be moved about in.
+   What is wider than a phone is reached by the keys, as tables are. */
 "use strict";
 (() => {
   const PICTURES = ".bd-article .cell_output img, .bd-article figure img, .bd-article figure svg";
@@ -80,5 +81,16 @@
     }
   }
 
+  /** The keys reach what scrolls. */
+  function stops() {
+    for (const place of document.querySelectorAll(".bd-article :is(figure .picture, div.math mjx-container, .rooms)")) {
+      if (place.scrollWidth > place.clientWidth) place.tabIndex = 0;
+      else place.removeAttribute("tabindex");
+    }
+  }
+
   document.querySelectorAll(PICTURES).forEach(offer);
+  stops();
+  addEventListener("resize", stops);
+  addEventListener("load", () => window.MathJax?.startup?.promise?.then(stops)); // formulas are set
 })();
