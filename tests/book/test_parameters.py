@@ -1,5 +1,6 @@
 """Parameters of notebooks: declared, read from a command line, and checked in name, type and value."""
 
+import math
 import re
 
 import pytest
@@ -47,6 +48,8 @@ def declare(annotation):
         ("float", "1e-3", 0.001),
         ("float", "2", 2.0),
         ("int", "010", 10),
+        ("int", "0x10", 16),
+        ("float", "+.inf", math.inf),
         ("str", "007", "007"),
         ("str", "null", "null"),
         ("bool", "True", True),
@@ -68,10 +71,16 @@ def test_command_line_values_become_the_declared_type(annotation, text, value):
     [
         ("int", "1.5"),
         ("int", "true"),
+        ("int", "1_0"),
+        ("int", "٣"),
         ("bool", "1"),
+        ("bool", "tRue"),
         ("float", "a"),
+        ("float", "1_0.5"),
+        ("float", " 1"),
         ("list[float]", "0.9"),
         ("list[int]", "[1,"),
+        ("list[int]", "[1_0]"),
     ],
 )
 def test_command_line_values_of_another_type_are_refused(annotation, text):
