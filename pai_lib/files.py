@@ -27,14 +27,14 @@ _CORE_SCHEMA = {
 _TAG = "tag:yaml.org,2002:"
 
 
-def core_value(kind: str, text: str) -> Any:
-    """Return a text as a kind of the core schema; ValueError for one that is none.
+def core_value(kind: str, text: str, start: str = "") -> Any:
+    """Return a text as a kind of the core schema; ValueError, begun by `start`, for another.
 
     >>> core_value("int", "010"), core_value("float", "-.inf")
     (10, -inf)
     """
     if not re.fullmatch(_CORE_SCHEMA[kind], text):
-        raise ValueError(f"{text!r} is no {kind} of YAML 1.2")
+        raise ValueError(f"{start}{text!r} is no {kind} of YAML 1.2.")
     if kind == "int":
         return int(text, 0 if text[:2] in ("0o", "0x") else 10)
     if kind == "float":
@@ -69,13 +69,10 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
         return node
 
     def construct_core(self, node: Any) -> Any:
-        kind, line = node.tag.removeprefix(_TAG), f"line {node.start_mark.line + 1}"
+        kind, start = node.tag.removeprefix(_TAG), f"line {node.start_mark.line + 1}: "
         if kind not in _CORE_SCHEMA:
-            raise ValueError(f"{line}: the tag {kind!r} is none of YAML 1.2: leave it out.")
-        try:
-            return core_value(kind, self.construct_scalar(node))
-        except ValueError as error:
-            raise ValueError(f"{line}: {error}.") from None
+            raise ValueError(f"{start}the tag {kind!r} is none of YAML 1.2: leave it out.")
+        return core_value(kind, self.construct_scalar(node), start)
 
 
 for _name, _pattern in _CORE_SCHEMA.items():
@@ -89,16 +86,15 @@ def load_yaml(path: Path) -> Any:
     """Return what a YAML 1.2 file holds.
 
     Raises:
-        ValueError: for a file that is not YAML or holds a key twice. It names the line, not the
-            file.
+        ValueError: for a file that is not YAML or holds a key twice. It names file and line.
     """
     try:
         return yaml.load(path.read_bytes(), _Loader)
     except RecursionError:
-        raise ValueError("it holds itself, or is nested too deep.") from None
-    except yaml.YAMLError as error:
-        sentence = str(error).replace('in "<byte string>", ', "at ")
-        raise ValueError(" ".join(sentence.split())) from None
+        reason = "it holds itself, or is nested too deep."
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).replace('in "<byte string>", ', "at ").split())
+    raise ValueError(f"{path}: {reason}")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -132,7 +132,7 @@ def test_campaigns_and_chapters_have_one_reader(tmp_path):
     chapters.write_text("chapters: {on: {notebook: a, parameters: {seed: 010, lr: 1e-3, name: no}}}")
     assert dict(load_chapters(tmp_path)["on"].parameters) == {"seed": 10, "lr": 0.001, "name": "no"}
     chapters.write_text("chapters:\n  a: {notebook: a}\n  a: {notebook: a}")
-    with pytest.raises(ValueError, match=r"chapters\.yaml is not YAML: line 2: 'a' stands there twice"):
+    with pytest.raises(ValueError, match=r"chapters\.yaml: line 2: 'a' stands there twice"):
         load_chapters(tmp_path)
     chapters.write_text("chapters: {a: {notebook: a, 1: 2, x: 3}}")
     with pytest.raises(ValueError, match="a has an unknown key 1"):
