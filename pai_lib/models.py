@@ -17,12 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .draws import drawing
-from .names import checked_keywords, count_of, nearest
+from .names import check_known, checked_keywords, count_of
 
 
 def model_names() -> list[str]:
     """Names that ``build_model`` knows, in the order of their definition."""
     return list(_ARCHITECTURES)
+
+
+def own_width(name: str) -> int:
+    """The width of an architecture where none is given."""
+    return _ARCHITECTURES[name][1]
 
 
 @checked_keywords
@@ -49,10 +54,8 @@ def build_model(
     >>> sum(p.numel() for p in model.parameters())
     11173962
     """
-    if name not in _ARCHITECTURES:
-        raise ValueError(f"Unknown model {name!r}: {nearest(name, _ARCHITECTURES)}")
-    build, default_width = _ARCHITECTURES[name]
-    width = default_width if width is None else width
+    check_known("model", name, _ARCHITECTURES)
+    build, width = _ARCHITECTURES[name][0], own_width(name) if width is None else width
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     for size, value in sizes.items():
         count_of(size, value)
@@ -73,9 +76,7 @@ def check_model(model: Any) -> None:
         raise TypeError(f"The model is {kind}: it must be a torch.nn.Module.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(
-                f"{name!r} of a lazy module has no shape yet: call the model once first."
-            )
+            raise ValueError(f"{name!r} of a lazy module has no shape yet: call the model once.")
 
 
 def check_logits(output: Any, samples: int, highest_label: int = 0) -> Tensor:

@@ -59,6 +59,18 @@ def as_batch(batch: Any) -> Batch:
     return Batch(inputs, labels)
 
 
+def check_labels(labels: Any, count: int) -> None:
+    """Raise ValueError unless labels are integers, one a sample; TypeError for no tensor."""
+    if not isinstance(labels, Tensor):
+        raise TypeError(
+            f"Labels must be a tensor or array of integers, not {type(labels).__name__}."
+        )
+    whole = torch.can_cast(labels.dtype, torch.int64) and labels.dtype != torch.bool
+    if labels.shape != (count,) or not whole:
+        form = f"{labels.dtype} of shape {tuple(labels.shape)}"
+        raise ValueError(f"Labels must be {count} integers, one a sample, not {form}.")
+
+
 def _input_tensor(value: Any) -> Tensor:
     tensor = _from_array(value) if isinstance(value, np.ndarray | np.generic) else value
     if isinstance(tensor, np.ndarray | np.generic):

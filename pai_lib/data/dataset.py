@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..names import count_of
+from ..names import check_number, count_of
 from .batch import Batch
 
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
@@ -95,9 +95,11 @@ class Dataset:
         Raises ValueError unless 0 < fraction ≤ 1.
         """
         images, labels = self.train_images, self.train_labels
-        keep, held = stratified_split(labels.cpu().numpy(), fraction, seed)
+        check_number("fraction", fraction, "above 0 and at most 1")
+        count_of("seed", seed, 0, below=2**32)
         if fraction == 1:
             return self, (images[:0], labels[:0])
+        keep, held = stratified_split(labels.cpu().numpy(), fraction, seed)
         part = replace(self, train_images=images[keep], train_labels=labels[keep])
         return part, (images[held], labels[held])
 
@@ -143,6 +145,7 @@ class Dataset:
 
     def test_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
+        count_of("batch_size", batch_size)
         images, labels = self.test_images.split(batch_size), self.test_labels.split(batch_size)
         return map(Batch, map(self.normalize, images), labels)
 
@@ -151,10 +154,11 @@ def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, se
     """Return the indices of `Dataset.scoring_batch`, from all labels (on the CPU)."""
     counts = labels.bincount(minlength=num_classes)
     fewest, rarest = (int(value) for value in counts.min(0))
-    if samples_per_class not in range(1, fewest + 1):
+    if count_of("samples_per_class", samples_per_class) > fewest:
         images = f"1 to {fewest}, the images of class {rarest}"
         raise ValueError(f"samples_per_class={samples_per_class} must be {images}")
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
+    generator = Generator().manual_seed(count_of("seed", seed, 0))
+    order = torch.randperm(len(labels), generator=generator, device="cpu")
     by_class = order[labels[order].argsort(stable=True)]  # N, one class after another
     first = counts.cumsum(0) - counts  # num_classes: where each class starts
     return by_class[torch.arange(samples_per_class, device="cpu")[:, None] + first].flatten()
@@ -169,14 +173,10 @@ def shuffled(count: int, batch_size: int, generator: Generator) -> Tensor:
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
     """Return the indices of a stratified `fraction` and of the rest, see `Dataset.split`."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
-    indices = np.arange(len(labels))
-    if fraction == 1:
-        return [indices, indices[:0]]
     from sklearn.model_selection import train_test_split
 
-    return train_test_split(indices, train_size=fraction, stratify=labels, random_state=seed)
+    options: Any = {"train_size": fraction, "stratify": labels, "random_state": seed}
+    return train_test_split(np.arange(len(labels)), **options)
 
 
 def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
@@ -194,7 +194,7 @@ def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) 
 def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     """Copy uint8 N×H×W×C into N×C×H×W, in squares of `size` if given; what shrinks is averaged."""
     tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
-    if size is None or tensor.shape[2:] == (size, size):
+    if size is None or tensor.shape[2:] == (count_of("image_size", size), size):
         return tensor
     resized = []
     for chunk in tensor.split(1000):  # to save memory

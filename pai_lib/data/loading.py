@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from ..names import closest
+from ..names import closest, count_of
 from .dataset import Dataset, stratified_split
 from .folders import read_folder, stamp
 
@@ -83,8 +83,8 @@ def load_data(
     nor can be downloaded.
     """
     folder = _root(root)
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
-        raise ValueError(f"image_size must be at least 1 pixel, not {image_size!r}")
+    if image_size is not None:
+        count_of("image_size", image_size)
     if name in _LOADERS:
         loader, augment = _LOADERS[name]
         if augment is None:

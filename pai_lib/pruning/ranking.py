@@ -5,7 +5,6 @@ A mask is ``{parameter name: bool tensor}`` with True = kept.
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..curvature.calls import ByParameter
-from ..names import checked_keywords, nearest
+from ..names import check_known, check_number, checked_keywords
 from .profiles import PROFILES
 
 RANKED = (
@@ -37,11 +36,7 @@ class TiedScoresWarning(UserWarning):
 
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless 0 ≤ sparsity < 1."""
-    if not isinstance(sparsity, numbers.Real):
-        raise ValueError(f"sparsity={sparsity!r}: it must be a number, the fraction removed.")
-    if not 0 <= sparsity < 1:
-        meaning = "the fraction removed"
-        raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, {meaning}.")
+    check_number("sparsity", sparsity, "at least 0 and below 1, the fraction removed")
 
 
 @checked_keywords
@@ -89,8 +84,7 @@ def scopes() -> tuple[str, ...]:
 
 def check_scope(scope: str) -> None:
     """Raise ValueError unless the scope is known."""
-    if scope not in scopes():
-        raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, scopes())}")
+    check_known("scope", scope, scopes())
 
 
 class ScoresNotFiniteError(ValueError):

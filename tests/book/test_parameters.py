@@ -156,7 +156,7 @@ def test_parameters_are_fields_of_a_run_by_their_names(parameter, field):
         ("criteria", ["snip", "snipp"], "criteria=[snip, snipp]: Unknown criterion 'snipp': did you mean 'snip'"),
         ("sparsities", [0.9, 1.5], "sparsities=[0.9, 1.5]: sparsity=1.5: it must be at least 0 and below 1"),
         ("schedule", "cosin", "Unknown schedule 'cosin': did you mean 'cosine'"),
-        ("lr_drops", [0.5, 2.0], "lr_drops=(0.5, 2.0): each is a fraction of the run"),
+        ("lr_drops", [0.5, 2.0], "lr_drops=(0.5, 2.0): it must be above 0 and below 1"),
         ("width", 0, "width=0: it must be at least 1"),
         ("device", "gpu", 'device="gpu": it must be "cpu" or "cuda"'),
     ],
@@ -190,6 +190,6 @@ def test_what_is_allowed_is_read_from_the_registries():
     assert choices.allowed("dataset").startswith("digits, digits32, cifar10")
     assert choices.allowed("precision") == "float32, bf16"
     assert choices.allowed("epochs") == "at least 1"
-    assert choices.allowed("seed") == "not negative"
-    assert choices.allowed("lr_drops") == "each is a fraction of the run, between 0 and 1"
+    assert choices.allowed("seed") == "at least 0"
+    assert choices.allowed("lr_drops") == "above 0 and below 1, each a fraction of the run"
     assert choices.allowed("hidden") == ""
