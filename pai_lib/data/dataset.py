@@ -18,6 +18,7 @@ from torch import Generator, Tensor
 from ..names import check_number, count_of
 from .batch import Batch
 
+TRAINING_PART = 0.8  # of images without a test set
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
 
 
@@ -92,7 +93,7 @@ class Dataset:
         Returns the smaller data set and the held-out (uint8 images N×C×H×W, int64 labels N),
         exactly those of scikit-learn's `train_test_split(range(N), train_size=fraction,
         stratify=labels, random_state=seed)`. Mean, std and fingerprint stay those of the whole.
-        Raises ValueError unless 0 < fraction ≤ 1.
+        Raises ValueError unless 0 < fraction ≤ 1 and either part can have each class.
         """
         images, labels = self.train_images, self.train_labels
         check_number("fraction", fraction, "above 0 and at most 1")
@@ -175,8 +176,20 @@ def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.
     """Return the indices of a stratified `fraction` and of the rest, see `Dataset.split`."""
     from sklearn.model_selection import train_test_split
 
+    check_split(labels, fraction)
     options: Any = {"train_size": fraction, "stratify": labels, "random_state": seed}
     return train_test_split(np.arange(len(labels)), **options)
+
+
+def check_split(labels: Any, fraction: float, start: str = "", names: Any = None) -> None:
+    """Raise ValueError, begun by `start`, unless either part can have each class."""
+    classes, counts = np.unique(labels, return_counts=True)
+    images, kept, rarest = len(labels), int(fraction * len(labels)), int(counts.argmin())
+    if counts[rarest] < 2 or min(kept, images - kept) < len(classes):
+        name = names[rarest] if names else f"class {classes[rarest]}"
+        parts = f"{start}{images} images, {counts[rarest]} of them of {name}"
+        needed = f"each of which needs {len(classes)}, one a class"
+        raise ValueError(f"{parts}, make parts of {kept} and {images - kept}, {needed}")
 
 
 def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:

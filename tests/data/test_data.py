@@ -212,8 +212,11 @@ def test_split_of_everything_and_bad_fractions(digits):
     for fraction in (0, -0.1, 1.01, float("nan"), True, "0.5"):
         with pytest.raises(ValueError, match=f"fraction={fraction!r}: it must be above 0 and at most 1"):
             digits.split(fraction)
-    with pytest.raises(ValueError, match="number of classes = 10"):
+    sentence = "1437 images, .* of them of class ., make parts of 1 and 1436, each of which needs 10, one a class"
+    with pytest.raises(ValueError, match=sentence):
         digits.split(0.001)
+    with pytest.raises(ValueError, match="make parts of 1435 and 2, each of which needs 10"):
+        digits.split(0.999)
 
 
 # Scoring batch ------------------------------------------------------------------------------------------------
@@ -752,8 +755,14 @@ def test_folders_that_are_no_dataset(tmp_path):
     with pytest.raises(ValueError, match=r"one: y_train .*labels 0 to 0 lack 1"):
         load("one")
     write_images(tmp_path / "few", count=1)
-    with pytest.raises(ValueError, match=r"few: .*least populated class"):
+    few = "few: 2 images, 1 of them of cat, make parts of 1 and 1, each of which needs 2, one a class"
+    with pytest.raises(ValueError, match=few):
         load("few")
+    write_images(tmp_path / "rare", count=20)
+    write_images(tmp_path / "rare", classes=["bee"], count=1)
+    (tmp_path / "rare" / "cat" / "3.png").write_text("not read before it is told")
+    with pytest.raises(ValueError, match="rare: 41 images, 1 of them of bee, make parts of 32 and 9"):
+        load("rare")
     write_images(tmp_path / "untested" / "train")
     with pytest.raises(FileNotFoundError, match="untested has train/ but not test/ or val/"):
         load("untested")
