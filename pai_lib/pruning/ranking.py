@@ -70,7 +70,7 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     {'w': tensor([ True, False,  True, False])}
     """
     check_sparsity(sparsity)
-    check_scope(scope)
+    check_known("scope", scope, scopes())
     tensors = checked_scores(scores)
     mask, ties = ranked(tensors, 1.0 - sparsity, scope)
     warn_of_ties(mask, ties)
@@ -80,11 +80,6 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
 def scopes() -> tuple[str, ...]:
     """Names of the ways to rank: all weights together, or at the densities of a profile."""
     return ("global", *PROFILES)
-
-
-def check_scope(scope: str) -> None:
-    """Raise ValueError unless the scope is known."""
-    check_known("scope", scope, scopes())
 
 
 class ScoresNotFiniteError(ValueError):
