@@ -298,6 +298,14 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError with the message."""
         raise ValueError(message)
 
+    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
+        """Return the values of an option, which is given once unless they make a list."""
+        given = vars(action).setdefault("given", [])
+        given.append(" ".join([*action.option_strings[:1], *arg_strings]))
+        if given[1:] and action.option_strings and not isinstance(action.default, list):
+            raise ValueError(f"{given[1]}: it is given twice, first as {given[0]}")
+        return super()._get_values(action, arg_strings)
+
 
 def _make_parser() -> Parser:
     """Return the parser of the command and its subcommands."""

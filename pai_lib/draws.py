@@ -9,6 +9,8 @@ from collections.abc import Iterator
 
 import torch
 
+from .names import count_of
+
 ONE_THREAD = threading.RLock()
 """Held while a setting of the whole process is changed: it is not to come back as another's."""
 
@@ -17,7 +19,7 @@ ONE_THREAD = threading.RLock()
 def drawing(seed: int) -> Iterator[None]:
     """Draw float32 numbers of a seed on the CPU; random state and default dtype come back."""
     with default_dtype(torch.float32), torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
+        torch.default_generator.manual_seed(count_of("seed", seed, 0))
         yield
 
 
@@ -34,6 +36,11 @@ def default_dtype(dtype: torch.dtype) -> Iterator[None]:
 
 
 def random_stream(seed: int, purpose: str) -> torch.Generator:
-    """CPU generator of a seed and a purpose: data order, probes and controls are independent."""
-    digest = hashlib.sha256(f"{purpose}/{seed}".encode()).digest()
+    """CPU generator of a seed and a purpose: data order, probes and controls are independent.
+
+    Raises:
+        TypeError: for a seed that is no whole number.
+        ValueError: for one below 0, or of 2**63 and more.
+    """
+    digest = hashlib.sha256(f"{purpose}/{count_of('seed', seed, 0)}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7], "big"))

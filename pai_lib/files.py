@@ -22,14 +22,39 @@ _CORE_SCHEMA = {
     "float": r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?"
     r"|[-+]?\.(inf|Inf|INF)|\.(nan|NaN|NAN)",
     "merge": r"<<",
+    "str": r"(?s:.*)",
 }
+_TAG = "tag:yaml.org,2002:"
+
+
+def core_value(kind: str, text: str, start: str = "") -> Any:
+    """Return a text as a kind of the core schema; ValueError, begun by `start`, for another.
+
+    >>> core_value("int", "010"), core_value("float", "-.inf")
+    (10, -inf)
+    """
+    if not re.fullmatch(_CORE_SCHEMA[kind], text):
+        raise ValueError(f"{start}{text!r} is no {kind} of YAML 1.2.")
+    if kind == "int":
+        return int(text, 0 if text[:2] in ("0o", "0x") else 10)
+    if kind == "float":
+        return float(text.replace(".", "") if text[-1] in "fFnN" else text)
+    return {"null": None, "bool": text.lower() == "true"}.get(kind, text)
 
 
 class _Loader(yaml.SafeLoader):  # type: ignore[misc]
-    """YAML 1.2: 010 is ten, 1e-3 a number, `no`, 1:30 and dates are text; no key stands twice."""
+    """YAML 1.2: 010 is ten, 1e-3 a number, `no`, 1:30 and dates are text; no key stands twice.
+
+    A tag is one of the core schema, and its text is of that kind.
+    """
 
     yaml_implicit_resolvers: typing.ClassVar[dict[str, Any]] = {}
-    bool_values: typing.ClassVar[dict[str, Any]] = {"true": True, "false": False}
+    yaml_constructors: typing.ClassVar[dict[str, Any]] = {}
+
+    def compose_scalar_node(self, anchor: Any) -> yaml.ScalarNode:
+        event = self.peek_event()
+        event.tag = f"{_TAG}str" if event.tag == "!" else event.tag
+        return super().compose_scalar_node(anchor)
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         node = super().compose_mapping_node(anchor)
@@ -43,35 +68,33 @@ class _Loader(yaml.SafeLoader):  # type: ignore[misc]
             seen += [key, str(key)]
         return node
 
-    def construct_yaml_int(self, node: Any) -> int:
-        text = self.construct_scalar(node)
-        return int(text, 0) if text[:2] in ("0o", "0x") else int(text)
+    def construct_core(self, node: Any) -> Any:
+        kind, start = node.tag.removeprefix(_TAG), f"line {node.start_mark.line + 1}: "
+        if kind not in _CORE_SCHEMA:
+            raise ValueError(f"{start}the tag {kind!r} is none of YAML 1.2: leave it out.")
+        return core_value(kind, self.construct_scalar(node), start)
 
 
 for _name, _pattern in _CORE_SCHEMA.items():
-    _Loader.add_implicit_resolver(
-        f"tag:yaml.org,2002:{_name}", re.compile(f"(?:{_pattern})$"), None
-    )
-_Loader.add_constructor("tag:yaml.org,2002:int", _Loader.construct_yaml_int)
-_Loader.add_constructor("tag:yaml.org,2002:merge", _Loader.construct_yaml_str)
+    _Loader.add_implicit_resolver(f"{_TAG}{_name}", re.compile(f"(?:{_pattern})$"), None)
+for _name in ("seq", "map"):
+    _Loader.add_constructor(f"{_TAG}{_name}", getattr(yaml.SafeLoader, f"construct_yaml_{_name}"))
+_Loader.add_constructor(None, _Loader.construct_core)
 
 
 def load_yaml(path: Path) -> Any:
     """Return what a YAML 1.2 file holds.
 
     Raises:
-        ValueError: for a file that is not YAML or holds a key twice. It names the line, not the
-            file.
+        ValueError: for a file that is not YAML or holds a key twice. It names file and line.
     """
     try:
         return yaml.load(path.read_bytes(), _Loader)
     except RecursionError:
-        raise ValueError("it holds itself, or is nested too deep.") from None
-    except KeyError as error:
-        raise ValueError(f"{error} is not of the kind that its tag names.") from None
-    except yaml.YAMLError as error:
-        sentence = str(error).replace('in "<byte string>", ', "at ")
-        raise ValueError(" ".join(sentence.split())) from None
+        reason = "it holds itself, or is nested too deep."
+    except (ValueError, yaml.YAMLError) as error:
+        reason = " ".join(str(error).replace('in "<byte string>", ', "at ").split())
+    raise ValueError(f"{path}: {reason}")
 
 
 def write_whole(path: Path, content: bytes) -> None:

@@ -17,12 +17,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .draws import drawing
-from .names import checked_keywords, count_of, nearest
+from .names import check_known, checked_keywords, count_of
 
 
 def model_names() -> list[str]:
     """Names that ``build_model`` knows, in the order of their definition."""
     return list(_ARCHITECTURES)
+
+
+def own_width(name: str) -> int:
+    """The width of an architecture where none is given."""
+    return _ARCHITECTURES[name][1]
 
 
 @checked_keywords
@@ -49,10 +54,8 @@ def build_model(
     >>> sum(p.numel() for p in model.parameters())
     11173962
     """
-    if name not in _ARCHITECTURES:
-        raise ValueError(f"Unknown model {name!r}: {nearest(name, _ARCHITECTURES)}")
-    build, default_width = _ARCHITECTURES[name]
-    width = default_width if width is None else width
+    check_known("model", name, _ARCHITECTURES)
+    build, width = _ARCHITECTURES[name][0], own_width(name) if width is None else width
     sizes = {"num_classes": num_classes, "in_channels": in_channels, "width": width}
     for size, value in sizes.items():
         count_of(size, value)
@@ -64,25 +67,16 @@ def build_model(
     return model.to(default)
 
 
-def check_model(model: Any) -> None:
-    """Raise TypeError for what is no module, ValueError if a parameter of it has no shape yet."""
+def check_model(model: Any, values: bool = True) -> None:
+    """Raise TypeError for what is no module, ValueError for a tensor without shape or values."""
     if not isinstance(model, nn.Module):
-        kind = f"of type {type(model).__name__}"
-        if isinstance(model, type):
-            kind = f"the class {model.__name__}"
+        is_class = isinstance(model, type)
+        kind = f"the class {model.__name__}" if is_class else f"of type {type(model).__name__}"
         raise TypeError(f"The model is {kind}: it must be a torch.nn.Module.")
     for name, tensor in (*model.named_parameters(), *model.named_buffers()):
         if nn.parameter.is_lazy(tensor):
-            raise ValueError(
-                f"{name!r} of a lazy module has no shape yet: call the model once first."
-            )
-
-
-def check_values(model: nn.Module) -> None:
-    """As ``check_model``, and raise ValueError for a tensor of the meta device."""
-    check_model(model)
-    for name, tensor in (*model.named_parameters(), *model.named_buffers()):
-        if tensor.is_meta:
+            raise ValueError(f"{name!r} of a lazy module has no shape yet: call the model once.")
+        if values and tensor.is_meta:
             raise ValueError(f"{name!r} has no values: the model is on the meta device.")
 
 

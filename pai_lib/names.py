@@ -5,7 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
+import math
+import numbers
 import operator
+import re
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,6 +16,13 @@ from typing import Any
 P = typing.ParamSpec("P")
 R = typing.TypeVar("R")
 MOST = 20  # names that one sentence lists
+_LIMITS = {
+    "at least": operator.ge,
+    "above": operator.gt,
+    "at most": operator.le,
+    "below": operator.lt,
+}
+LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"  # bounds are one or two of these, with words
 
 
 def closest(name: object, known: Iterable[str]) -> str | None:
@@ -32,8 +42,20 @@ def nearest(name: object, known: Iterable[str]) -> str:
     return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
 
 
-def count_of(name: str, value: Any, least: int = 1) -> int:
-    """Return a whole number of at least `least`; raise TypeError or ValueError naming another.
+def check_known(what: str, name: Any, known: Iterable[str]) -> None:
+    """Raise ValueError unless a name is known.
+
+    >>> check_known("criterion", "snap", ["magnitude", "snip"])
+    Traceback (most recent call last):
+    ValueError: Unknown criterion 'snap': did you mean 'snip'? Known: magnitude, snip.
+    """
+    known = list(known)
+    if name not in known:
+        raise ValueError(f"Unknown {what} {name!r}: {nearest(name, known)}")
+
+
+def count_of(name: str, value: Any, least: int = 1, below: int = 2**63) -> int:
+    """Return a whole number from `least` on; raise TypeError or ValueError naming another.
 
     >>> count_of("chunk", 2.5)
     Traceback (most recent call last):
@@ -42,10 +64,35 @@ def count_of(name: str, value: Any, least: int = 1) -> int:
     try:
         number = operator.index(value)
     except TypeError:
-        raise TypeError(f"{name}={value!r}: it must be a whole number.") from None
-    if number < least:
-        raise ValueError(f"{name}={number}: it must be at least {least}.")
+        number = None
+    if number is None or isinstance(value, bool):
+        raise TypeError(f"{name}={value!r}: it must be a whole number.")
+    if not least <= number < below:
+        bound = f"at least {least}" if number < least else f"below {below}"
+        raise ValueError(f"{name}={number}: it must be {bound}.")
     return number
+
+
+def within(number: float, bounds: str) -> bool:
+    """Whether a number is within bounds in words.
+
+    >>> within(0.5, "above 0 and at most 1"), within(0, "above 0 and at most 1")
+    (True, False)
+    """
+    limits = re.findall(LIMIT, bounds)
+    return all(_LIMITS[word](number, float(limit)) for word, limit in limits)
+
+
+def check_number(name: str, value: Any, bounds: str) -> None:
+    """Raise ValueError unless a value is a real, finite number within bounds in words.
+
+    >>> check_number("lr", -1, "at least 0")
+    Traceback (most recent call last):
+    ValueError: lr=-1: it must be at least 0.
+    """
+    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not (real and math.isfinite(value) and within(value, bounds)):
+        raise ValueError(f"{name}={value!r}: it must be {bounds}.")
 
 
 def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:

@@ -71,7 +71,8 @@ def test_a_run_writes_its_record_and_says_so(capsys, elsewhere):
 
 
 def test_a_failed_run_is_exit_code_one(capsys):
-    code, out, _ = call(capsys, *QUICK, "--lr", "1e12", "--epochs", "4")
+    words = " ".join(QUICK).replace("--epochs 1", "--epochs 4").split()
+    code, out, _ = call(capsys, *words, "--lr", "1e12")
     assert code == 1
     assert "  failed in " in out
     assert "accuracy" not in out
@@ -128,7 +129,7 @@ def test_none_and_lists(monkeypatch, words, values):
         ("run --epochs none", "argument --epochs: 'none' is not a whole number"),
         ("run --width wide", "argument --width: 'wide' is not a whole number or none"),
         ("run --lr-drops 0.5;0.75", "'0.5;0.75' is not numbers with commas between them"),
-        ("run --lr-drops 1.5", "--lr-drops 1.5: each is a fraction of the run"),
+        ("run --lr-drops 1.5", "--lr-drops 1.5: it must be above 0 and below 1, each a fraction of the run"),
         ("run --sparsity 1", "--sparsity 1.0: it must be at least 0 and below 1"),
         ("run --sparsity nan", "--sparsity nan: it must be finite"),
         ("run --criterion dense --sparsity 0.9", "--criterion dense with --sparsity 0.9: the dense network is"),
@@ -144,6 +145,26 @@ def test_none_and_lists(monkeypatch, words, values):
         ("data look digits", "invalid choice: 'look'"),
         ("data check", "the following arguments are required: NAME"),
         ("criteria all", "unknown argument 'all'"),
+        ("run --seed 1 --seed 2", "--seed 2: it is given twice, first as --seed 1"),
+        ("run --seed=1 --quiet --seed 1", "--seed 1: it is given twice, first as --seed 1"),
+        (
+            "run --lr-drops 0.5 --lr-drops 0.25,0.5",
+            "--lr-drops 0.25,0.5: it is given twice, first as --lr-drops 0.5",
+        ),
+        ("run --quiet --quiet", "--quiet: it is given twice, first as --quiet"),
+        ("run --lr-drops 0.75,0.5", "--lr-drops 0.75,0.5: each must be above the last, as --lr-drops 0.5,0.75."),
+        ("sweep x.yaml --budget 1 --budget 2", "--budget 2: it is given twice, first as --budget 1"),
+        ("sweep x.yaml --workers 1 --workers 2", "--workers 2: it is given twice"),
+        (
+            "trial x.py --sparsity 0.9 --sparsity 0.98",
+            "--sparsity 0.98: it is given twice, first as --sparsity 0.9",
+        ),
+        (
+            "book --chapter warmup --chapter audit --name x --name y",
+            "--name y: it is given twice, first as --name x",
+        ),
+        ("book --profile smoke --profile smoke", "--profile smoke: it is given twice"),
+        ("export x.csv --results a --results b", "--results b: it is given twice, first as --results a"),
     ],
 )
 def test_errors_are_one_line_and_exit_code_two(capsys, elsewhere, words, sentence):
@@ -153,6 +174,12 @@ def test_errors_are_one_line_and_exit_code_two(capsys, elsewhere, words, sentenc
     assert sentence in err
     assert err.count("\n") == 1
     assert list(elsewhere.iterdir()) == []
+
+
+def test_options_that_make_a_list_are_given_as_often_as_one_likes():
+    words = "book --chapter one --chapter two -p a=1 -p a=2".split()
+    args = cli._make_parser().parse_args(words)
+    assert (args.chapter, args.pairs) == (["one", "two"], ["a=1", "a=2"])
 
 
 def test_an_error_of_several_lines_is_told_in_one(capsys, monkeypatch):

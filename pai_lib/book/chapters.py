@@ -117,10 +117,7 @@ def check_library(root: Path) -> None:
 def load_chapters(root: Path) -> dict[str, Chapter]:
     """Return the chapters of ``notebooks/chapters.yaml`` in their order."""
     check_library(root)
-    try:
-        content = load_yaml(root / "notebooks" / "chapters.yaml")
-    except ValueError as error:
-        raise ValueError(f"chapters.yaml is not YAML: {error}") from None
+    content = load_yaml(root / "notebooks" / "chapters.yaml")
     if not isinstance(content, dict) or not isinstance(content.get("chapters"), dict):
         raise ValueError("chapters.yaml: it must hold a mapping 'chapters:'")
     entries = content["chapters"].items()
@@ -205,19 +202,10 @@ def asked_jobs(
         raise ValueError(f"--name {run} needs one --chapter NAME: it names one page")
     if profile == "paper" and not names:
         chosen = [chapter for chapter in chosen if chapter.paper]
-    values = _values_of(file) if file else {}
-    return [_asked_job(chapter, profile, values, pairs, run) for chapter in chosen]
-
-
-def _values_of(file: Path) -> dict[str, Any]:
-    """Return the names and values of a YAML file, which are checked where a notebook has them."""
-    try:
-        values = load_yaml(file)
-    except ValueError as error:
-        raise ValueError(f"--parameters {file}: {error}") from error
-    if not isinstance(values, dict) or not values:
+    values = load_yaml(file) if file else {}
+    if file and (not isinstance(values, dict) or not values):
         raise ValueError(f"--parameters {file}: it must hold lines of name: value")
-    return values
+    return [_asked_job(chapter, profile, values, pairs, run) for chapter in chosen]
 
 
 def _asked_job(

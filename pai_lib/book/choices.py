@@ -16,8 +16,9 @@ from typing import Any
 
 from ..data.loading import dataset_names, find_own
 from ..experiments import spec
-from ..experiments.spec import FIELDS, LIMIT, RunSpec, is_list
+from ..experiments.spec import FIELDS, RunSpec, is_list
 from ..experiments.trial import protocol_file
+from ..names import LIMIT, within
 from ..training.device import resolve_device
 from .parameters import INJECTED, checked, comment_of, kind_of, text_of
 
@@ -59,7 +60,7 @@ def _check_bounds(name: str, value: Any, bounds: str) -> None:
             raise ValueError(f"{start}{text_of(item)} stands there twice.")
         if isinstance(item, int) and abs(item) >= 2**63:
             raise ValueError(f"{start}it must be below 2**63.")
-        if bounds and item is not None and not (math.isfinite(item) and spec.within(item, bounds)):
+        if bounds and item is not None and not (math.isfinite(item) and within(item, bounds)):
             raise ValueError(f"{start}it must be {bounds}.")
 
 
@@ -124,7 +125,7 @@ def allowed(parameter: str) -> str:
         return ""
     if names := spec.choices(field):
         return ", ".join(names) + (", or data of your own" if field == "dataset" else "")
-    return re.sub(r"^it must (not )?be ", r"\1", spec.requirement(field))
+    return str(FIELDS[field].metadata.get("bounds", ""))
 
 
 def check_parameters(namespace: Mapping[str, Any]) -> None:

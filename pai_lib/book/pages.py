@@ -234,14 +234,11 @@ def apart(cell: Any) -> list[Any]:
     from nbformat.v4 import new_code_cell
 
     outputs = cell.get("outputs", [])
-    shown = [
-        out
-        for out in outputs
-        if not all("papermill.record" in kind for kind in out.get("data", ["text"]))
-    ]
+    kept = [o for o in outputs if all("papermill.record" in k for k in o.get("data", ["text"]))]
+    shown = [output for output in outputs if output not in kept]
     if len(shown) < 2 or not figures_of(cell):
         return [cell]
-    cell.outputs, parts = [out for out in outputs if out not in shown], [cell]
+    cell.outputs, parts = kept, [cell]
     for output in shown:
         part = new_code_cell("# of the cell above", outputs=[output])  # MyST-NB skips empty cells
         part.metadata.tags = ["remove-input"]

@@ -21,6 +21,7 @@ from typing import Any
 
 import yaml
 
+from ..files import core_value
 from ..names import nearest
 
 INJECTED = "# Parameters"  # first line of the cell that papermill injects
@@ -67,7 +68,7 @@ def _fit(value: Any, kind: Any) -> Any:
 def _read(text: str, kind: Any) -> Any:
     """Return the text of a command line as a `kind`, or raise ValueError.
 
-    YAML only splits lists here, since to YAML 1.1 ``1e-3`` is a string and ``010`` is eight.
+    YAML only splits lists here: what is no string is read as in a file of parameters.
     """
     if isinstance(kind, types.UnionType):
         if types.NoneType in typing.get_args(kind) and text in ("null", "None", "~"):
@@ -82,10 +83,8 @@ def _read(text: str, kind: Any) -> Any:
             items = None
         if isinstance(items, list) and all(isinstance(item, str) for item in items):
             return [_read(item, typing.get_args(kind)[0]) for item in items]
-    elif kind is bool and text.lower() in ("true", "false"):
-        return text.lower() == "true"
-    elif kind in (int, float, str):
-        return kind(text)
+    elif kind in (bool, int, float, str):
+        return core_value(kind.__name__, text)
     raise ValueError(text)
 
 

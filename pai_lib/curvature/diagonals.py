@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..names import checked_keywords
+from ..names import check_known, checked_keywords
 from ..progress import steps
 from .calls import ByParameter, generator_or_new
 from .derivatives import summed_gradient
@@ -116,8 +116,7 @@ def ggn_diag(
     Raises:
         ValueError: as in ``fisher_diag``, and for another mode.
     """
-    if mode not in ("exact", "mc"):
-        raise ValueError(f'mode={mode!r}: it must be "exact" or "mc".')
+    check_known("mode", mode, ("exact", "mc"))
     source = generator_or_new(generator)
     labels: dict[int, Tensor] = {}  # those drawn for the piece that begins there
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ..data.batch import Batch
-from ..names import checked_keywords, count_of
+from ..names import check_known, checked_keywords, count_of
 from ..progress import steps
 from .calls import ByParameter, generator_or_new
 from .derivatives import TWICE, hessian_products
@@ -61,8 +61,7 @@ def hutchinson_diag(
             distribution.
     """
     probes = count_of("probes", probes, 2 if standard_error else 1)
-    if distribution not in ("rademacher", "normal"):
-        raise ValueError(f'distribution={distribution!r}: it must be "rademacher" or "normal".')
+    check_known("distribution", distribution, ("rademacher", "normal"))
     generator = generator_or_new(generator)
     what = "Hutchinson's estimate"
     with problem_at(model, batch, temperature, parameters, what, progress) as problem:

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from ..models import check_model, check_values
+from ..models import check_model
 from ..names import nearest
 
 PRUNABLE_MODULES = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear, nn.MultiheadAttention)
@@ -33,7 +33,7 @@ def prunable(model: nn.Module) -> list[str]:
     >>> prunable(nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 2)))
     ['0.weight']
     """
-    check_model(model)
+    check_model(model, values=False)
     names, linear = [], []
     for prefix, module in model.named_modules():
         if not isinstance(module, PRUNABLE_MODULES):
@@ -70,7 +70,7 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
         ValueError: for an unknown name, for a parameter that is no real floating-point tensor, for
             a model that is compiled, scripted or wrapped in ``DataParallel``, and as ``prunable``.
     """
-    check_values(model)
+    check_model(model)
     _check_unwrapped(model)
     tensors = dict(model.named_parameters())
     if parameters == "prunable":

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import itertools
 import math
-import numbers
 import re
 from collections.abc import Iterable, Iterator
 from typing import Any
@@ -21,7 +20,7 @@ from torch.autograd.graph import GradientEdge, get_gradient_edge
 
 from ..data.batch import Batch, Inputs, as_batch, check_labels, each_of, of_each
 from ..models import check_logits
-from ..names import count_of
+from ..names import check_number, count_of
 from ..progress import Bar
 from .calls import (
     ByParameter,
@@ -219,10 +218,9 @@ def _check_batch(batch: Batch) -> None:
     inputs, labels = each_of(batch.inputs), batch.labels
     if labels is None:
         raise ValueError("This criterion needs labels, and the batch has none.")
-    count = len(inputs[0])
-    if count == 0:
+    if len(inputs[0]) == 0:
         raise ValueError("The batch is empty: at least one sample is needed.")
-    check_labels(labels, count)
+    check_labels(labels, len(inputs[0]))
     if (lowest := int(labels.long().min())) < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in inputs):
@@ -256,8 +254,7 @@ def problem_at(
 
     A bar tells of ``what`` takes long.
     """
-    if not isinstance(temperature, numbers.Real) or not 0 < temperature < float("inf"):
-        raise ValueError(f"temperature={temperature!r}: it must be a positive, finite number.")
+    check_number("temperature", temperature, "above 0 and finite")
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, on_copies=True):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
         # Fused attention has no second derivative on the CPU; reduced precision has no place in a

@@ -65,8 +65,7 @@ def check_labels(labels: Any, samples: int) -> None:
         kind = type(labels).__name__
         raise TypeError(f"Labels must be a tensor or array of integers, not {kind}.")
     _check_dense(labels)
-    dtype = labels.dtype
-    integers = not (dtype.is_floating_point or dtype.is_complex or dtype == torch.bool)
+    integers = torch.can_cast(labels.dtype, torch.int64) and labels.dtype != torch.bool
     if labels.shape != (samples,) or not integers:
         kind = f"{labels.dtype} of shape {tuple(labels.shape)}"
         raise ValueError(f"Labels must be {samples} integers, one a sample, not {kind}.")

@@ -15,9 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from ..names import count_of
+from ..names import check_number, count_of
 from .batch import Batch
 
+TRAINING_PART = 0.8  # of images without a test set
 PADDING = 4  # pixels on each side before the random crop: the usual recipe for 32×32 images
 
 
@@ -92,12 +93,14 @@ class Dataset:
         Returns the smaller data set and the held-out (uint8 images N×C×H×W, int64 labels N),
         exactly those of scikit-learn's `train_test_split(range(N), train_size=fraction,
         stratify=labels, random_state=seed)`. Mean, std and fingerprint stay those of the whole.
-        Raises ValueError unless 0 < fraction ≤ 1.
+        Raises ValueError unless 0 < fraction ≤ 1 and either part can have each class.
         """
         images, labels = self.train_images, self.train_labels
-        keep, held = stratified_split(labels.cpu().numpy(), fraction, seed)
+        check_number("fraction", fraction, "above 0 and at most 1")
+        count_of("seed", seed, 0, below=2**32)
         if fraction == 1:
             return self, (images[:0], labels[:0])
+        keep, held = stratified_split(labels.cpu().numpy(), fraction, seed)
         part = replace(self, train_images=images[keep], train_labels=labels[keep])
         return part, (images[held], labels[held])
 
@@ -143,6 +146,7 @@ class Dataset:
 
     def test_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
+        count_of("batch_size", batch_size)
         images, labels = self.test_images.split(batch_size), self.test_labels.split(batch_size)
         return map(Batch, map(self.normalize, images), labels)
 
@@ -151,10 +155,11 @@ def balanced_sample(labels: Tensor, samples_per_class: int, num_classes: int, se
     """Return the indices of `Dataset.scoring_batch`, from all labels (on the CPU)."""
     counts = labels.bincount(minlength=num_classes)
     fewest, rarest = (int(value) for value in counts.min(0))
-    if samples_per_class not in range(1, fewest + 1):
+    if count_of("samples_per_class", samples_per_class) > fewest:
         images = f"1 to {fewest}, the images of class {rarest}"
         raise ValueError(f"samples_per_class={samples_per_class} must be {images}")
-    order = torch.randperm(len(labels), generator=Generator().manual_seed(seed), device="cpu")
+    generator = Generator().manual_seed(count_of("seed", seed, 0))
+    order = torch.randperm(len(labels), generator=generator, device="cpu")
     by_class = order[labels[order].argsort(stable=True)]  # N, one class after another
     first = counts.cumsum(0) - counts  # num_classes: where each class starts
     return by_class[torch.arange(samples_per_class, device="cpu")[:, None] + first].flatten()
@@ -169,14 +174,22 @@ def shuffled(count: int, batch_size: int, generator: Generator) -> Tensor:
 
 def stratified_split(labels: np.ndarray, fraction: float, seed: int) -> list[np.ndarray]:
     """Return the indices of a stratified `fraction` and of the rest, see `Dataset.split`."""
-    if not 0 < fraction <= 1:
-        raise ValueError(f"fraction must be above 0 and at most 1, not {fraction}")
-    indices = np.arange(len(labels))
-    if fraction == 1:
-        return [indices, indices[:0]]
     from sklearn.model_selection import train_test_split
 
-    return train_test_split(indices, train_size=fraction, stratify=labels, random_state=seed)
+    check_split(labels, fraction)
+    options: Any = {"train_size": fraction, "stratify": labels, "random_state": seed}
+    return train_test_split(np.arange(len(labels)), **options)
+
+
+def check_split(labels: Any, fraction: float, start: str = "", names: Any = None) -> None:
+    """Raise ValueError, begun by `start`, unless either part can have each class."""
+    classes, counts = np.unique(labels, return_counts=True)
+    images, kept, rarest = len(labels), int(fraction * len(labels)), int(counts.argmin())
+    if counts[rarest] < 2 or min(kept, images - kept) < len(classes):
+        name = names[rarest] if names else f"class {classes[rarest]}"
+        parts = f"{start}{images} images, {counts[rarest]} of them of {name}"
+        needed = f"each of which needs {len(classes)}, one a class"
+        raise ValueError(f"{parts}, make parts of {kept} and {images - kept}, {needed}")
 
 
 def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) -> Tensor:
@@ -194,7 +207,7 @@ def crop_and_flip(images: Tensor, rows: Tensor, columns: Tensor, flips: Tensor) 
 def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     """Copy uint8 N×H×W×C into N×C×H×W, in squares of `size` if given; what shrinks is averaged."""
     tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
-    if size is None or tensor.shape[2:] == (size, size):
+    if size is None or tensor.shape[2:] == (count_of("image_size", size), size):
         return tensor
     resized = []
     for chunk in tensor.split(1000):  # to save memory

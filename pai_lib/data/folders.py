@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from .dataset import TRAINING_PART, check_split
+
 SPLITS = {  # spellings of the folders' names, whatever their capitals
     "train": ("train", "training"),
     "test": ("test", "testing"),
@@ -207,6 +209,9 @@ def read_folder(folder: Path, image_size: int | None = None) -> list[np.ndarray]
     from PIL import Image
 
     train, test = list_folder(folder)
+    y, count = np.array([label for _, label in train + test]), len(train)
+    if not test:
+        check_split(y, TRAINING_PART, f"{folder}: ", _subfolders(folder))
     images: list[np.ndarray] = []
     for path, _ in tqdm(train + test, desc="reading images", unit=" images"):
         image = open_image(path)
@@ -217,7 +222,7 @@ def read_folder(folder: Path, image_size: int | None = None) -> list[np.ndarray]
         if first != last:
             differing = f"{train[0][0]} is {first}, {path} is {last}"
             raise ValueError(f"without image_size, images must have equal H×W×3: {differing}")
-    x, y, count = np.stack(images), np.array([label for _, label in train + test]), len(train)
+    x = np.stack(images)
     return [x[:count], y[:count], x[count:], y[count:]] if test else [x, y]
 
 
@@ -233,7 +238,7 @@ def open_image(path: str | Path) -> Any:
 
     Of 16 bits it takes the upper 8. Raises ValueError naming a file that cannot be read, or whose
     colours would be a guess: it holds several pictures, is transparent in places, or has no known
-    black and white.
+    black and white, or no such colour in its palette.
     """
     from PIL import Image, ImageOps
 
@@ -243,6 +248,10 @@ def open_image(path: str | Path) -> Any:
         with open(path, "rb") as opened, Image.open(opened) as file:
             _check_colours(file)
             image = ImageOps.exif_transpose(_eight_bits(file))
+            if image.mode.startswith("P"):
+                last = int(np.asarray(image.getchannel(0)).max())
+                if last >= len(image.getpalette() or ()) // 3:
+                    raise _UnclearError(f"it has pixels of colour {last}, which its palette lacks")
             if image.has_transparency_data:
                 image = image.convert("RGBA")
                 if image.getchannel("A").getextrema() != (255, 255):
@@ -259,16 +268,16 @@ def _check_colours(file: Any) -> None:
     frames = getattr(file, "n_frames", 1)
     if frames > 1 and file.format != "MPO":  # a photograph and its previews
         raise _UnclearError(f"it holds {frames} pictures, of which none is the picture")
-    key = file.info.get("transparency")
-    wide = key is not None and file.mode.startswith("I")
-    if wide or (isinstance(key, tuple) and max(key) > 255):  # is lost with the lower 8 bits
+    scaled = re.search("(L|RGB|I);", str(file.tile))  # not of 8 bits, in which the key is
+    if scaled and file.info.get("transparency") is not None:
         raise _UnclearError(_TRANSPARENT)
-    zero_is_white = getattr(file, "tag_v2", {}).get(262) == 0  # of a TIFF
+    tags = getattr(file, "tag_v2", {})  # of a TIFF
+    zero_is_white, signed = tags.get(262) == 0, max(tags.get(339, (1,))) > 1
     of_16_bits = file.mode == "I" and file.format in ("PNG", "PPM")  # as Pillow calls them
-    unknown = file.mode in ("I", "F") and not of_16_bits
+    unknown = signed or (file.mode in ("I", "F") and not of_16_bits)
     if unknown or (file.mode.startswith("I;16") and zero_is_white):
         pixels = f"it has pixels of mode {file.mode}, whose black and white are not known"
-        raise _UnclearError(f"{pixels}: save it with 8 or 16 bits")
+        raise _UnclearError(f"{pixels}: save it unsigned, with 8 or 16 bits")
 
 
 def _eight_bits(file: Any) -> Any:

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from ..names import closest
-from .dataset import Dataset, stratified_split
+from ..names import closest, count_of
+from .dataset import TRAINING_PART, Dataset, stratified_split
 from .folders import read_folder, stamp
 
 ARRAYS = ("x_train", "y_train", "x_test", "y_test")
@@ -83,8 +83,8 @@ def load_data(
     nor can be downloaded.
     """
     folder = _root(root)
-    if image_size is not None and (type(image_size) is not int or image_size < 1):
-        raise ValueError(f"image_size must be at least 1 pixel, not {image_size!r}")
+    if image_size is not None:
+        count_of("image_size", image_size)
     if name in _LOADERS:
         loader, augment = _LOADERS[name]
         if augment is None:
@@ -121,7 +121,7 @@ def _load(name: str, path: Path, image_size: int | None, files: tuple[Any, ...])
     try:
         if len(arrays) == 2:  # no official test set: take a stratified fifth, always the same
             x, y = arrays
-            train, test = stratified_split(y, 0.8, seed=42)
+            train, test = stratified_split(y, TRAINING_PART, seed=42)
             arrays = [x[train], y[train], x[test], y[test]]
         sizes = {"augment": bool(augment), "image_size": image_size, "location": location}
         return Dataset.from_arrays(Path(name).name, *arrays, **sizes)

@@ -14,7 +14,8 @@ from typing import Any
 import torch
 
 from ..files import load_yaml
-from ..names import nearest
+from ..models import own_width
+from ..names import check_known, nearest
 from ..pruning.criteria import get_criterion
 from ..training.checkpoint import epochs_done
 from .mask_spec import KINDS, AnySpec, MaskSpec
@@ -37,8 +38,9 @@ def read_campaign(path: str | Path) -> list[AnySpec]:
             an empty grid, two entries that mean the same run, for which data of one's own are read.
             It names the entry.
     """
+    campaign = load_yaml(Path(path))
     try:
-        return _specs(load_yaml(Path(path)))
+        return _specs(campaign)
     except ValueError as error:
         raise ValueError(f"{path}: {error}") from error
 
@@ -66,8 +68,7 @@ def _specs(campaign: Any) -> list[AnySpec]:
 def _kind(campaign: dict[str, Any]) -> type[AnySpec]:
     """What the campaign's specs are."""
     kind = campaign.get("kind", RunSpec.kind)
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"Unknown kind {kind!r}: {nearest(kind, KINDS)}")
+    check_known("kind", kind, KINDS)
     return KINDS[kind]
 
 
@@ -115,8 +116,11 @@ def _check_part(part: Any, where: str, names: tuple[str, ...] = ()) -> None:
 
 def _meaning(spec: AnySpec) -> AnySpec:
     """The spec with its criterion's values spelled out, and one value where any means the same."""
+    spec = replace(spec, width=spec.width or own_width(spec.model))
     if isinstance(spec, MaskSpec):
         return replace(spec, dataset=MaskSpec.dataset)
+    if not spec.lr_drops:
+        spec = replace(spec, lr_drop_factor=1.0)
     if spec.criterion == "dense":
         unused: dict[str, Any] = dict.fromkeys(("samples_per_class", "group", "probes"), 1)
         unused |= {"scope": "global", "temperature": None, "rounds": None}

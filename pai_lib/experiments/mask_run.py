@@ -20,7 +20,6 @@ from ..pruning.inspection import effective_sparsity
 from ..pruning.masks import prune, shared_fraction
 from ..pruning.ranking import host_numbers, make_mask
 from ..pruning.scoring import score
-from ..training.device import resolve_device
 from ..training.loop import TrainingStoppedError
 from .mask_spec import MaskSpec
 from .provenance import peak_memory, reset_peak_memory, run_provenance
@@ -61,9 +60,8 @@ def run_masks(
             for scores that cannot be ranked.
         OSError: for a store that cannot be written, before work starts.
     """
-    at = resolve_device(device)
-    work = partial(MaskWork, device=at, progress=progress, shared=shared or Shared())
-    return recorded(spec, store, data, work)
+    work = partial(MaskWork, progress=progress, shared=shared or Shared())
+    return recorded(spec, store, data, work, device)
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
-from ..names import nearest
+from ..names import check_known
 from ..pruning.criteria import get_criterion
 from .spec import FIELDS, RunSpec, Spec
 
@@ -64,12 +64,12 @@ class MaskSpec(Spec):
 
     def __post_init__(self) -> None:
         for name in ("criteria", "sparsities"):
-            _check_list(name, getattr(self, name))
+            given = getattr(self, name)
+            if not isinstance(given, tuple | list) or not given:
+                raise ValueError(f"{name}={given!r}: it must be a list of at least one value.")
         if "dense" in self.criteria:
             raise ValueError("criteria: 'dense' has no mask; leave it out.")
-        if self.reference not in REFERENCES:
-            known = nearest(self.reference, REFERENCES)
-            raise ValueError(f"Unknown reference {self.reference!r}: {known}")
+        check_known("reference", self.reference, REFERENCES)
         of_criteria = [self.as_run(key, self.sparsities[0]) for key in self.criteria]
         sparsities = [self.as_run(self.criteria[0], s).sparsity for s in self.sparsities]
         for name in SHARED:  # as the runs hold them, which refuse what is wrong
@@ -92,8 +92,3 @@ class MaskSpec(Spec):
 SHARED = [option.name for option in fields(MaskSpec) if option.name in FIELDS]
 AnySpec = RunSpec | MaskSpec
 KINDS: dict[str, type[AnySpec]] = {spec.kind: spec for spec in (RunSpec, MaskSpec)}
-
-
-def _check_list(name: str, values: Any) -> None:
-    if not isinstance(values, tuple | list) or not values:
-        raise ValueError(f"{name}={values!r}: it must be a list of at least one value.")

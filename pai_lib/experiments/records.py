@@ -238,10 +238,8 @@ def failed(
     spec: AnySpec, failure: dict[str, Any], fingerprint: str, made: dict[str, Any]
 ) -> AnyRecord:
     """The record of work that failed before it gave anything."""
-    data = {"fingerprint": fingerprint}
-    if isinstance(spec, MaskSpec):
-        return MaskRecord(spec, {}, failure, data, made)
-    return Record(spec, {}, failure, data, made)
+    kind: Any = MaskRecord if isinstance(spec, MaskSpec) else Record
+    return kind(spec, {}, failure, {"fingerprint": fingerprint}, made)
 
 
 def _make_room(path: Path, record: AnyRecord) -> None:

@@ -67,13 +67,12 @@ def run(
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
         OSError: for a store that cannot be written, before work starts.
     """
-    at = resolve_device(device)
-    work = partial(Work, device=at, progress=progress, shared=shared or Shared())
-    return recorded(spec, store, data, work)
+    work = partial(Work, progress=progress, shared=shared or Shared())
+    return recorded(spec, store, data, work, device)
 
 
 def recorded(
-    spec: AnySpec, store: Store | None, whole: Dataset | None, work: Callable[..., Any]
+    spec: AnySpec, store: Store | None, whole: Dataset | None, work: Callable[..., Any], device: Any
 ) -> Any:
     """Return the record that the store has of a spec, else that of its work, which is kept.
 
@@ -81,17 +80,20 @@ def recorded(
         spec: what is to be recorded.
         store: where records are kept; ``None`` keeps none.
         whole: the spec's data set if it is loaded already.
-        work: makes of spec and data what does the work by ``record(checkpoint)``, or refuses it.
+        work: makes of spec, data and device what does the work by ``record(checkpoint)``, or
+            refuses it.
+        device: as in ``run``.
     """
+    at = resolve_device(device)
     check_name("dataset", spec.dataset)
     if whole is None:
         whole = load_data(spec.dataset, image_size=spec.image_size)
     spec = spec.with_data(whole.fingerprint)
     if store is None:
-        return work(spec, whole).record(None)
+        return work(spec, whole, at).record(None)
     if record := store.find(spec, whole.fingerprint):
         return record
-    prepared = work(spec, whole)
+    prepared = work(spec, whole, at)
     store.check_writable()
     with store.lock(spec):
         if record := store.find(spec, whole.fingerprint):  # another process was faster

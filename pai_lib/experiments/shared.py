@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from ..names import count_of
 from ..pruning.scoring import Remember
 
 
@@ -31,7 +32,7 @@ class Shared:
     """
 
     def __init__(self, networks: int = 2):
-        self.networks = networks
+        self.networks = count_of("networks", networks)
         self.parts: dict[Hashable, dict[Hashable, tuple[Any, float]]] = {}  # with their seconds
         self.seconds = 0.0  # saved so far
 

@@ -6,44 +6,19 @@ import copy
 import hashlib
 import json
 import math
-import operator
-import re
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, NoReturn, Self
 
 from ..data.loading import dataset_names, find_own, load_data
 from ..models import model_names
-from ..names import nearest
+from ..names import check_known, nearest, within
 from ..pruning.criteria import CRITERIA, get_criterion
 from ..pruning.ranking import scopes
-from ..training.loop import OPTIMIZERS, PRECISIONS, SCHEDULES
+from ..training.loop import OPTIMIZERS, PRECISIONS, SCHEDULES, checked_drops
 
 CONTROLS = ("none", "shuffle", "reinit", "invert", "resample")
 WHEN = ("init", "trained")
-
-_LIMITS = {
-    "at least": operator.ge,
-    "above": operator.gt,
-    "at most": operator.le,
-    "below": operator.lt,
-}
-LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"  # bounds are one or two of these, with words
-_REQUIREMENTS = {  # of bounds that are better said otherwise
-    "at least 0": "it must not be negative",
-    "above 0": "it must be positive",
-    "above 0 and below 1": "each is a fraction of the run, between 0 and 1",
-}
-
-
-def within(number: float, bounds: str) -> bool:
-    """Whether a number is within bounds in words.
-
-    >>> within(0.5, "above 0 and at most 1"), within(0, "above 0 and at most 1")
-    (True, False)
-    """
-    limits = re.findall(LIMIT, bounds)
-    return all(_LIMITS[word](number, float(limit)) for word, limit in limits)
 
 
 # The fields of a specification: what they hold, the help of the command line, and which values.
@@ -96,9 +71,8 @@ class Spec:
     @property
     def id(self) -> str:
         """Twelve hexadecimal digits of the SHA-256 over the fields that are not the default."""
-        values = {option.name: getattr(self, option.name) for option in fields(self)}
-        defaults = {option.name: option.default for option in fields(self)}
-        differing = {name: v for name, v in values.items() if v != defaults[name]}
+        values = [(option, getattr(self, option.name)) for option in fields(self)]
+        differing = {option.name: v for option, v in values if v != option.default}
         if "dataset" in differing:
             differing["dataset"] = self.data
         if self.kind != Spec.kind:
@@ -177,7 +151,7 @@ class RunSpec(Spec):
     lr_drops: tuple[float, ...] = _number(
         (0.5, 0.75),
         "fractions of the run at which steps drop the learning rate",
-        "above 0 and below 1",
+        "above 0 and below 1, each a fraction of the run",
     )
     lr_drop_factor: float = _number(0.2, "factor of each drop")
     precision: str = _name("float32", "float32, or bf16 for autocast in training", PRECISIONS)
@@ -207,6 +181,7 @@ class RunSpec(Spec):
     def __post_init__(self) -> None:
         for name in FIELDS:
             object.__setattr__(self, name, field_value(name, getattr(self, name)))
+        checked_drops(self.lr_drops)
         dense = self.criterion == "dense"
         if dense != (self.sparsity == 0):
             reason = 'the dense network is criterion="dense" with sparsity=0, one way to say it'
@@ -246,17 +221,11 @@ def choices(name: str) -> tuple[str, ...]:
     return tuple(names() if callable(names) else names)
 
 
-def requirement(name: str) -> str:
-    """Say what a field's number must be, or nothing: the end of a sentence."""
-    bounds = FIELDS[name].metadata.get("bounds", "")
-    return _REQUIREMENTS.get(bounds, f"it must be {bounds}" if bounds else "")
-
-
 def check_name(name: str, value: str) -> None:
     """Raise ValueError for an unknown name; data of one's own have to be there."""
     known = choices(name)
-    if known and value not in known and not (name == "dataset" and find_own(value)):
-        raise ValueError(f"Unknown {name} {value!r}: {nearest(value, known)}")
+    if known and not (name == "dataset" and find_own(value)):
+        check_known(name, value, known)
 
 
 def field_value(name: str, value: Any) -> Any:
@@ -287,5 +256,5 @@ def field_value(name: str, value: Any) -> Any:
     numbers = tuple(kind(item) + 0 for item in items)  # 1 is 1.0, and -0.0 is 0.0
     value = numbers if several else numbers[0]
     if not all(within(number, option.metadata["bounds"]) for number in numbers):
-        raise ValueError(f"{name}={value}: {requirement(name)}.")
+        raise ValueError(f"{name}={value}: it must be {option.metadata['bounds']}.")
     return value

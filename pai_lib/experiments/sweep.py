@@ -38,7 +38,6 @@ from .provenance import now, run_provenance
 from .records import AnyRecord, Store, failed
 from .run import Work, perform
 from .shared import Shared
-from .spec import check_name
 
 Loaded = dict[AnySpec, Dataset]
 say = partial(print, flush=True)
@@ -115,13 +114,8 @@ def sweep(
 
 def _loaded(specs: Sequence[AnySpec]) -> Loaded:
     """Return the data of each spec, which then knows their fingerprint; they are read once."""
-
-    @cache
-    def load(name: str, image_size: int | None) -> Dataset:
-        check_name("dataset", name)
-        return load_data(name, image_size=image_size)
-
-    return {spec: load(spec.dataset, spec.image_size) for spec in specs}
+    load = cache(load_data)
+    return {spec: load(spec.dataset, image_size=spec.image_size) for spec in specs}
 
 
 class _Sweep:

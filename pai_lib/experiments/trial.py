@@ -15,7 +15,7 @@ from ..data.loading import load_data
 from ..draws import random_stream
 from ..files import load_yaml
 from ..models import build_model
-from ..names import nearest
+from ..names import check_known
 from ..pruning.criteria import CRITERIA
 from ..pruning.own import Own
 from ..pruning.profiles import PROFILES
@@ -77,10 +77,8 @@ def read_protocol(name: str, sparsity: float = SPARSITY) -> Protocol:
         if _fixed(spec) == _fixed(base):
             alike.setdefault(spec.sparsity, []).append(spec)
     if sparsity not in alike:
-        there = ", ".join(f"{level:g}" for level in sorted(alike)) or "none"
-        raise ValueError(
-            f"{name} has no runs of its base at sparsity {sparsity:g}: it has {there}."
-        )
+        has = ", ".join(f"{level:g}" for level in sorted(alike)) or "none"
+        raise ValueError(f"{name} has no runs of its base at sparsity {sparsity:g}: it has {has}.")
     base = RunSpec.from_dict({**values, "sparsity": sparsity})
     return Protocol(name, base, tuple(alike[sparsity]))
 
@@ -89,8 +87,7 @@ def protocol_file(name: str) -> Path:
     """The campaign file of a protocol; ValueError, with the nearest name, if there is none."""
     folder = default_results().parent / "campaigns"
     known = [path.stem for path in sorted(folder.glob("*.yaml"))]
-    if name not in known:
-        raise ValueError(f"Unknown protocol {name!r}: {nearest(name, known)}")
+    check_known("protocol", name, known)
     return folder / f"{name}.yaml"
 
 
@@ -141,11 +138,8 @@ def check_trial(protocol: Protocol, own: Own, committed: Store) -> None:
 def _check_criterion(base: RunSpec, own: Own, key: str, data: Dataset) -> None:
     scores = [_scores(base, own, key, data) for _ in range(2)]
     start = f"{own.file.at(CRITERIA[key].function)}: the scores of {key}"
-    low, high = (
-        [float(getattr(value.float(), end)()) for value in scores[0].values()]
-        for end in ("amin", "amax")
-    )
-    if min(low) == max(high):
+    flat = torch.cat([value.flatten().float() for value in scores[0].values()])
+    if flat.min() == flat.max():
         raise ValueError(f"{start} are all equal: nothing can be ranked by them.")
     if any(not torch.equal(value, scores[1][name]) for name, value in scores[0].items()):
         way = "take random numbers from the arguments noise or normal"

@@ -30,7 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..names import nearest
+from ..names import check_known
 
 Rule = Callable[..., Tensor]
 NEEDS = (
@@ -218,8 +218,7 @@ def weight_noise(weight, normal):
 
 def get_criterion(key: str, variant: str = "cited") -> Criterion:
     """Look a criterion up, with a clear error for an unknown key or a variant it does not have."""
-    if key not in CRITERIA:
-        raise ValueError(f"Unknown criterion {key!r}: {nearest(key, CRITERIA)}")
+    check_known("criterion", key, CRITERIA)
     if variant not in CRITERIA[key].variants:
         message = f"Criterion {key!r} has no variant {variant!r}."
         others = ", ".join(rule.key for rule in CRITERIA.values() if variant in rule.variants)

@@ -15,19 +15,19 @@ from torch import Tensor, nn
 from ..curvature.calls import ByParameter, generator_or_new, numbers_restored
 from ..curvature.parameters import resolve_parameters
 from ..data.batch import Batch
-from ..names import checked_keywords, count_of, nearest
+from ..names import check_known, checked_keywords, count_of, nearest
 from ..progress import Bar, steps
 from .criteria import get_criterion
 from .ranking import (
     EarlierTies,
     SparsityWarning,
     Ties,
-    check_scope,
     check_sparsity,
     checked_scores,
     count_kept,
     host_numbers,
     ranked,
+    scopes,
     warn_of_ties,
 )
 from .scoring import ScoreOptions, score
@@ -73,7 +73,7 @@ def prune(
             much.
     """
     check_sparsity(sparsity)
-    check_scope(scope)
+    check_known("scope", scope, scopes())
     rule = get_criterion(key, variant)
     rounds = count_of("rounds", rule.rounds if rounds is None else rounds)
     released = key == "synflow" and variant == "released"

@@ -5,7 +5,6 @@ A mask is ``{parameter name: bool tensor}`` with True = kept.
 
 from __future__ import annotations
 
-import numbers
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..curvature.calls import ByParameter
-from ..names import checked_keywords, nearest
+from ..names import check_known, check_number, checked_keywords
 from .profiles import PROFILES
 
 RANKED = (
@@ -37,11 +36,7 @@ class TiedScoresWarning(UserWarning):
 
 def check_sparsity(sparsity: float) -> None:
     """Raise ValueError unless 0 ≤ sparsity < 1."""
-    if not isinstance(sparsity, numbers.Real):
-        raise ValueError(f"sparsity={sparsity!r}: it must be a number, the fraction removed.")
-    if not 0 <= sparsity < 1:
-        meaning = "the fraction removed"
-        raise ValueError(f"sparsity={sparsity}: it must be at least 0 and below 1, {meaning}.")
+    check_number("sparsity", sparsity, "at least 0 and below 1, the fraction removed")
 
 
 @checked_keywords
@@ -75,7 +70,7 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     {'w': tensor([ True, False,  True, False])}
     """
     check_sparsity(sparsity)
-    check_scope(scope)
+    check_known("scope", scope, scopes())
     tensors = checked_scores(scores)
     mask, ties = ranked(tensors, 1.0 - sparsity, scope)
     warn_of_ties(mask, ties)
@@ -85,12 +80,6 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
 def scopes() -> tuple[str, ...]:
     """Names of the ways to rank: all weights together, or at the densities of a profile."""
     return ("global", *PROFILES)
-
-
-def check_scope(scope: str) -> None:
-    """Raise ValueError unless the scope is known."""
-    if scope not in scopes():
-        raise ValueError(f"Unknown scope {scope!r}: {nearest(scope, scopes())}")
 
 
 class ScoresNotFiniteError(ValueError):

@@ -19,8 +19,8 @@ from ..curvature.calls import ByParameter, called, plain_attention
 from ..data.batch import Batch, as_batch, check_labels, each_of
 from ..data.dataset import Dataset
 from ..draws import random_stream
-from ..models import check_logits, check_values
-from ..names import checked_keywords, count_of
+from ..models import check_logits, check_model
+from ..names import check_known, check_number, checked_keywords, count_of
 from ..pruning.masks import apply_mask, check_mask
 from .checkpoint import Checkpoint
 from .device import fitting, measuring, training
@@ -70,10 +70,10 @@ def warm_up(
     """
     count_of("updates", updates, 0)
     _check_place(model, data, batch_size)
+    order, fit = random_stream(seed, "warm-up"), fitting(model)
     norms = [m for m in model.modules() if isinstance(m, _BatchNorm) and m.track_running_stats]
     if not norms:
         return 0
-    order, fit = random_stream(seed, "warm-up"), fitting(model)
     epochs = (data.epoch(batch_size, order, augment=False) for _ in itertools.count())
     with measuring(model, seed):
         for norm in norms:
@@ -117,8 +117,9 @@ def learning_rate(
 
 def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
     """Raise ValueError for a model whose tensors cannot be updated from these data."""
-    check_values(model)
+    check_model(model)
     count_of("batch_size", batch_size)
+    check_labels(data.train_labels, len(data.train_images))
     tensors, device = [*model.parameters(), *model.buffers()], data.train_labels.device
     if any(tensor.is_inference() for tensor in tensors):
         raise ValueError("The model was made in inference mode: use a copy.deepcopy made outside.")
@@ -138,9 +139,7 @@ def _check_trainable(
     check_mask(model, mask)
     dtypes = {parameter.dtype for parameter in model.parameters() if parameter.requires_grad}
     if not dtypes:
-        raise ValueError(
-            "No parameter of the model requires a gradient: there is nothing to train."
-        )
+        raise ValueError("No parameter of the model requires a gradient: nothing can be trained.")
     for coarse in dtypes & {torch.float16, torch.bfloat16}:
         advice = "train model.float(), with precision='bf16' for speed"
         raise ValueError(f"The weights are {coarse}: {advice}.")
@@ -221,8 +220,8 @@ def train(
         TrainingDivergedError: at the end of the epoch in which the loss stopped being finite.
         TrainingStoppedError: when ``stop`` said so.
     """
-    _check_options(epochs, label_smoothing, precision, optimizer, schedule)
-    mask, drops, device = mask or {}, tuple(lr_drops), data.train_labels.device
+    _check_options(precision, optimizer, schedule, epochs, lr_warmup, label_smoothing)
+    mask, drops, device = mask or {}, checked_drops(lr_drops), data.train_labels.device
     checkpoint = checkpoint or Checkpoint(None, {})
     highest = _check_trainable(model, data, mask, batch_size, seed)
     descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
@@ -261,18 +260,26 @@ def train(
 
 
 def _check_options(
-    epochs: int, label_smoothing: float, precision: str, optimizer: str, schedule: str
+    precision: str, optimizer: str, schedule: str, epochs: int, warmup: int, smoothing: float
 ) -> None:
+    check_known("precision", precision, PRECISIONS)
+    check_known("optimizer", optimizer, OPTIMIZERS)
+    check_known("schedule", schedule, SCHEDULES)
     count_of("epochs", epochs, 0)
-    if not 0 <= label_smoothing < 1:
-        raise ValueError(f"label_smoothing={label_smoothing}: it must be at least 0 and below 1.")
-    for name, choice, choices in (
-        ("precision", precision, PRECISIONS),
-        ("optimizer", optimizer, OPTIMIZERS),
-        ("schedule", schedule, SCHEDULES),
-    ):
-        if choice not in choices:
-            raise ValueError(f"{name}={choice!r}: it must be one of {', '.join(choices)}.")
+    count_of("lr_warmup", warmup, 0)
+    check_number("label_smoothing", smoothing, "at least 0 and below 1")
+
+
+def checked_drops(lr_drops: Any) -> tuple[float, ...]:
+    """Return the drops of a learning rate; ValueError unless they are fractions that rise."""
+    if not isinstance(lr_drops, Iterable):
+        raise ValueError(f"lr_drops={lr_drops!r}: it must be a list of numbers.")
+    drops = tuple(lr_drops)
+    for drop in drops:
+        check_number("lr_drops", drop, "above 0 and below 1, each a fraction of the run")
+    if drops != (rising := tuple(sorted(set(drops)))):
+        raise ValueError(f"lr_drops={drops}: each must be above the last, as lr_drops={rising}.")
+    return drops
 
 
 def _descent(
@@ -351,7 +358,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
     Raises:
         ValueError: for no samples, for labels out of range, for a model that returns no logits.
     """
-    check_values(model)
+    check_model(model)
     if not isinstance(batches, Iterable):
         right = "it must hold pairs of inputs and labels, as data.test_batches() does"
         raise TypeError(f"batches is a {type(batches).__name__}: {right}.")

@@ -40,7 +40,7 @@ from pai_lib.book import chapters, keys, pages
         ("chapters: {a: {notebook: tiny, parameters: {seed: true}}}", "seed must be int, not True (bool)"),
         ("chapters: {'../a': {notebook: tiny}}", "chapter name '../a'"),
         ("book: 1", "mapping 'chapters:'"),
-        ("chapters: [", "chapters.yaml is not YAML"),
+        ("chapters: [", "chapters.yaml: while parsing"),
         ("chapters: {a: tiny}", "a must be a mapping with 'notebook:', not 'tiny'"),
         ("chapters: {a: {notebook: tiny, records: '*.json'}}", "records must be a list, not '*.json'"),
     ],

@@ -66,7 +66,7 @@ def test_every_bound_is_declared_once_and_in_words_that_are_read(notebook, param
         (f"obd_saliency -p hidden={10**400}", "it must be below 2**63."),
         (f"ablations -p draws=[{2**63}]", f"draws=[{2**63}]: it must be below 2**63."),
         ("empirical_fisher -p label_noise=7", "label_noise=7.0: it must be at least 0 and at most 1."),
-        ("empirical_fisher -p label_noise=nan", "label_noise=.nan: it must be at least 0 and at most 1."),
+        ("empirical_fisher -p label_noise=.nan", "label_noise=.nan: it must be at least 0 and at most 1."),
         ("accuracy_resnet18_cifar10 -p batch_size=0", "batch_size=0: it must be at least 1."),
         ("accuracy_resnet18_cifar10 -p sparsities=[0.9,0]", "it must be above 0 and below 1."),
         ("accuracy_resnet18_cifar10 -p train_fraction=0", "train_fraction=0.0: it must be above 0"),

@@ -1,5 +1,6 @@
 """Parameters of notebooks: declared, read from a command line, and checked in name, type and value."""
 
+import math
 import re
 
 import pytest
@@ -47,6 +48,8 @@ def declare(annotation):
         ("float", "1e-3", 0.001),
         ("float", "2", 2.0),
         ("int", "010", 10),
+        ("int", "0x10", 16),
+        ("float", "+.inf", math.inf),
         ("str", "007", "007"),
         ("str", "null", "null"),
         ("bool", "True", True),
@@ -68,10 +71,16 @@ def test_command_line_values_become_the_declared_type(annotation, text, value):
     [
         ("int", "1.5"),
         ("int", "true"),
+        ("int", "1_0"),
+        ("int", "٣"),
         ("bool", "1"),
+        ("bool", "tRue"),
         ("float", "a"),
+        ("float", "1_0.5"),
+        ("float", " 1"),
         ("list[float]", "0.9"),
         ("list[int]", "[1,"),
+        ("list[int]", "[1_0]"),
     ],
 )
 def test_command_line_values_of_another_type_are_refused(annotation, text):
@@ -147,7 +156,7 @@ def test_parameters_are_fields_of_a_run_by_their_names(parameter, field):
         ("criteria", ["snip", "snipp"], "criteria=[snip, snipp]: Unknown criterion 'snipp': did you mean 'snip'"),
         ("sparsities", [0.9, 1.5], "sparsities=[0.9, 1.5]: sparsity=1.5: it must be at least 0 and below 1"),
         ("schedule", "cosin", "Unknown schedule 'cosin': did you mean 'cosine'"),
-        ("lr_drops", [0.5, 2.0], "lr_drops=(0.5, 2.0): each is a fraction of the run"),
+        ("lr_drops", [0.5, 2.0], "lr_drops=(0.5, 2.0): it must be above 0 and below 1"),
         ("width", 0, "width=0: it must be at least 1"),
         ("device", "gpu", 'device="gpu": it must be "cpu" or "cuda"'),
     ],
@@ -181,8 +190,8 @@ def test_what_is_allowed_is_read_from_the_registries():
     assert choices.allowed("dataset").startswith("digits, digits32, cifar10")
     assert choices.allowed("precision") == "float32, bf16"
     assert choices.allowed("epochs") == "at least 1"
-    assert choices.allowed("seed") == "not negative"
-    assert choices.allowed("lr_drops") == "each is a fraction of the run, between 0 and 1"
+    assert choices.allowed("seed") == "at least 0"
+    assert choices.allowed("lr_drops") == "above 0 and below 1, each a fraction of the run"
     assert choices.allowed("hidden") == ""
 
 

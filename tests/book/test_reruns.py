@@ -97,7 +97,7 @@ def test_values_that_look_alike_have_names_of_their_own(root):
         (["first", "-p", "sede=2"], "no parameter is named 'sede'; did you mean 'seed'?"),
         (["first", "-p", "seed=x"], "seed must be int, for example seed=0"),
         (["first", "-p", "sparsity=1.5"], "chapter first: sparsity=1.5: it must be at least 0 and below 1"),
-        (["tiny", "-p", "seeds=[1, -2]"], "chapter tiny: seeds=[1, -2]: seed=-2: it must not be negative"),
+        (["tiny", "-p", "seeds=[1, -2]"], "chapter tiny: seeds=[1, -2]: seed=-2: it must be at least 0"),
     ],
 )
 def test_what_cannot_be_run_is_refused_before_anything_runs(root, capsys, words, sentence):
@@ -175,7 +175,7 @@ def test_values_from_a_file_are_checked_and_a_pair_counts_more(quickly, root, ca
         ("sede: 5", "--parameters: no parameter is named 'sede'; did you mean 'seed'?"),
         ("seed: five", "--parameters: seed must be int, not 'five' (str)"),
         ("- 5", f"--parameters {file}: it must hold lines of name: value"),
-        ("seed: 1\nseed: 2", f"--parameters {file}: line 1: 'seed' stands there twice"),
+        ("seed: 1\nseed: 2", f"{file}: line 1: 'seed' stands there twice"),
     ):
         file.write_text(text)
         assert run("first", "--parameters", str(file)) == 2
@@ -301,7 +301,7 @@ def test_the_list_shows_runs_and_allowed_values(quickly, root, capsys):
     assert lines[at + 1] == "--profile paper: seed=9"
     assert "model: str = resnet8 architecture [a model, see below]" in lines
     assert any(line.startswith("model: resnet18, ") for line in lines)
-    assert "seed: int = 0 random seed [not negative]" in lines
+    assert "seed: int = 0 random seed [at least 0]" in lines
     assert "first--seed-5: A chapter: seed=5" in lines
     write_notebook(root / "notebooks" / "tiny.ipynb", cell, last="1 + 1")
     cli.main(["book", "--list", "--chapter", "first"])

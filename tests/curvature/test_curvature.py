@@ -447,7 +447,7 @@ def test_a_model_in_half_precision_is_an_error(estimator, dtype):
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": -2}, "chunk=-2"),
         ({"chunk": 2.5}, "chunk=2.5: it must be a whole number"),
-        ({"temperature": "2"}, "temperature='2': it must be a positive, finite number"),
+        ({"temperature": "2"}, "temperature='2': it must be above 0 and finite"),
     ],
 )
 def test_an_unusable_option_is_named_with_its_value(estimator, options, message):
@@ -471,8 +471,8 @@ def test_an_unusable_option_is_named_with_its_value(estimator, options, message)
         (lambda *at: pai.hutchinson_diag(*at, probes=0), "probes=0"),
         (lambda *at: pai.hutchinson_diag(*at, probes=1, standard_error=True), "probes=1: it must be at least 2"),
         (lambda *at: pai.hessian_row_norm(*at, probes=1), "probes=1: it must be at least 2"),
-        (lambda *at: pai.hutchinson_diag(*at, distribution="cauchy"), "distribution='cauchy'"),
-        (lambda *at: pai.ggn_diag(*at, "sampled"), "mode='sampled'"),
+        (lambda *at: pai.hutchinson_diag(*at, distribution="cauchy"), "Unknown distribution 'cauchy'"),
+        (lambda *at: pai.ggn_diag(*at, "sampled"), "Unknown mode 'sampled'"),
         (lambda *at: pai.gradient(*at, parameters=["0.wieght"]), "'0.wieght': did you mean '0.weight'"),
         (lambda *at: pai.gradient(*at, parameters="some"), "parameters='some'"),
         (lambda *at: pai.gradient(*at, parameters=[]), "parameters is empty"),

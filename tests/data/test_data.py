@@ -111,8 +111,12 @@ def test_image_size_resizes_any_dataset(digits):
     assert (small.train_images - truth).abs().max() <= 0.5 + 1e-6
     assert load_data("digits", image_size=8).fingerprint == digits.fingerprint
     for size in (0, -3, 2.5, True):
-        with pytest.raises(ValueError, match=f"image_size must be at least 1 pixel, not {size}"):
+        with pytest.raises(
+            (TypeError, ValueError), match=f"image_size={size}: it must be (at least 1|a whole number)"
+        ):
             load_data("digits", image_size=size)
+        with pytest.raises((TypeError, ValueError), match=f"image_size={size}: it must be"):
+            Dataset.from_arrays("small", **arrays(), image_size=size)
 
 
 def test_from_arrays_keeps_pixels_and_copies_them():
@@ -205,11 +209,14 @@ def test_split_of_everything_and_bad_fractions(digits):
     assert torch.equal(part.train_images, digits.train_images)
     assert images.shape == (0, 1, 8, 8)
     assert labels.shape == (0,)
-    for fraction in (0, -0.1, 1.01, float("nan")):
-        with pytest.raises(ValueError, match=f"above 0 and at most 1, not {fraction}"):
+    for fraction in (0, -0.1, 1.01, float("nan"), True, "0.5"):
+        with pytest.raises(ValueError, match=f"fraction={fraction!r}: it must be above 0 and at most 1"):
             digits.split(fraction)
-    with pytest.raises(ValueError, match="number of classes = 10"):
+    sentence = "1437 images, .* of them of class ., make parts of 1 and 1436, each of which needs 10, one a class"
+    with pytest.raises(ValueError, match=sentence):
         digits.split(0.001)
+    with pytest.raises(ValueError, match="make parts of 1435 and 2, each of which needs 10"):
+        digits.split(0.999)
 
 
 # Scoring batch ------------------------------------------------------------------------------------------------
@@ -255,8 +262,10 @@ def test_scoring_batch_of_too_many():
     four["y_train"] = np.array([0] * 15 + [1] * 5)
     data = Dataset.from_arrays("few", **{**four, "y_test": four["y_test"] % 2})
     assert len(data.scoring_batch(5).labels) == 10
-    for count in (6, 0, -1, 1.5):
-        with pytest.raises(ValueError, match=f"samples_per_class={count} must be 1 to 5, .* class 1"):
+    with pytest.raises(ValueError, match=r"samples_per_class=6 must be 1 to 5, .* class 1"):
+        data.scoring_batch(6)
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"samples_per_class={count}: it must be at least 1"):
             data.scoring_batch(count)
 
 
@@ -746,8 +755,14 @@ def test_folders_that_are_no_dataset(tmp_path):
     with pytest.raises(ValueError, match=r"one: y_train .*labels 0 to 0 lack 1"):
         load("one")
     write_images(tmp_path / "few", count=1)
-    with pytest.raises(ValueError, match=r"few: .*least populated class"):
+    few = "few: 2 images, 1 of them of cat, make parts of 1 and 1, each of which needs 2, one a class"
+    with pytest.raises(ValueError, match=few):
         load("few")
+    write_images(tmp_path / "rare", count=20)
+    write_images(tmp_path / "rare", classes=["bee"], count=1)
+    (tmp_path / "rare" / "cat" / "3.png").write_text("not read before it is told")
+    with pytest.raises(ValueError, match="rare: 41 images, 1 of them of bee, make parts of 32 and 9"):
+        load("rare")
     write_images(tmp_path / "untested" / "train")
     with pytest.raises(FileNotFoundError, match="untested has train/ but not test/ or val/"):
         load("untested")

@@ -138,18 +138,59 @@ def test_what_is_transparent_in_places_is_refused(tmp_path):
             open_image(path)
 
 
+@pytest.mark.parametrize("bits", [2, 4])
+def test_a_transparent_grey_of_fewer_bits_is_told_before_it_is_scaled(tmp_path, bits):
+    values = np.arange(2**bits).repeat(8 // bits).reshape(2**bits, -1)  # a byte a row
+    packed = [b"\0" + bytes([int("".join(f"{v:0{bits}b}" for v in row), 2)]) for row in values]
+    header = chunk(b"IHDR", struct.pack(">IIBBBBB", 8 // bits, 2**bits, bits, 0, 0, 0, 0))
+    content = chunk(b"IDAT", zlib.compress(b"".join(packed))) + chunk(b"IEND", b"")
+    path = tmp_path / "x.png"
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + content)
+    np.testing.assert_array_equal(pixels(path)[..., 0], values * (255 // (2**bits - 1)))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + header + chunk(b"tRNS", struct.pack(">H", 2)) + content)
+    with pytest.raises(ValueError, match=r"x\.png cannot be made 8-bit RGB: it is transparent in places"):
+        open_image(path)
+
+
+def test_a_small_key_of_sixteen_bit_colours_is_told_before_it_is_scaled(tmp_path):
+    colour = np.full((8, 10, 3), 100, np.uint16)
+    path = png16(tmp_path / "x.png", colour, 2, chunk(b"tRNS", struct.pack(">HHH", 100, 100, 100)))
+    with pytest.raises(ValueError, match="it is transparent in places"):
+        open_image(path)
+
+
+@pytest.mark.parametrize("ending", ["png", "bmp", "gif", "tga"])
+def test_a_pixel_beyond_its_palette_is_refused(tmp_path, ending):
+    index = (np.arange(80) % 8).astype(np.uint8).reshape(8, 10)
+    palette = np.random.default_rng(1).integers(0, 256, (8, 3)).astype(np.uint8)
+    image, path = Image.frombytes("P", (10, 8), index.tobytes()), tmp_path / f"x.{ending}"
+    image.putpalette(palette.tobytes())
+    image.save(path)
+    np.testing.assert_array_equal(pixels(path), palette[index])
+    if ending == "png":  # Pillow would write fewer bits a pixel
+        content = path.read_bytes()
+        start, end = content.index(b"PLTE") - 4, content.index(b"IDAT") - 4
+        path.write_bytes(content[:start] + chunk(b"PLTE", palette[:4].tobytes()) + content[end:])
+    else:
+        image.putpalette(palette[:4].tobytes())
+        image.save(path)
+    with pytest.raises(ValueError, match=rf"x\.{ending} cannot be made .* of colour 7, which its palette lacks"):
+        open_image(path)
+
+
 def unknown_scale(folder):
     yield saved(folder / "i.tif", GREY.astype(np.int32))
     yield saved(folder / "f.tif", (GREY / 65535).astype(np.float32))
     yield tiff(folder / "unsigned.tif", GREY.astype("<u4").tobytes(), 32)
     yield tiff(folder / "signed.tif", (GREY.astype(int) - 32768).astype("<i2").tobytes(), 16, kind=2)
+    yield tiff(folder / "signed8.tif", (UPPER.astype(int) - 128).astype(np.int8).tobytes(), 8, kind=2)
     yield tiff(folder / "white.tif", GREY.astype("<u2").tobytes(), 16, zero_is_black=0)
 
 
 def test_numbers_without_a_known_black_and_white_are_refused(tmp_path):
     for path in unknown_scale(tmp_path):
         with pytest.raises(
-            ValueError, match=rf"{path.name} cannot be made .*pixels of mode (I|F|I;16), whose black"
+            ValueError, match=rf"{path.name} cannot be made .*pixels of mode (I|F|I;16|L), whose black"
         ):
             open_image(path)
 

@@ -131,6 +131,22 @@ def test_the_dense_network_is_one_run_whatever_the_scores(tmp_path):
     assert len(read(tmp_path, text.replace("NAME", "warmup").replace("VALUES", "0, 98"))) == 2
 
 
+@pytest.mark.parametrize("kind", ["runs", "masks"])
+def test_an_architectures_own_width_is_one_whether_it_is_said_or_not(tmp_path, kind):
+    base = "base: {dataset: digits, criteria: [snip], sparsities: [0.9]}" if kind == "masks" else BASE
+    text = f"kind: {kind}\n{base}\ngrid: {{model: [resnet8], width: [null, 16]}}"
+    with pytest.raises(ValueError, match=r"width: 16\} means the same run as grid \{.*width: None"):
+        read(tmp_path, text)
+    assert len(read(tmp_path, text.replace("16", "64"))) == 2
+
+
+def test_without_drops_their_factor_makes_no_other_run(tmp_path):
+    text = BASE + "grid: {lr_drops: [[]], lr_drop_factor: [0.1, 0.2]}"
+    with pytest.raises(ValueError, match="means the same run as"):
+        read(tmp_path, text)
+    assert len(read(tmp_path, text.replace("[[]]", "[[0.5]]"))) == 2
+
+
 # --- estimates and plans
 
 

@@ -255,7 +255,7 @@ def test_a_record_outlives_its_data(home, store):
     assert json.loads(name.read_text())["spec"]["dataset"] == "mine.npz"
     with pytest.raises(ValueError, match=r"Unknown dataset 'mine\.npz'"):
         quick(replace(OWN, dataset="mine.npz"), store)
-    with pytest.raises(ValueError, match=r"Unknown dataset 'mine\.npz'"):
+    with pytest.raises(ValueError, match=r"unknown dataset 'mine\.npz'"):
         sweep([replace(OWN, dataset="mine.npz")], store, device="cpu")
 
 

@@ -176,7 +176,7 @@ def test_the_order_of_a_list_makes_no_other_record():
         ({"criteria": ["row_norm"], "probes": 1}, "probes=1 with 'row_norm': it must be at least 2."),
         ({"model": "resnet19"}, "Unknown model 'resnet19': did you mean 'resnet18'?"),
         ({"width": 0}, "width=0: it must be at least 1."),
-        ({"warmup": -1}, "warmup=-1: it must not be negative."),
+        ({"warmup": -1}, "warmup=-1: it must be at least 0."),
         ({"seed": True}, "seed=True: it must be of type int, not bool."),
     ],
 )

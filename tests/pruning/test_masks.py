@@ -171,9 +171,9 @@ def test_what_is_no_score_is_an_error(scores, error, message, scope):
         pai.make_mask(scores, 0.5, scope)
 
 
-@pytest.mark.parametrize("bad", ["0.5", None, torch.tensor(0.5), 0.5j])
+@pytest.mark.parametrize("bad", ["0.5", None, torch.tensor(0.5), 0.5j, False])
 def test_a_sparsity_that_is_no_number_is_an_error(bad):
-    with pytest.raises(ValueError, match=r"sparsity=.*: it must be a number, the fraction removed"):
+    with pytest.raises(ValueError, match=r"sparsity=.*: it must be at least 0 and below 1, the fraction removed"):
         pai.make_mask({"a": torch.rand(3)}, bad)
 
 

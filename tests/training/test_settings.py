@@ -2,6 +2,7 @@
 
 import contextlib
 import copy
+import math
 import subprocess
 import sys
 import threading
@@ -445,6 +446,17 @@ def test_a_model_whose_training_mode_returns_more_is_told_so():
         ({"momentum": -1}, "Invalid momentum value: -1"),
         ({"optimizer": "adamw", "momentum": 1.0}, "Invalid beta parameter"),
         ({"batch_size": 0}, "batch_size=0: it must be at least 1"),
+        ({"label_smoothing": True}, "label_smoothing=True: it must be at least 0 and below 1"),
+        ({"lr_drops": (2,)}, "lr_drops=2: it must be above 0 and below 1, each a fraction of the run"),
+        ({"lr_drops": (0.5, True)}, "lr_drops=True: it must be above 0 and below 1"),
+        ({"lr_drops": (0.5, math.nan)}, "lr_drops=nan: it must be above 0 and below 1"),
+        ({"lr_drops": "0.5"}, "lr_drops='0': it must be above 0 and below 1"),
+        ({"lr_drops": 0.5}, "lr_drops=0.5: it must be a list of numbers"),
+        ({"lr_drops": (0.5, 0.5)}, r"lr_drops=\(0.5, 0.5\): each must be above the last, as lr_drops=\(0.5,\)"),
+        ({"lr_drops": (0.75, 0.5)}, r"lr_drops=\(0.75, 0.5\): each must be above the last"),
+        ({"lr_warmup": -1}, "lr_warmup=-1: it must be at least 0"),
+        ({"seed": -1}, "seed=-1: it must be at least 0"),
+        ({"seed": 2**63}, f"seed={2**63}: it must be below {2**63}"),
         ({"mask": {"0.weight": torch.ones(2).bool()}}, "The mask of '0.weight' must be a bool tensor"),
     ],
 )
@@ -541,6 +553,7 @@ def test_what_has_no_values_is_refused(place):
         ),  # PyTorch leaves these out in silence
         (lambda x, y: (x, y.where(y != 1, 3)), "Label 3 is out of range: the model has 3 outputs"),
         (lambda x, y: (x, y.float()), "Labels must be 13 integers, one a sample, not torch.float32"),
+        (lambda x, y: (x, y * (1 + 0j)), "Labels must be 13 integers, one a sample, not torch.complex64"),
         (lambda x, y: (x, F.one_hot(y)), r"of shape \(13, 3\)"),
         (lambda x, y: (x, y.cfloat()), "13 integers, one a sample, not torch.complex64"),
         (lambda x, y: (x, y > 0), "13 integers, one a sample, not torch.bool"),
@@ -548,7 +561,7 @@ def test_what_has_no_values_is_refused(place):
 )
 def test_evaluation_names_labels_that_cannot_be(change, sentence):
     batch = change(DATA.normalize(DATA.test_images), DATA.test_labels)
-    with pytest.raises(ValueError, match=sentence):
+    with pytest.raises((TypeError, ValueError), match=sentence):
         pai.evaluate(network(), [batch])
 
 
@@ -561,6 +574,89 @@ def test_negative_labels_are_refused_before_training():
     labels = DATA.train_labels.where(DATA.train_labels != 1, -100)
     with pytest.raises(ValueError, match="Label -100 is out of range: labels start at 0"):
         pai.train(network(), replace(DATA, train_labels=labels), **QUICK)
+
+
+@pytest.mark.parametrize("change", [torch.Tensor.float, torch.Tensor.bool, lambda y: y + 0j, lambda y: y[1:]])
+def test_labels_that_are_no_integers_are_refused_wherever_they_count(change):
+    labels = change(DATA.train_labels)
+    odd = replace(DATA, train_labels=labels)
+    sentence = "Labels must be 40 integers, one a sample, not torch"
+    batch = pai.Batch(DATA.normalize(DATA.train_images), labels)
+    calls = [
+        lambda: pai.train(network(), odd, **QUICK),
+        lambda: pai.warm_up(network(), odd, 1, 16),
+        lambda: pai.gradient(network(), batch),
+        lambda: pai.hutchinson_diag(network(), batch, 1),
+        lambda: pai.prune(network(), batch, "snip", 0.5),
+    ]
+    for call in calls:
+        with pytest.raises(ValueError, match=sentence):
+            call()
+
+
+# --- seeds and counts
+
+
+WITH_SEEDS = {
+    "random_stream": lambda seed: pai.random_stream(seed, "order"),
+    "build_model": lambda seed: pai.build_model("resnet8", 3, in_channels=1, width=2, seed=seed),
+    "train": lambda seed: pai.train(network(), DATA, **{**QUICK, "seed": seed}),
+    "warm_up": lambda seed: pai.warm_up(network(), DATA, 1, 16, seed),
+    "warm_up without norms": lambda seed: pai.warm_up(nn.Linear(2, 2), DATA, 1, 16, seed),
+    "scoring_batch": lambda seed: DATA.scoring_batch(1, seed),
+    "split": lambda seed: DATA.split(0.5, seed),
+}
+
+
+@pytest.mark.parametrize("seed", [1.0, True, -1, 2**63, None, "1", 1j])
+@pytest.mark.parametrize("name", WITH_SEEDS)
+def test_a_seed_is_a_whole_number(name, seed):
+    with pytest.raises(
+        (TypeError, ValueError), match=r"seed=.*: it must be (a whole number|at least 0|below \d+)\.$"
+    ):
+        WITH_SEEDS[name](seed)
+
+
+@pytest.mark.parametrize("name", WITH_SEEDS)
+def test_a_seed_of_numpys_is_the_same_seed(name):
+    one, other = WITH_SEEDS[name](3), WITH_SEEDS[name](np.int64(3))
+    if name == "random_stream":
+        one, other = (stream.get_state() for stream in (one, other))
+    if isinstance(one, nn.Module):
+        one, other = values(one), values(other)
+        assert equal(one, other)
+    elif name in ("scoring_batch", "random_stream"):
+        assert all(map(torch.equal, one, other))
+    elif name != "split":
+        assert one == other
+
+
+COUNTS = {
+    "samples_per_class": DATA.scoring_batch,
+    "batch_size": DATA.test_batches,
+    "updates": lambda count: pai.warm_up(network(), DATA, count),
+    "epochs": lambda count: pai.train(network(), DATA, **{**QUICK, "epochs": count}),
+    "lr_warmup": lambda count: pai.train(network(), DATA, **QUICK, lr_warmup=count),
+    "width": lambda count: pai.build_model("resnet8", 3, width=count),
+    "probes": lambda count: pai.hutchinson_diag(network(), DATA.scoring_batch(1), count),
+    "group": lambda count: pai.fisher_diag(network(), DATA.scoring_batch(1), count),
+    "chunk": lambda count: pai.gradient(network(), DATA.scoring_batch(1), chunk=count),
+    "rounds": lambda count: pai.prune(network(), DATA.scoring_batch(1), "snip", 0.5, rounds=count),
+    "networks": pai.Shared,
+}
+
+
+@pytest.mark.parametrize("count", [2.0, True, -1, "2"])
+@pytest.mark.parametrize("name", COUNTS)
+def test_a_count_is_a_whole_number(name, count):
+    with pytest.raises((TypeError, ValueError), match=f"{name}={count!r}: it must be (a whole number|at least)"):
+        COUNTS[name](count)
+
+
+@pytest.mark.parametrize("temperature", [True, "2", 0, -1.0, math.inf, math.nan, torch.tensor(2.0)])
+def test_a_temperature_is_a_positive_number(temperature):
+    with pytest.raises(ValueError, match=r"temperature=.*: it must be above 0 and finite"):
+        pai.gradient(network(), DATA.scoring_batch(1), temperature=temperature)
 
 
 # --- models that cannot be scored
