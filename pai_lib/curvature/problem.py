@@ -220,12 +220,12 @@ def _check_batch(batch: Batch) -> None:
         raise ValueError("This criterion needs labels, and the batch has none.")
     if len(inputs[0]) == 0:
         raise ValueError("The batch is empty: at least one sample is needed.")
-    check_labels(labels, len(inputs[0]))
-    for tensor in (*inputs, labels):
+    for tensor in filter(torch.is_tensor, (*inputs, labels)):
         if tensor.is_meta:
             raise ValueError("A tensor of the batch has no values: it is on the meta device.")
         if tensor.layout is not torch.strided or tensor.is_nested:
             raise ValueError(f"A tensor of the batch is of layout {tensor.layout}, not dense.")
+    check_labels(labels, len(inputs[0]))
     if (lowest := int(labels.long().min())) < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     if not all(bool(torch.isfinite(tensor).all()) for tensor in inputs):
