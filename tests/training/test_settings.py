@@ -594,6 +594,13 @@ def test_labels_that_are_no_integers_are_refused_wherever_they_count(change):
             call()
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+def test_nested_labels_are_refused():
+    labels = torch.nested.nested_tensor([torch.arange(2), torch.arange(1)])
+    with pytest.raises(ValueError, match="A tensor of the batch is of layout"):
+        pai.gradient(network(), (DATA.normalize(DATA.train_images[:2]), labels))
+
+
 # --- seeds and counts
 
 
