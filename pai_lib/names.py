@@ -16,12 +16,8 @@ from typing import Any
 P = typing.ParamSpec("P")
 R = typing.TypeVar("R")
 MOST = 20  # names that one sentence lists
-_LIMITS = {
-    "at least": operator.ge,
-    "above": operator.gt,
-    "at most": operator.le,
-    "below": operator.lt,
-}
+_LIMITS = {"at least": operator.ge, "above": operator.gt}
+_LIMITS |= {"at most": operator.le, "below": operator.lt}
 LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"  # bounds are one or two of these, with words
 
 

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
@@ -231,7 +231,7 @@ def train(
         masked = _masked(model, mask)
 
         def forward(inputs: Any, labels: Tensor) -> tuple[Tensor, Tensor]:
-            with _autocast(device, precision):
+            with _bf16(device) if precision == "bf16" else contextlib.nullcontext():
                 logits = called(network, fit(inputs))
             logits = _wide(check_logits(logits, len(labels), highest)).to(labels.device)  # N×C
             return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
@@ -334,13 +334,12 @@ def _epoch(
     return float(total) / seen, float(correct) / seen
 
 
-def _autocast(device: torch.device, precision: str) -> contextlib.ExitStack:
-    stack = contextlib.ExitStack()
-    if precision == "bf16":
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
-        if device.type == "cpu":  # where flash attention's backward pass is slow
-            stack.enter_context(plain_attention())
-    return stack
+@contextlib.contextmanager
+def _bf16(device: torch.device) -> Iterator[None]:
+    # On a CPU flash attention's backward pass is slow.
+    attention = plain_attention if device.type == "cpu" else contextlib.nullcontext
+    with torch.autocast(device.type, torch.bfloat16), attention():
+        yield
 
 
 @checked_keywords
@@ -372,8 +371,7 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             labels, classes = labels.to(logits.device, torch.int64), logits.shape[1]
             # What is out of range is told below; a GPU would not survive it.
             loss = F.cross_entropy(logits, labels.clamp(0, classes - 1), reduction="sum")
-            correct = (logits.argmax(1) == labels).sum()
-            numbers = (correct, loss, *labels.aminmax())
+            numbers = ((logits.argmax(1) == labels).sum(), loss, *labels.aminmax())
             sums.append(torch.stack([number.double() for number in numbers]))
             seen += len(labels)
     if not seen:
