@@ -312,7 +312,7 @@ def test_columns_that_tell_rows_apart_are_shown_and_the_others_said(page):
     assert {"record", "accuracy (%)", "control", "learning rate", "scope", "temperature", "lr drops"} <= set(shown)
     assert not {"model", "data set", "epochs", "device"} & set(shown)
     said = text(page, "shared")
-    assert said.startswith("All of these have ")
+    assert said.startswith("The same for all of these: ")
     for words in ("data set cifar10", "model resnet18", "epochs 12", "device CPU (AMD EPYC)"):
         assert words in said
     page.get_by_label("All columns").check()

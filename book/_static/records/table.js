@@ -137,7 +137,7 @@ if (window.RECORDS) {
     byId("count").textContent =
       `${fitting.length} of ${rows.length} runs, ${failed} of them failed${range}.` +
       (unknown.length ? ` No column is called as in ${unknown.join(", ")}.` : "");
-    byId("shared").textContent = shared.length ? `All of these have ${shared.join("; ")}.` : "";
+    byId("shared").textContent = shared.length ? `The same for all of these: ${shared.join("; ")}.` : "";
     byId("previous").disabled = first === 0;
     byId("next").disabled = first + PAGE >= fitting.length;
   }
