@@ -41,7 +41,7 @@ class MaskSpec(Spec):
         ValueError: as ``RunSpec``, for a list that is empty, holds a value twice or is none, and
             for criteria that need more probes.
 
-    >>> MaskSpec(dataset="digits", model="resnet8", criteria=("snip", "magnitude")).criteria
+    >>> MaskSpec(model="resnet8", criteria=("snip", "magnitude")).criteria
     ('magnitude', 'snip')
     """
 

@@ -24,9 +24,9 @@ class Shared:
 
     >>> from pai_lib import RunSpec, run
     >>> shared = Shared()
+    >>> small = {"dataset": "digits", "model": "resnet8", "width": 2, "epochs": 1}
     >>> for key in ("snip", "fts"):  # one warm-up, one gradient
-    ...     spec = RunSpec(dataset="digits", model="resnet8", width=2, criterion=key, epochs=1)
-    ...     record = run(spec, progress=False, shared=shared)
+    ...     record = run(RunSpec(**small, criterion=key), progress=False, shared=shared)
     >>> shared.seconds > 0
     True
     """
