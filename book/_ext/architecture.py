@@ -25,7 +25,7 @@ ROOMS = {
     "experiments": "runs, records, sweeps",
     "analysis": "intervals, verdicts, figures",
     "book": "notebooks, chapters, pages",
-    "cli": "the command pai",
+    "cli": "pai, the command",
 }
 ORDER = list(ROOMS)
 ROW, TOP, LEFT, WIDTH = 34, 20, 130, 560

@@ -66,16 +66,15 @@ def _levels(means: pd.Series, pruned: pd.DataFrame) -> str:
 def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
     """What the seeds tell of the criteria at one sparsity: with one seed, nothing."""
     groups = told_apart(pairs)
-    n = span(pruned.groupby("criterion")["seed"].nunique())
     if any(groups.values()):
         better, worse, unsettled = (
             [key for key in keys if key not in PLACEBOS] for keys in groups.values()
         )
-        total = len(better) + len(worse) + len(unsettled)
+        n = span(pd.Series([differences.count() for differences in pairs.values()]))
         text = (
             "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{total} others on equal seeds ({n}) {counted(better)} shown to be better, "
-            f"{counted(worse)} worse, {len(unsettled)} not told apart"
+            f"{len(better + worse + unsettled)} others on equal seeds ({n}) {counted(better)} "
+            f"shown to be better, {counted(worse)} worse, {len(unsettled)} not told apart"
         )
         if unsettled:
             first = max(unsettled, key=lambda key: pairs[key].mean())

@@ -67,12 +67,13 @@ def in_words(rows: pd.DataFrame) -> str:
         rows: of one protocol.
     """
     run = rows.iloc[0]
+    scored = not set(rows["criterion"]) <= {"dense", "random"}
     return (
         f"{run['model']} ({width_in_words(run)}) on {run['train_images']:,.0f} training images of "
         f"{run['dataset']}, {run['epochs']} epochs of {run['optimizer']} "
-        f"at batch {run['batch_size']}, learning rate {run['lr']:g}, {run['precision']}; "
-        f"scores from {run['samples_per_class']} images a class at group size {run['group']}, "
-        f"after {run['warmup']} batch-norm updates"
+        f"at batch {run['batch_size']}, learning rate {run['lr']:g}, {run['precision']}"
+        + f"; scores from {run['samples_per_class']} images a class at group size {run['group']}, "
+        f"after {run['warmup']} batch-norm updates" * scored
     )
 
 

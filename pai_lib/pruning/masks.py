@@ -154,9 +154,10 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
         ValueError: for a mask that does not fit.
     """
     check_mask(model, mask)
-    with torch.inference_mode():  # in which weights made in it can be written, too
-        for name, kept in mask.items():
-            weight = model.get_parameter(name)
+    for name, kept in mask.items():
+        weight = model.get_parameter(name)
+        # What was made in inference mode can be written in it alone.
+        with torch.inference_mode(weight.is_inference()), torch.no_grad():
             weight.mul_(kept.to(weight.device))
 
 

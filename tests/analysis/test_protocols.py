@@ -24,6 +24,13 @@ def test_runs_of_different_protocols_are_kept_apart(frame):
     assert protocols.by_protocol(frame.iloc[:0]) == []
 
 
+def test_scoring_is_told_where_something_is_scored(frame):
+    assert "; scores from " in protocols.in_words(frame)
+    words = protocols.in_words(frame[frame["criterion"].eq("dense")])
+    assert "batch-norm" not in words
+    assert words.endswith(frame["precision"].iloc[0])
+
+
 def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
     copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
     groups = protocols.by_protocol(pd.concat([frame, copy]))
