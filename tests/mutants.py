@@ -66,7 +66,7 @@ class Mutant(NamedTuple):
     end: int
     text: str
     what: str
-    lines: tuple[int, ...]  # of the statement: tests that execute one of them may notice
+    lines: tuple[int, ...]  # of the statement: tests that execute one may notice; none if an import executes it
 
     def apply(self, source: str) -> str:
         return source[: self.start] + self.text + source[self.end :]
@@ -126,7 +126,7 @@ def parenthesised(node: ast.AST) -> str:
 
 
 def walk(node: ast.AST, lines: tuple[int, ...]) -> Iterator[tuple[ast.AST, tuple[int, ...]]]:
-    """Yield the nodes whose change a test could notice, each with the lines of its statement."""
+    """Yield the nodes whose change a test could notice, each with the lines of its statement in a function."""
     if isinstance(node, ast.JoinedStr) or (isinstance(node, ast.Raise) and node.exc is None):
         return
     if isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
@@ -135,7 +135,7 @@ def walk(node: ast.AST, lines: tuple[int, ...]) -> Iterator[tuple[ast.AST, tuple
         if any("overload" in ast.unparse(decorator) for decorator in node.decorator_list):
             return
         lines = tuple(range(node.body[0].lineno, node.end_lineno + 1))  # its defaults show where it is called
-    elif isinstance(node, ast.stmt) and not isinstance(node, ast.ClassDef):
+    elif lines and isinstance(node, ast.stmt) and not isinstance(node, ast.ClassDef):
         body = getattr(node, "body", None)
         last = body[0].lineno - 1 if body else node.end_lineno
         lines = tuple(range(node.lineno, max(node.lineno, last) + 1))
@@ -236,7 +236,7 @@ class Recorder:
                 for file in data.measured_files()
             }
             test["lines"] = {module: sorted(found) for module, found in lines.items() if module in CORE and found}
-        kept = {nodeid: test for nodeid, test in self.tests.items() if test.pop("passed", False) and test["lines"]}
+        kept = {nodeid: test for nodeid, test in self.tests.items() if test.pop("passed", False)}
         path.write_text(json.dumps(kept))
 
 
@@ -299,18 +299,19 @@ def covered(copy: Path) -> dict[str, dict]:
 def may_notice(mutant: Mutant, tests: dict[str, dict], limit: float) -> dict[str, float]:
     """Return the tests that execute a mutant's statement; of one that an import executes, all of the module's.
 
-    Those of the module's own file come first, of each test function one before the second of any, the quickest
-    first; up to ``limit`` seconds in all.
+    An import executes a line once, for whichever test comes first, so these are the tests that execute any line of
+    the module, and those of its own file, which may only read what is defined. The own file's come first, of each
+    test function one before the second of any, the quickest first; up to ``limit`` seconds in all.
     """
-    lines = set(mutant.lines)
+    lines, own = set(mutant.lines), f"test_{Path(mutant.module).name}.py"
     hit = {n: t["seconds"] for n, t in tests.items() if lines & set(t["lines"].get(mutant.module, ()))}
-    hit = hit or {n: t["seconds"] for n, t in tests.items() if mutant.module in t["lines"]}
+    if not hit:
+        hit = {n: t["seconds"] for n, t in tests.items() if mutant.module in t["lines"] or own in n}
     turns: Counter[str] = Counter()
     order = []
     for name in sorted(hit, key=lambda name: hit[name]):
         turns[function := name.partition("[")[0]] += 1
-        elsewhere = f"test_{Path(mutant.module).name}.py" not in name
-        order.append((elsewhere, turns[function], hit[name], name))
+        order.append((own not in name, turns[function], hit[name], name))
     chosen, total = {}, 0.0
     for *_, seconds, name in sorted(order):
         total += seconds
