@@ -160,11 +160,13 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     """Add how many runs are done."""
     option = parser.add_argument
     option("--dry-run", action="store_true", help="list the runs and how long they would take")
-    option("--budget", type=float, metavar="SECONDS", help="start nothing that would end later")
+    about = "start nothing that would end later"
+    option("--budget", type=partial(read, FIELDS["lr"]), metavar="SECONDS", help=about)
     option("--retry-failed", action="store_true", help="repeat the runs that failed")
     option("--quiet", action="store_true", help="print the counts only")
     option = parser.add_mutually_exclusive_group().add_argument
-    option("--workers", type=int, metavar="N", help="so many processes on this machine, by Dask")
+    about = "so many processes on this machine, by Dask"
+    option("--workers", type=partial(read, FIELDS["epochs"]), metavar="N", help=about)
     about = "of a Dask cluster in a trusted network"
     option("--scheduler", metavar="tcp://HOST:PORT", help=about)
 

@@ -7,6 +7,7 @@ import re
 from dataclasses import Field
 from typing import Any
 
+from ..files import core_value
 from .spec import FIELDS, is_list
 
 
@@ -31,7 +32,9 @@ def read(field: Field[Any], text: str) -> Any:
     if text.lower() == "none" and (ending or several):
         return () if several else None
     try:
-        return tuple(map(kind, text.split(","))) if several else kind(text)
+        parts = text.split(",") if several else [text]
+        values = [core_value(kind.__name__, part.strip()) for part in parts]  # as in campaign files
+        return tuple(values) if several else values[0]
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"
         wanted = "numbers with commas between them" if several else wanted
