@@ -5,10 +5,10 @@ from __future__ import annotations
 import difflib
 import functools
 import inspect
-import math
 import numbers
 import operator
 import re
+import sys
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -87,8 +87,9 @@ def check_number(name: str, value: Any, bounds: str) -> None:
     ValueError: lr=-1: it must be at least 0.
     """
     real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    if not (real and math.isfinite(value) and within(value, bounds)):
-        raise ValueError(f"{name}={value!r}: it must be {bounds}.")
+    kind = "" if real and abs(value) <= sys.float_info.max else "a finite number "
+    if kind or not within(value, bounds):
+        raise ValueError(f"{name}={value!r}: it must be {kind}{bounds}.")
 
 
 def checked_keywords(function: Callable[P, R]) -> Callable[P, R]:

@@ -254,7 +254,7 @@ def problem_at(
 
     A bar tells of ``what`` takes long.
     """
-    check_number("temperature", temperature, "above 0 and finite")
+    check_number("temperature", temperature, "above 0")
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, on_copies=True):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
         # Fused attention has no second derivative on the CPU; reduced precision has no place in a

@@ -32,8 +32,8 @@ def read(field: Field[Any], text: str) -> Any:
     if text.lower() == "none" and (ending or several):
         return () if several else None
     try:
-        parts = text.split(",") if several else [text]
-        values = [core_value(kind.__name__, part.strip()) for part in parts]  # as in campaign files
+        parts = text.replace(" ", "").split(",") if several else [text.strip()]
+        values = [core_value(kind.__name__, part) for part in parts]  # as in campaign files
         return tuple(values) if several else values[0]
     except ValueError:
         wanted = "a whole number" if kind is int else "a number"

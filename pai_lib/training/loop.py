@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -220,7 +220,7 @@ def train(
         TrainingDivergedError: at the end of the epoch in which the loss stopped being finite.
         TrainingStoppedError: when ``stop`` said so.
     """
-    _check_options(precision, optimizer, schedule, epochs, lr_warmup, label_smoothing)
+    _check_options(locals())
     mask, drops, device = mask or {}, checked_drops(lr_drops), data.train_labels.device
     checkpoint = checkpoint or Checkpoint(None, {})
     highest = _check_trainable(model, data, mask, batch_size, seed)
@@ -259,15 +259,17 @@ def train(
     return curves
 
 
-def _check_options(
-    precision: str, optimizer: str, schedule: str, epochs: int, warmup: int, smoothing: float
-) -> None:
-    check_known("precision", precision, PRECISIONS)
-    check_known("optimizer", optimizer, OPTIMIZERS)
-    check_known("schedule", schedule, SCHEDULES)
-    count_of("epochs", epochs, 0)
-    count_of("lr_warmup", warmup, 0)
-    check_number("label_smoothing", smoothing, "at least 0 and below 1")
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Check the arguments of ``train`` that are names and numbers."""
+    check_known("precision", given["precision"], PRECISIONS)
+    check_known("optimizer", given["optimizer"], OPTIMIZERS)
+    check_known("schedule", given["schedule"], SCHEDULES)
+    for name in ("epochs", "lr_warmup"):
+        count_of(name, given[name], 0)
+    shares = ("label_smoothing", *(["momentum"] if given["optimizer"] == "adamw" else []))
+    for name in ("lr", "lr_drop_factor", "momentum", "weight_decay", *shares):
+        bounds = f"at least 0{' and below 1' if name in shares else ''}"
+        check_number(name, given[name], bounds)
 
 
 def checked_drops(lr_drops: Any) -> tuple[float, ...]:

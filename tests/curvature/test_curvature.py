@@ -447,7 +447,7 @@ def test_a_model_in_half_precision_is_an_error(estimator, dtype):
         ({"chunk": 0}, "chunk=0"),
         ({"chunk": -2}, "chunk=-2"),
         ({"chunk": 2.5}, "chunk=2.5: it must be a whole number"),
-        ({"temperature": "2"}, "temperature='2': it must be above 0 and finite"),
+        ({"temperature": "2"}, "temperature='2': it must be a finite number above 0"),
     ],
 )
 def test_an_unusable_option_is_named_with_its_value(estimator, options, message):

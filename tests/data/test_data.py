@@ -210,7 +210,7 @@ def test_split_of_everything_and_bad_fractions(digits):
     assert images.shape == (0, 1, 8, 8)
     assert labels.shape == (0,)
     for fraction in (0, -0.1, 1.01, float("nan"), True, "0.5"):
-        with pytest.raises(ValueError, match=f"fraction={fraction!r}: it must be above 0 and at most 1"):
+        with pytest.raises(ValueError, match=f"fraction={fraction!r}: it must be (a finite number )?above 0"):
             digits.split(fraction)
     sentence = "1437 images, .* of them of class ., make parts of 1 and 1436, each of which needs 10, one a class"
     with pytest.raises(ValueError, match=sentence):

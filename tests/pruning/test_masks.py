@@ -140,7 +140,7 @@ def test_a_sparsity_that_leaves_no_weight_keeps_one_and_warns():
 
 @pytest.mark.parametrize("sparsity", [-0.1, 1, 1.0, 2.5, float("nan"), float("inf")])
 def test_a_sparsity_outside_zero_to_one_is_named(sparsity):
-    with pytest.raises(ValueError, match=f"sparsity={sparsity}: it must be at least 0 and below 1"):
+    with pytest.raises(ValueError, match=f"sparsity={sparsity}: it must be (a finite number )?at least 0"):
         pai.make_mask({"a": torch.rand(3)}, sparsity)
 
 
@@ -173,7 +173,7 @@ def test_what_is_no_score_is_an_error(scores, error, message, scope):
 
 @pytest.mark.parametrize("bad", ["0.5", None, torch.tensor(0.5), 0.5j, False])
 def test_a_sparsity_that_is_no_number_is_an_error(bad):
-    with pytest.raises(ValueError, match=r"sparsity=.*: it must be at least 0 and below 1, the fraction removed"):
+    with pytest.raises(ValueError, match=r"sparsity=.*: it must be a finite number at least 0 and below 1"):
         pai.make_mask({"a": torch.rand(3)}, bad)
 
 
