@@ -242,8 +242,7 @@ def run_export(args: argparse.Namespace) -> None:
         raise ValueError(f"{there}: give another name, or --overwrite to replace it")
     records = _store(args).records()
     if not records:
-        none = f"{args.results} holds no records"
-        raise ValueError(f"{none}: give the folder of the records with --results DIR")
+        raise ValueError(f"{args.results} holds no records: give their folder with --results DIR")
     write_whole(args.file, records_csv(records))
     failed = sum(record.failure is not None for record in records)
     print(f"{args.file}: {len(records)} records, {failed} of failed runs")
@@ -283,8 +282,7 @@ def list_criteria(args: argparse.Namespace) -> None:
         rows.append([str(values[column]) for column in columns])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     for row in rows:
-        cells = map(str.ljust, row, widths)
-        print("  ".join(cells).rstrip())
+        print("  ".join(map(str.ljust, row, widths)).rstrip())
 
 
 SUBCOMMANDS = (
@@ -385,14 +383,11 @@ def _call(parser: Parser, words: list[str]) -> int:
         parser.print_help()
         return 0
     with warnings.catch_warnings():
-        warnings.showwarning = _show_warning
+        told = partial(print, "pai: warning:", file=sys.stderr)
+        warnings.showwarning = lambda said, *_, **__: told(said)
         status = args.call(args) or 0
     sys.stdout.flush()
     return status
-
-
-def _show_warning(message: Warning | str, *_: object, **__: object) -> None:
-    print(f"pai: warning: {message}", file=sys.stderr)
 
 
 if __name__ == "__main__":

@@ -42,9 +42,6 @@ class Bar(contextlib.AbstractContextManager[Any]):
             _open.set(self)
 
     def __exit__(self, *_: object) -> None:
-        self.close()
-
-    def close(self) -> None:
         """Remove it."""
         if not self.inside:
             _open.set(None)

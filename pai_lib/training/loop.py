@@ -266,10 +266,9 @@ def _check_options(given: Mapping[str, Any]) -> None:
     check_known("schedule", given["schedule"], SCHEDULES)
     for name in ("epochs", "lr_warmup"):
         count_of(name, given[name], 0)
-    shares = ("label_smoothing", *(["momentum"] if given["optimizer"] == "adamw" else []))
+    shares = ["label_smoothing", *["momentum"] * (given["optimizer"] == "adamw")]
     for name in ("lr", "lr_drop_factor", "momentum", "weight_decay", *shares):
-        bounds = f"at least 0{' and below 1' if name in shares else ''}"
-        check_number(name, given[name], bounds)
+        check_number(name, given[name], "at least 0" + " and below 1" * (name in shares))
 
 
 def checked_drops(lr_drops: Any) -> tuple[float, ...]:
