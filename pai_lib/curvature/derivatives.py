@@ -89,7 +89,7 @@ def gradient(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: tensor of the parameter's shape}``. Cost: one forward and backward pass.
+        ``{name: tensor of the parameter's shape}``, at the cost of a forward and backward pass.
 
     Raises:
         ValueError: for an unusable batch, model output, temperature, chunk or parameter name.
@@ -119,7 +119,7 @@ def hessian_vector_product(
         progress: show a bar if it takes long.
 
     Returns:
-        H v under the same names. Cost: about two gradients.
+        H v under the same names, at the cost of about two gradients.
     """
     if not isinstance(vectors, Mapping):
         raise TypeError(f"vectors is a {type(vectors).__name__}: it must map names to tensors.")
@@ -151,8 +151,8 @@ def synaptic_flow(
     for them in an embedding is all ones.
 
     Returns:
-        ``{name: float64 tensor of the parameter's shape}``. Cost: one pass with one input, in
-        float64.
+        ``{name: float64 tensor of the parameter's shape}``, at the cost of one pass with one input,
+        in float64.
     """
     names, inputs = resolve_parameters(model, parameters), as_batch(batch).inputs
     if len(each_of(inputs)[0]) == 0:

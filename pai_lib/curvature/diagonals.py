@@ -34,11 +34,11 @@ def fisher_diag(
     chunk: int | None = None,
     progress: bool = True,
 ) -> ByParameter:
-    """Diagonal of the empirical Fisher, F̂ᵢᵢ = (1/G) Σ_g (∂ᵢ of the mean loss of group g)².
+    """Diagonal of the empirical Fisher, F̂ᵢᵢ = the mean over groups of (∂ᵢ of a group's mean loss)².
 
-    G is the number of groups. With ``group=1`` it is the mean of squared per-sample gradients; on
-    what it is not: Kunstner et al., 2019. Groups above 1 square averaged gradients: another,
-    smaller quantity. Samples are grouped in their order; a last, smaller group counts as one group.
+    With ``group=1`` it is the mean of squared per-sample gradients; Kunstner et al. (2019) say what
+    it is not. Groups above 1 square averaged gradients: another, smaller quantity. Samples are
+    grouped in their order; a last, smaller group counts as one group.
 
     Args:
         model: as in ``gradient``.
@@ -50,9 +50,9 @@ def fisher_diag(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: F̂ of the parameter's shape}``, in loss² a weight². Cost: one forward and backward
-        pass in which the weight gradients are formed group by group and never stored (after
-        Goodfellow, 2015).
+        ``{name: F̂ of the parameter's shape}``, in loss² a weight². The cost is one forward and
+        backward pass in which the weight gradients are formed group by group and never stored
+        (after Goodfellow, 2015).
 
     Raises:
         ValueError: as in ``gradient``, and if a parameter is used twice or in a way not understood.
@@ -110,8 +110,8 @@ def ggn_diag(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 (or 1) backward passes of
-        ``fisher_diag``.
+        ``{name: diagonal of the parameter's shape}``, at the cost of C − 1 backward passes of
+        ``fisher_diag``, or of 1 by ``"mc"``.
 
     Raises:
         ValueError: as in ``fisher_diag``, and for another mode.
@@ -158,7 +158,7 @@ def exact_diag(
         progress: show a bar if it takes long.
 
     Returns:
-        ``{name: diagonal of the parameter's shape}``. Cost: C − 1 backward passes of
+        ``{name: diagonal of the parameter's shape}``, at the cost of C − 1 backward passes of
         ``fisher_diag``.
 
     Raises:

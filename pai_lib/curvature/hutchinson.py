@@ -33,8 +33,9 @@ def hutchinson_diag(
 ) -> Any:
     """Hutchinson's unbiased estimate of the Hessian diagonal, ĥ = mean over probes z of z ⊙ (H z).
 
-    For G equal groups with m probes each, Var(ĥᵢ) = (1/(m G²)) Σ_g Σ_{j≠i} (H⁽ᵍ⁾ᵢⱼ)² with
-    Rademacher probes; normal probes add 2 (H⁽ᵍ⁾ᵢᵢ)² inside (Hutchinson, 1989; Bekas et al., 2007).
+    For G equal groups with Hessians H⁽ᵍ⁾ and m Rademacher probes each, Var(ĥᵢ) is 1/(m G²) times
+    the sum of (H⁽ᵍ⁾ᵢⱼ)² over all groups and all j ≠ i; normal probes add 2 (H⁽ᵍ⁾ᵢᵢ)² of each group
+    (Hutchinson, 1989; Bekas et al., 2007).
 
     Args:
         model: as in ``gradient``.
@@ -53,8 +54,8 @@ def hutchinson_diag(
             probes.
 
     Returns:
-        ĥ as ``{name: tensor}``, or the pair (ĥ, standard error). Cost: one gradient a group and
-        about two gradients of that group a probe.
+        ĥ as ``{name: tensor}``, or the pair (ĥ, standard error). The cost is one gradient a
+        group and about two gradients of that group a probe.
 
     Raises:
         ValueError: as in ``gradient``; ``probes`` below 1 (2 for a standard error); another
@@ -90,9 +91,9 @@ def hessian_row_norm(
 
     For a Rademacher probe z, E[(Hz)ᵢ²] = Σⱼ Hᵢⱼ² (Dauphin et al., 2015, with normal probes): the
     products that ``hutchinson_diag`` averages with signs are squared here. For G equal groups it is
-    the root mean square of its estimate with one probe a group, √(Hᵢᵢ² + (1/G²) Σ_g Σ_{j≠i}
-    (H⁽ᵍ⁾ᵢⱼ)²), for G = 1 the row norm. The square is unbiased. In piecewise linear networks Hᵢᵢ
-    falls as 1/T² with a large temperature T, and the norm only as 1/T.
+    the root mean square of that estimate with one probe a group, √(Hᵢᵢ² + Var(ĥᵢ)) for m = 1, and
+    for G = 1 the row norm. The square is unbiased. In piecewise linear networks Hᵢᵢ falls as 1/T²
+    with a large temperature T, and the norm only as 1/T.
 
     Args:
         model: as in ``gradient``.

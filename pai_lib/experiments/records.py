@@ -203,11 +203,11 @@ class Store:
         return path
 
     def records(self) -> list[Record]:
-        """All runs' by path; one that cannot be read, or comes again, is only warned of."""
+        """All records of runs by path; one that is unreadable or comes again is only warned of."""
         return self._all(Record)
 
     def mask_records(self) -> list[MaskRecord]:
-        """All masks' by path, with the same warnings."""
+        """All records of masks by path, with the same warnings."""
         return self._all(MaskRecord)
 
     def _all(self, kind: type[R]) -> list[R]:

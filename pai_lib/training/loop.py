@@ -62,7 +62,7 @@ def warm_up(
         seed: of the order.
 
     Returns:
-        Number of updates made: ``updates``, or 0 for a model without batch norm.
+        Number of updates made, which is 0 for a model without batch norm.
 
     Raises:
         ValueError: for a negative number, or a model that is lazy, made in inference mode or on
@@ -212,8 +212,8 @@ def train(
         stop: asked before each epoch; once it is true the checkpoint is written and training stops.
 
     Returns:
-        Curves with one value an epoch: ``loss``, ``accuracy`` (both on the training batches as they
-        were seen) and ``lr``.
+        The curves ``loss``, ``accuracy`` (both on the training batches as they were seen) and
+        ``lr``, with one value an epoch.
 
     Raises:
         ValueError: for an option, mask, model or labels that cannot be, before anything is changed.

@@ -1,11 +1,13 @@
-"""References in notebooks: plain links that any reader of notebooks shows, and that lead somewhere."""
+"""References in notebooks, plain links that lead somewhere; and docstrings as Sphinx reads them."""
 
+import inspect
 import json
 import re
 from pathlib import Path
 
 import pytest
 
+import pai_lib
 from pai_lib.book.chapters import load_chapters
 from pai_lib.book.pages import CHAPTER, REFERENCE
 
@@ -32,3 +34,14 @@ def test_its_references_lead_somewhere(path):
     pages = {page for _, page in CHAPTER.findall(text)}
     written = {page.stem for page in (REPO / "book").glob("*.md")}
     assert pages <= set(load_chapters(REPO)) | written
+
+
+@pytest.mark.parametrize("name", pai_lib.__all__)
+def test_no_sentence_of_what_is_returned_is_taken_for_its_type(name):
+    """Napoleon splits the first line of "Returns" at its colon."""
+    napoleon = pytest.importorskip("sphinx.ext.napoleon")
+    offered = getattr(pai_lib, name)
+    members = vars(offered).values() if inspect.isclass(offered) else ()
+    docs = (inspect.getdoc(each) for each in (offered, *members) if callable(each))
+    texts = [str(napoleon.GoogleDocstring(text)) for text in docs if text]
+    assert not [line for text in texts for line in text.splitlines() if line.startswith(":rtype:")]

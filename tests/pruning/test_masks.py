@@ -312,6 +312,14 @@ def test_the_released_schedule_of_synflow_fills_up_with_ties_unasked():
     assert pai.sparsity_of(mask) == pytest.approx(0.75)
 
 
+def test_names_that_can_be_read_once_serve_every_round():
+    model, batch = mlp(8, 20, 20, 3), batch_of(6, 8)
+    names = pai.prunable(model)
+    wanted = pai.prune(model, batch, "snip", 0.5, rounds=3, parameters=names)
+    mask = pai.prune(model, batch, "snip", 0.5, rounds=3, parameters=iter(names))
+    assert torch.equal(flat(mask), flat(wanted))
+
+
 def test_no_scores_and_an_unknown_scope_are_errors():
     with pytest.raises(ValueError, match="no scores"):
         pai.make_mask({}, 0.5)

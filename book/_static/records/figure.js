@@ -7,10 +7,12 @@ if (window.RECORDS) {
   const byId = (name) => document.getElementById(`records-${name}`);
   const criterionColumn = data.columns.findIndex(({ key }) => key === "criterion");
   const hidden = new Set(); // criteria whose box is not ticked, in every protocol
+  const AT_FIRST = ["dense", "random", "magnitude", "snip", "fts", "hutchinson_pruning", "scaled_noise"]; // of many
+  let ticked = false; // whether someone has chosen criteria
   const levels = ["dataset", "model", "protocol", "warmup"]; // what is chosen, from the outside in
   const choice = {};
   let group = null; // the chosen runs: one entry of data.groups
-  const HINT = "Point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read its numbers here.";
+  const HINT = "Tap or point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read its numbers here.";
 
   byId("missing").hidden = true;
   byId("figure").hidden = false;
@@ -36,6 +38,7 @@ if (window.RECORDS) {
       }
     }
     group = data.groups.find((runs) => levels.every((name) => runs[name] === choice[name]));
+    if (!ticked) hide(present().length > 8 ? (key) => !AT_FIRST.includes(key) : () => false);
     offerCriteria();
     redraw();
     if (level) toAddress();
@@ -58,15 +61,22 @@ if (window.RECORDS) {
     const labels = present().map((key) => {
       const box = { type: "checkbox", value: key, checked: !hidden.has(key) };
       const swatch = svg("svg", { width: 30, height: 20, "aria-hidden": "true" }, ...sample(key, 15, 10));
-      return input(box, (ticked) => tick([key], ticked), swatch, styles.get(key).label);
+      return input(box, (shown) => tick([key], shown), swatch, styles.get(key).label);
     });
     byId("criteria").replaceChildren(...labels);
   }
 
+  /** Hide the criteria that this is true of, and no others. */
+  function hide(isHidden) {
+    hidden.clear();
+    for (const key of order.filter(isHidden)) hidden.add(key);
+  }
+
   /** Show or hide criteria. */
-  function tick(keys, ticked) {
+  function tick(keys, shown) {
+    ticked = true;
     for (const key of keys) {
-      if (ticked) hidden.delete(key);
+      if (shown) hidden.delete(key);
       else hidden.add(key);
     }
     for (const box of byId("criteria").querySelectorAll("input")) box.checked = !hidden.has(box.value);
@@ -169,19 +179,19 @@ if (window.RECORDS) {
     const { dataset, model, protocol, warmup } = data.groups[0]; // the one with the most runs, unless it says otherwise
     Object.assign(choice, { dataset, model, warmup, protocol: said.dataset ? undefined : protocol }, said);
     choice.warmup = Number(choice.warmup);
-    hidden.clear();
-    const ticked = said.criteria?.split(",");
-    if (ticked) for (const key of order) if (!ticked.includes(key)) hidden.add(key);
+    const chosen = said.criteria?.split(",");
+    ticked = Boolean(chosen);
+    if (ticked) hide((key) => !chosen.includes(key) && !chosen.includes("all"));
     choose();
   }
 
   function toAddress() {
     const first = data.groups.find((runs) => runs.dataset === choice.dataset && runs.model === choice.model);
-    const ticked = present().filter((key) => !hidden.has(key));
+    const shown = present().filter((key) => !hidden.has(key));
     const chosen = {};
     for (const name of levels) chosen[name] = group === data.groups[0] ? "" : choice[name];
     if (choice.protocol === first.protocol) chosen.protocol = "";
-    chosen.criteria = ticked.length === present().length ? "" : ticked.join() || "none";
+    chosen.criteria = !ticked ? "" : shown.length === present().length ? "all" : shown.join() || "none";
     address.write(chosen);
   }
 

@@ -47,14 +47,15 @@ window.LOTTERY = (() => {
 
 if (window.SCALES && window.MASKS) {
   const { svg, sample, radios, slide, warmupInWords, address, explorer } = window.CHARTS;
-  const { draw, share } = window.PROFILES;
+  const { draw, share, layerName } = window.PROFILES;
   const scales = window.SCALES;
   const byId = (name) => document.getElementById(`lottery-${name}`);
   const looks = new Map(window.MASKS.criteria.map((criterion) => [criterion.key, criterion]));
+  const labelOf = (key) => (key === "hutchinson_pruning" ? "|HP|" : looks.get(key).label); // its scores have a sign, these sizes none
   const layers = Object.keys(scales.layers);
   const SPARSITIES = [0.5, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.998];
   const BLIND = 100; // the slider's end
-  const HINT = "Point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read of a layer here.";
+  const HINT = "Tap or point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read about a layer here.";
   const choice = { criterion: "hutchinson_pruning", warmup: "98", sparsity: 0.98, noise: 0 };
   let curves = [];
 
@@ -77,7 +78,7 @@ if (window.SCALES && window.MASKS) {
 
   function redraw() {
     const scores = scales.warmups[choice.warmup][choice.criterion];
-    const { label } = looks.get(choice.criterion);
+    const label = labelOf(choice.criterion);
     const size = beta(choice.noise);
     const { values, shared } = window.LOTTERY.expected(scores, scales.width, choice.sparsity, size);
     const exact = window.LOTTERY.expected(scores, scales.width, choice.sparsity, 0).values;
@@ -88,9 +89,9 @@ if (window.SCALES && window.MASKS) {
     const least = values.indexOf(Math.min(...values));
     const most = values.indexOf(Math.max(...values));
     const said =
-      `Noise β = ${inWords(size)}: from ${share(values[least])} of ${layers[least].replace(".weight", "")} to ` +
-      `${share(values[most])} of ${layers[most].replace(".weight", "")} are expected to be kept, ` +
-      `${(100 * shared).toFixed(0)} % of them weights that exact ranking keeps.`;
+      `Noise β = ${inWords(size)}: from ${share(values[least])} of ${layerName(layers, least)} to ` +
+      `${share(values[most])} of ${layerName(layers, most)} are expected to be kept; ` +
+      `exact ranking keeps ${(100 * shared).toFixed(0)} % of the same weights.`;
     byId("said").textContent = said;
     byId("noise").setAttribute("aria-valuetext", `β = ${inWords(size)}`);
     byId("noise-said").textContent = inWords(size);
@@ -111,7 +112,7 @@ if (window.SCALES && window.MASKS) {
   }
 
   function offer() {
-    const criteria = Object.keys(scales.warmups[choice.warmup]).map((key) => [key, looks.get(key).label]);
+    const criteria = Object.keys(scales.warmups[choice.warmup]).map((key) => [key, labelOf(key)]);
     radios(byId("criterion"), "lottery-criterion", criteria, choice.criterion, (criterion) => change({ criterion }));
     const warmups = Object.keys(scales.warmups).map((count) => [count, warmupInWords(count)]);
     radios(byId("warmup"), "lottery-warmup", warmups, choice.warmup, (warmup) => change({ warmup }));

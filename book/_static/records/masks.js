@@ -4,12 +4,12 @@
 if (window.MASKS) {
   const data = window.MASKS;
   const { svg, sample, radios, slide, warmupInWords, address, explorer, table } = window.CHARTS;
-  const { draw, share } = window.PROFILES;
+  const { draw, share, layerName } = window.PROFILES;
   const byId = (name) => document.getElementById(`masks-${name}`);
   const looks = new Map(data.criteria.map((criterion) => [criterion.key, criterion]));
   const places = data.criteria.map(({ key }) => key);
   const folder = document.currentScript.src.replace(/records\/masks\.js.*/, "masks-data/");
-  const HINT = "Point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read of a layer here.";
+  const HINT = "Tap or point at a mark, or go to the figure by the Tab key and on by the arrow keys, to read about a layer here.";
   const DASHES = "5 3"; // of the second criterion
   const first = { network: data.networks[0]?.key, criterion: "hutchinson_pruning", second: "", warmup: null, sparsity: 0.98 };
   const choice = { ...first };
@@ -100,13 +100,13 @@ if (window.MASKS) {
   }
 
   function maskInWords(mask) {
-    const names = Object.entries(mask.empty).map(([layer, count]) => network.layers[layer].replace(".weight", "") + ofThem(count, mask));
+    const names = Object.entries(mask.empty).map(([layer, count]) => layerName(network.layers, Number(layer)) + ofThem(count, mask));
     const shown = names.length > 6 ? [...names.slice(0, 6), `${names.length - 6} more`] : names;
     return (
       `${label(mask)}, ${seeds(mask)}: ` +
-      (names.length ? `${names.length === 1 ? "one layer is" : `${names.length} layers are`} empty (${shown.join(", ")}). ` : "no layer is empty. ") +
+      (names.length ? `${names.length === 1 ? "one layer is" : `${names.length} layers are`} empty, ${shown.join(", ")}. ` : "no layer is empty. ") +
       (mask.cut ? `The mask is cut${ofThem(mask.cut, mask)}: no path leads from input to output. ` : "The mask is not cut. ") +
-      `Effective sparsity ${mask.effective.toFixed(4)}; ${(100 * mask.shared).toFixed(0)} % of what it keeps ${network.reference}'s mask keeps, too.`
+      `Effective sparsity ${mask.effective.toFixed(4)}; ${(100 * mask.shared).toFixed(0)} % of the weights that it keeps are also in the mask of ${network.reference}.`
     );
   }
 

@@ -7,6 +7,9 @@ window.PROFILES = (() => {
   /** A fraction as a percentage with three digits. */
   const share = (part) => `${Number((100 * part).toPrecision(3))} %`;
 
+  /** A layer by its place, as the axis has it, and by its name. */
+  const layerName = (layers, layer) => `layer ${layer + 1} (${layers[layer].replace(".weight", "")})`;
+
   function axes(box, y, layers, lowest, width) {
     const group = svg("g", { stroke: INK, "aria-hidden": "true" });
     const words = svg("g", { "aria-hidden": "true" });
@@ -77,5 +80,5 @@ window.PROFILES = (() => {
     return root;
   }
 
-  return { draw, share };
+  return { draw, share, layerName };
 })();

@@ -11,6 +11,8 @@ if (window.RECORDS) {
   const sorted = { by: null, down: false };
   let first = 0; // place, among the rows found, of the first one on the page
 
+  const OWN = { width: "the model's", temperature: "each criterion's", rounds: "each criterion's" };
+
   /** What a cell says; a failed run has no accuracy and says so in its place. */
   function content(row, key) {
     const value = row[column[key]];
@@ -18,7 +20,7 @@ if (window.RECORDS) {
     if (key === "test_accuracy") return value === null ? "failed" : (100 * value).toFixed(2);
     if (key === "when") return value === "init" ? "initialization" : "after training";
     if (key === "failure" || value !== null) return String(value ?? "");
-    return { width: "its own", temperature: "its own", rounds: "its own" }[key] ?? "";
+    return key in OWN ? "its own" : "";
   }
 
   /** Criteria as everywhere in the book, the rest by size or by the alphabet. */
@@ -85,7 +87,7 @@ if (window.RECORDS) {
     const columns = data.columns.filter(({ key, label }) => {
       const values = new Set(fitting.map(({ row }) => row[column[key]]));
       if (ALWAYS.includes(key) || values.size > 1 || sorted.by === key) return true;
-      const said = content(fitting[0].row, key);
+      const said = fitting[0].row[column[key]] === null && OWN[key] ? `(${OWN[key]} own)` : content(fitting[0].row, key);
       if (said) shared.push(`${label} ${said}`);
       return false;
     });
@@ -137,7 +139,7 @@ if (window.RECORDS) {
     byId("count").textContent =
       `${fitting.length} of ${rows.length} runs, ${failed} of them failed${range}.` +
       (unknown.length ? ` No column is called as in ${unknown.join(", ")}.` : "");
-    byId("shared").textContent = shared.length ? `The same for all of these: ${shared.join("; ")}.` : "";
+    byId("shared").textContent = shared.length ? `Same in every row: ${shared.join("; ")}.` : "";
     byId("previous").disabled = first === 0;
     byId("next").disabled = first + PAGE >= fitting.length;
   }
