@@ -14,11 +14,14 @@ from sklearn.isotonic import isotonic_regression
 
 from ..experiments.records import Record
 from ..pruning.criteria import criterion_label
-from .figures import GREY, INK, criterion_styles
+from .figures import GREY, criterion_styles
 from .statistics import span
 from .tables import in_order, summarize
 
-LEADER = {"arrowstyle": "-", "lw": 0.6, "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+# From a line's end to its name: dotted, lest it reads as data.
+LEADER = {"arrowstyle": "-", "lw": 0.8, "ls": ":", "shrinkA": 0, "shrinkB": 3, "relpos": (0, 0.5)}
+# Beside its criterion's, what a profile or a mask made after training has for a look.
+LOOKS = {"erk": {"ls": "--"}, "equal_worth": {"color": "#7F7F00"}, "trained": {"ls": "-."}}
 # What has a colour where a figure has more criteria than a reader can tell apart.
 COLOURED = "random snip synflow fisher_pruning hutchinson_diag hutchinson_pruning".split()
 
@@ -51,14 +54,15 @@ def against_sparsity(frame: pd.DataFrame, what: str) -> tuple[Figure, str]:
         style = styles[key]
         places = rows["sparsity"].map(levels.index)
         if key in coloured:
-            axes.errorbar(places, mean, sd, lw=1.6, ms=6, capsize=2, alpha=0.9, **style)
+            style |= {"mfc": "none", "mew": 1.3}  # shows what it lies upon
+            axes.errorbar(places, mean, sd, lw=1.6, ms=6, capsize=2, **style)
         else:
             style["color"] = GREY
             axes.plot(places, mean, lw=1, ms=4, zorder=1, **style)
         ends[label] = (places.iloc[-1], mean.iloc[-1], style["color"])
-    _name_failures(axes, summary, levels)
     axes.set_xticks(range(len(levels)), [f"{s:g}" for s in levels])
     axes.set(xlabel="sparsity (fraction of prunable weights removed)", ylabel="test accuracy (%)")
+    _name_failures(axes, summary)
     axes.set_xlim(-0.2, len(levels) - 0.9)
     name_ends(axes, ends)
     best = summary[summary["sparsity"] == levels[-1]].sort_values("mean", ascending=False)
@@ -77,52 +81,46 @@ def name_ends(axes: Axes, ends: Mapping[str, tuple[float, float, Any]]) -> None:
     heights = {label: to_fraction.transform(end[:2])[1] for label, end in ends.items()}
     labels = sorted((label for label in ends if heights[label] >= 0), key=heights.__getitem__)
     steps = 12.5 / 72 * axes.figure.dpi / axes.bbox.height * np.arange(len(labels))  # 12.5 points
-    places = isotonic_regression([heights[label] for label in labels] - steps) + steps
-    places -= max(0, places[-1] - 1)
+    places = [heights[label] for label in labels] - steps
+    places = isotonic_regression(places, y_min=0.02, y_max=1 - steps[-1]) + steps
     for label, place in zip(labels, places, strict=True):
         x, y, color = ends[label]
-        axes.annotate(
-            label,
-            (x, y),
-            (1.04, place),
-            textcoords="axes fraction",
-            va="center",
-            fontsize="small",
-            color="#707070" if color == GREY else color,
-            arrowprops={**LEADER, "color": color},
-        )
+        ink = "#707070" if color == GREY else color
+        look: dict[str, Any] = {"color": ink, "arrowprops": {**LEADER, "color": color}}
+        look |= {"textcoords": "axes fraction", "va": "center", "fontsize": "small"}
+        axes.annotate(label, (x, y), (1.04, place), **look)
 
 
-def _name_failures(axes: Axes, summary: pd.DataFrame, levels: list[float]) -> None:
-    """Name the few networks that learn nothing at the bottom: they would squeeze the others."""
+def _name_failures(axes: Axes, summary: pd.DataFrame) -> None:
+    """Leave out the few networks that learn nothing, which squeeze the others; name them below."""
     failed = (summary["sparsity"] > 0) & (summary["mean"] < summary["mean"].max() / 2)
     if not 0 < failed.sum() <= len(summary) / 4:
         return
     lowest = (summary["mean"] - summary["sd"].fillna(0))[~failed].min()
-    bottom = 100 * lowest - 2
-    axes.set_ylim(bottom=bottom)
-    style: dict[str, Any] = {"ha": "right", "va": "bottom", "fontsize": "small", "color": INK}
-    for line, (level, rows) in enumerate(summary[failed].groupby("sparsity")):
+    axes.set_ylim(bottom=100 * lowest - 2)
+    for level, rows in summary[failed].groupby("sparsity"):
         names = ", ".join(map(criterion_label, rows["criterion"]))
-        text = f"↓ {names} {span(100 * rows['mean'])} %" + line * "\n"
-        axes.text(levels.index(level) + 0.1, bottom, text, **style)
+        text = f"↓ at {level:g}: {names} {span(100 * rows['mean'])} %"
+        axes.set_xlabel(f"{axes.get_xlabel()}\n{text}")
 
 
 def profiles(groups: Mapping[str, Sequence[Record]]) -> tuple[Figure, str]:
     """The fraction of each layer that is kept, a line a way to prune, with its mean accuracy.
 
     Args:
-        groups: label to the records of one network, of all seeds; means over them are drawn.
+        groups: label to the records of one network, of all seeds; means over them are drawn, the
+            first above the others.
     """
     figure, axes = plt.subplots(figsize=(5.4, 4.2))
     ends, said, styles = {}, [], criterion_styles()
-    for label, records in groups.items():
+    for place, (label, records) in enumerate(groups.items()):
         results = [record.result for record in records]
         kept = np.mean([[*result["density"].values()] for result in results], axis=0)  # (layers,)
         percent = 100 * np.mean([result["test_accuracy"] for result in results])
-        style = styles[records[0].spec.criterion]
-        layers = range(1, len(kept) + 1)
-        axes.plot(layers, kept, lw=1.4, ms=5, **style)
+        spec = records[0].spec
+        style = {**styles[spec.criterion], **LOOKS.get(spec.scope, {}), **LOOKS.get(spec.when, {})}
+        style |= {"zorder": 3 - 0.1 * place, "ms": 3.5 + 0.8 * place, "mfc": "none"}  # nested
+        axes.plot(range(1, len(kept) + 1), kept, lw=1.4, **style)
         ends[f"{label}: {percent:.1f} %"] = (len(kept), kept[-1], style["color"])
         said.append(f"{label} {percent:.1f} %, kept {', '.join(f'{part:.2g}' for part in kept)}")
     axes.set_yscale("symlog", linthresh=1e-4, linscale=0.3)

@@ -86,7 +86,7 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
     if pruned["seed"].nunique() > 1:
         return "No criterion shares two seeds with SNIP, the yardstick elsewhere in this book."
     if pruned["criterion"].nunique() == 1:
-        return "No other way to prune is recorded, so that nothing is answered here."
+        return "No other way to prune is recorded, so nothing is answered here."
     return (
         "Nothing is decided by this: each has a single seed, and others may end in another order."
     )

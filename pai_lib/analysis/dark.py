@@ -45,6 +45,8 @@ def darken(figure: Figure) -> None:
         red, green, blue = to_rgb(text.get_color())
         if np.ptp((red, green, blue)) > 0.1:  # in the colour of a line: half way to white
             text.set_color(((red + 1) / 2, (green + 1) / 2, (blue + 1) / 2))
+        if arrow := getattr(text, "arrow_patch", None):  # no child of the text
+            arrow.set_color(text.get_color())
     for axes in figure.axes:
         axes.set_facecolor(GROUND)
         ink_on_cells(axes, GROUND)

@@ -218,6 +218,7 @@ def _rows_of_dots(rows: Mapping[str, pd.Series], criteria: Sequence[str]) -> tup
 def axis_above(axes: Axes) -> None:
     """Put the x axis above: a reader who comes from there knows what a tall figure measures."""
     axes.xaxis.set(label_position="top", ticks_position="top")
+    axes.xaxis.labelpad = 8
     axes.spines["bottom"].set_position(("axes", 1))
 
 

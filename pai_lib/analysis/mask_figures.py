@@ -19,7 +19,7 @@ from .figures import as_table
 from .statistics import span
 from .tables import by_criterion, in_order
 
-EMPTY = "layers left without a weight; ✂ = no path from input to output is left"
+EMPTY = "Numbers: layers left without a weight\n✂ = no path from input to output is left"
 
 
 def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
@@ -32,8 +32,7 @@ def of_network(frame: pd.DataFrame, dataset: str, model: str) -> pd.DataFrame:
 def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     """Heat maps of the number of empty layers, by criterion and sparsity, one a warm-up.
 
-    A number is a mean over seeds; scissors mark masks of which one or more are cut, and stand
-    alone where no layer is empty.
+    A number is a mean over seeds; scissors mark masks of which one or more are cut.
 
     Args:
         frame: rows of ``masks_frame`` of one network.
@@ -49,16 +48,14 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
         text = table.map("{:.3g}".format, na_action="ignore").fillna("")
-        text = text.mask(cut, text.replace("0", "") + " ✂")
+        text = text.mask(cut, text + " ✂")
         small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
         sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
         _sparsities_above(axes)
         axes.set_title(after(count), fontsize="medium")
         closed = ", ".join(table.index[cut.any(axis=1)]) or "none"
         said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {closed}")
-    # Beside one panel alone a line would be wider than the figure.
-    title = EMPTY if len(updates) > 1 else EMPTY.replace("; ", "\n")
-    figure.suptitle(f"Numbers: {title}", fontsize="small")
+    figure.suptitle(EMPTY, x=0.02, ha="left", fontsize="small")  # in sight on a phone
     alt = "Heat maps: empty layers by criterion and sparsity. Mean at the highest sparsity, "
     return figure, f"{alt}{'. '.join(said)}."
 

@@ -48,7 +48,7 @@ def test_one_seed_shows_a_direction():
 def test_one_pruned_network_is_not_spoken_of_in_the_plural():
     text = lead(runs(random=0.3))
     assert "Random pruning to sparsity 0.98 reaches 30.0 %, the dense network 60.0 %." in text
-    assert text.endswith("No other way to prune is recorded, so that nothing is answered here.")
+    assert text.endswith("No other way to prune is recorded, so nothing is answered here.")
 
 
 @pytest.mark.parametrize(("dense", "said"), [(0.45, True), (0.6, False)])

@@ -49,9 +49,9 @@ def test_a_sentence_has_the_criteria_of_each_state_of_the_figure():
 def test_empty_layers_are_counted_and_cut_masks_marked():
     rows = network({("fisher_diag", 0.98, 98, 1), ("snip", 0.99, 98, 1)})
     figure, alt = empty_layers(rows.assign(empty=2 * ((rows["criterion"] == "snip") & (rows["warmup"] == 98))))
-    assert figure.get_suptitle().startswith("Numbers: layers left without a weight; ✂ = no path")
+    assert figure.get_suptitle().startswith("Numbers: layers left without a weight\n✂ = no path")
     warm = figure.axes[1]
-    assert [text.get_text().strip() for text in warm.texts] == ["2", "2 ✂", "✂", "0"]
+    assert [text.get_text().strip() for text in warm.texts] == ["2", "2 ✂", "0 ✂", "0"]
     assert warm.xaxis.get_label_position() == "top"
     assert alt.endswith("after 98 batch-norm updates: SNIP 2; cut SNIP, FD.")
 

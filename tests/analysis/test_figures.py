@@ -132,15 +132,33 @@ def test_of_many_criteria_six_have_colours_and_no_labels_touch():
 
 
 def test_profiles_are_means_over_seeds_and_none_is_left_out():
-    def record(accuracy, **density):
-        result = {"density": density, "test_accuracy": accuracy}
-        return SimpleNamespace(spec=SimpleNamespace(criterion="snip"), result=result)
+    def record(accuracy, b, **look):
+        spec = SimpleNamespace(**{"criterion": "random", "scope": "global", "when": "init"} | look)
+        return SimpleNamespace(spec=spec, result={"density": {"a": accuracy, "b": b}, "test_accuracy": accuracy})
 
-    groups = {f"way {i}": [record(0.5, a=1.0, b=0.2), record(0.7, a=0.5, b=0.0)] for i in range(9)}
+    looks = [{"criterion": "snip"}] * 6 + [{"scope": "erk"}, {"scope": "equal_worth"}, {"when": "trained"}]
+    groups = {f"way {i}": [record(0.5, 0.0, **look), record(0.7, 0.0, **look)] for i, look in enumerate(looks)}
     figure, alt = accuracy_figures.profiles(groups)
-    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[0.75, 0.1]] * 9
+    lines = figure.axes[0].lines
+    assert [line.get_ydata().tolist() for line in lines] == [[0.6, 0.0]] * 9
     assert written(figure) == [f"way {i}: 60.0 %" for i in range(9)]
-    assert "way 8 60.0 %, kept 0.75, 0.1." in alt
+    assert "way 8 60.0 %, kept 0.6, 0." in alt
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 4
+    order = [line.get_zorder() for line in lines]
+    assert order == sorted(order, reverse=True)  # the first is above those that lie below it
+    figure.canvas.draw()
+    boxes = [mpl.text.Text.get_window_extent(text) for text in figure.axes[0].texts]
+    assert min(box.y0 + box.height / 2 for box in boxes) > figure.axes[0].bbox.y0  # none hangs below the axis
+
+
+def test_the_way_to_a_name_is_dotted_and_seen_on_both_grounds(frame):
+    figure, _ = accuracy_figures.against_sparsity(frame, "a network")
+    figure.canvas.draw()
+    arrows = [text.arrow_patch for text in figure.axes[0].texts]
+    assert {arrow.get_linestyle() for arrow in arrows} == {":"}
+    for ground in ("white", dark.GROUND):
+        assert min(contrast(arrow.get_edgecolor(), ground) for arrow in arrows) >= 3
+        dark.darken(figure)
 
 
 def contrast(color, other):
@@ -218,13 +236,14 @@ def test_accuracy_figure_tells_its_numbers(frame):
     assert figure.axes[0].get_ylim()[0] < 50
     frame.loc[(frame["criterion"] == "random") & (frame["sparsity"] == 0.98), "test_accuracy"] = 0.1
     figure, _ = accuracy_figures.against_sparsity(frame, "a network on some data")
-    assert figure.axes[0].get_ylim()[0] > 40  # named at the bottom instead
-    assert written(figure) == ["↓ Random 10 %", "SNIP (3)", "Dense (1)"]
+    assert figure.axes[0].get_ylim()[0] > 40  # named below instead
+    assert figure.axes[0].get_xlabel().endswith("removed)\n↓ at 0.98: Random 10 %")
+    assert written(figure) == ["SNIP (3)", "Dense (1)"]
     more = frame[frame["criterion"] == "snip"]  # so that two of many are dead, of two accuracies
     several = [more.assign(criterion=key, test_accuracy=0.7) for key in ("fts", "hts", "magnitude")]
     several += [more[more["sparsity"] == 0.98].assign(criterion="fisher_diag", test_accuracy=0.12)]
     figure, _ = accuracy_figures.against_sparsity(pd.concat([frame, *several]), "a network on some data")
-    assert written(figure)[0] == "↓ FD, Random 10 to 12 %"
+    assert figure.axes[0].get_xlabel().endswith("\n↓ at 0.98: FD, Random 10 to 12 %")
     frame.loc[frame["criterion"] == "dense", "test_accuracy"] = 0.2  # its line stays in sight
     figure, _ = accuracy_figures.against_sparsity(frame, "a network on some data")
     assert figure.axes[0].get_ylim()[0] < 20
