@@ -60,8 +60,8 @@ class Judgement:
             return "cut"
         steps = {
             "not shown to beat random weights": LOTS,
-            "a placebo does as well": PLACEBOS,
-            "its profile does it, not its order": (PROFILE,),
+            "not shown to beat a placebo": PLACEBOS,
+            "not shown to beat its own profile": (PROFILE,),
         }
         for word, rivals in steps.items():
             if tested.intersection(rivals).difference(better):
@@ -69,7 +69,7 @@ class Judgement:
         return WORKS
 
     def __str__(self) -> str:
-        words = {"supported": "better than", "undecided": "no difference found to"}
+        words = {"supported": "better than", "undecided": "no difference found from"}
         words |= {"not supported": "worse than", UNTESTED: "not compared, for want of runs, with"}
         said = [f"{words[w]} {in_a_list(self.told(w))}" for w in words if self.told(w)]
         if self.cut:
