@@ -98,6 +98,7 @@ def _typeset(match: re.Match) -> str:
     text = match["text"] or ""
     text = re.sub(r"(?<![^\s(])-(?=\d)", "−", text)
     text = re.sub(r"(?<=±) (?=\d)|(?<=\d) (?=±)|(?:(?<=\d)|^) (?=%)", "\u00a0", text)
+    text = re.sub(r"(?<=\w)/(?=[\w-]+\.[a-z])", "/<wbr>", text)  # a path breaks before its file
     text = re.sub(r"(?<=\d)e[+]?(-?)0?(\d+)\b", _power, text)
     return re.sub(r"\b([npT]) = (?=\d|$)", "\\1\u00a0=\u00a0", text) or match[0]
 

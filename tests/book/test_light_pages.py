@@ -46,6 +46,7 @@ def test_rules_stay_that_can_apply(rule, stays):
         ("<b>14</b> % of 5 %", "<b>14</b>\u00a0% of 5\u00a0%"),
         ("n = <b>5</b>, p = 9.6e-05", "n\u00a0=\u00a0<b>5</b>, p\u00a0=\u00a09.6·10<sup>−5</sup>"),
         ("7.04e+03", "7.04·10<sup>3</sup>"),
+        ("at campaigns/masks.yaml or 8 GB/s.", "at campaigns/<wbr>masks.yaml or 8 GB/s."),
         ('<code class="a">pai <b>book</b></code>', '<code class="short a">pai <b>book</b></code>'),
         (f'<code class="a">{29 * "x"}</code>', f'<code class="a">{29 * "x"}</code>'),
         *[

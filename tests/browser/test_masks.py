@@ -95,7 +95,7 @@ def test_the_profile_is_that_of_the_records(page, masks):
         assert f" of {size:,} weights kept, n = 3 seeds" in words
         assert float(re.search(r": ([\d.]+) %", words)[1]) == pytest.approx(100 * parts[layer], rel=5e-3)
     assert "empty in 1 of 3 seeds" in said[-1]
-    assert "one layer is empty (fc in 1 of 3 seeds). The mask is not cut." in text(page, "said")
+    assert "one layer is empty, layer 4 (fc) in 1 of 3 seeds. The mask is not cut." in text(page, "said")
     assert page.locator("#masks-numbers tbody th").all_text_contents() == list(LAYERS)
 
 
@@ -132,6 +132,7 @@ def test_accuracies_are_named_or_said_to_be_absent(page, visit, masks):
     link.click()
     page.wait_for_function("document.getElementById('records-model')?.value === 'resnet18'")
     assert "learning rate 0.1" in page.locator("#records-runs-drawn").inner_text()
+    assert page.locator("#records-plot [data-point^='snip ']").count() == 5
     other = ready(visit(masks.parent / "masks.html"))
     choose(other, network="cifar100-resnet18", criterion="hutchinson_pruning")
     assert "no accuracy is recorded for this network at this sparsity and warm-up" in text(other, "accuracy")
@@ -269,11 +270,12 @@ def test_the_slider_redraws_and_says_what_it_shows(page):
     noise, plot = page.locator("#lottery-noise"), page.locator("#lottery-plot svg")
     before = plot.get_attribute("aria-label")
     assert "β = 0, exact ranking" in before
+    assert "by |HP| at" in before  # its scores have a sign
     assert page.locator("#lottery-plot [data-point]").count() == 20
     noise.focus()
     page.keyboard.press("End")
     assert noise.get_attribute("aria-valuetext") == "β = ∞, uniform"
-    assert "from 2 % of" in plot.get_attribute("aria-label")
+    assert "from 2 % of layer 1 (stem.0) to 2 % of layer" in plot.get_attribute("aria-label")
     assert page.locator("#lottery-plot [data-point]").count() == 40  # beside exact ranking
     page.keyboard.press("Home")
     assert plot.get_attribute("aria-label") == before

@@ -96,6 +96,8 @@ def test_without_records_it_says_so(visit, tmp_path):
 
 
 def test_other_choices_draw_other_points(page, frame):
+    assert len(drawn(page)) == 1 + 5 * 6  # of so many criteria a few
+    page.locator("#records-all").click()
     everything = drawn(page)
     assert len(everything) == 1 + 5 * len(CRITERIA)
     assert "dense 0" in everything
@@ -119,6 +121,11 @@ def test_other_choices_draw_other_points(page, frame):
 
 
 def test_criteria_are_chosen(page):
+    page.select_option("#records-model", "vgg19")
+    assert len(drawn(page)) == 4  # of few criteria all
+    page.select_option("#records-model", "resnet18")
+    assert len(drawn(page)) == 31
+    assert "criteria" not in page.url
     page.locator("#records-none").click()
     assert drawn(page) == []
     assert text(page, "drawn").startswith("0 curves of 0 runs.")
@@ -129,6 +136,8 @@ def test_criteria_are_chosen(page):
     page.get_by_label("SNIP", exact=True).uncheck()
     assert {point.split()[0] for point in drawn(page)} == {"fts"}
     page.locator("#records-all").click()
+    assert len(drawn(page)) > 80
+    page.reload()
     assert len(drawn(page)) > 80
 
 
@@ -151,7 +160,7 @@ def test_a_point_tells_its_numbers_to_pointer_and_keys(page, frame):
     page.locator("#records-none").click()
     for label in ("SNIP", "SynFlow", "Dense"):
         page.get_by_label(label, exact=True).check()
-    assert "Point at a mark" in text(page, "point")
+    assert "Tap or point at a mark" in text(page, "point")
     mark = page.locator(POINT.format("snip 0.95")).locator("path").last
     mark.scroll_into_view_if_needed()
     box = mark.bounding_box()
@@ -210,6 +219,7 @@ def test_criteria_look_as_in_the_other_figures(page):
 
     from pai_lib.analysis.figures import criterion_styles
 
+    page.locator("#records-all").click()
     for key, style in criterion_styles().items():
         mark = page.locator(f'#records-plot [data-point^="{key} "]').first
         shown = mark.locator("line" if key == "dense" else "path").first.get_attribute("stroke")
@@ -222,6 +232,7 @@ def test_in_the_dark_criteria_look_as_in_the_other_figures_too(visit, built):
     from pai_lib.analysis.figures import criterion_styles
 
     page = visit(built, 1280, "dark")
+    page.locator("#records-all").click()
     for key, style in criterion_styles().items():
         swatch = page.locator(f"#records-criteria label:has([value='{key}']) line")
         wanted = (dark.INKS | dark.HUES).get(style["color"], style["color"])
@@ -241,7 +252,8 @@ def test_a_phone_shows_each_run_s_accuracy(visit, built):
     assert box["x"] + box["width"] <= 375
     heads = [said.strip() for said in page.locator("#records-runs thead th").all_inner_texts()]
     assert heads[:4] == ["record", "accuracy (%)", "criterion", "sparsity"]
-    assert max(map(heads.index, ("control", "scope", "width"))) < min(map(heads.index, ("data set", "model")))
+    assert max(map(heads.index, ("data set", "model", "width"))) < min(map(heads.index, ("control", "scope")))
+    assert max(map(heads.index, ("control", "scope"))) < heads.index("learning rate")
 
 
 def test_sorting_by_click_and_by_keys(page, frame):
@@ -312,8 +324,14 @@ def test_columns_that_tell_rows_apart_are_shown_and_the_others_said(page):
     assert {"record", "accuracy (%)", "control", "learning rate", "scope", "temperature", "lr drops"} <= set(shown)
     assert not {"model", "data set", "epochs", "device"} & set(shown)
     said = text(page, "shared")
-    assert said.startswith("The same for all of these: ")
-    for words in ("data set cifar10", "model resnet18", "epochs 12", "device CPU (AMD EPYC)"):
+    assert said.startswith("Same in every row: ")
+    for words in (
+        "data set cifar10",
+        "model resnet18",
+        "epochs 12",
+        "device CPU (AMD EPYC)",
+        "pruning rounds (each criterion's own)",
+    ):
         assert words in said
     page.get_by_label("All columns").check()
     assert headings.count() > len(shown)

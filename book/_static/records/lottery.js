@@ -91,7 +91,7 @@ if (window.SCALES && window.MASKS) {
     const said =
       `Noise β = ${inWords(size)}: from ${share(values[least])} of ${layerName(layers, least)} to ` +
       `${share(values[most])} of ${layerName(layers, most)} are expected to be kept; ` +
-      `exact ranking keeps ${(100 * shared).toFixed(0)} % of the same weights.`;
+      `exact ranking keeps ${(100 * shared).toFixed(0)} % of these weights, too.`;
     byId("said").textContent = said;
     byId("noise").setAttribute("aria-valuetext", `β = ${inWords(size)}`);
     byId("noise-said").textContent = inWords(size);

@@ -123,7 +123,8 @@ if (window.MASKS) {
       const spread = run.sd === null ? "" : ` ± ${(100 * run.sd).toFixed(2)}`;
       const link = document.createElement("a");
       link.textContent = `${(100 * run.mean).toFixed(2)}${spread} %`;
-      const view = { dataset: run.dataset, model: run.model, protocol: run.protocol, warmup: run.warmup };
+      const criteria = `dense,random,${mask.criterion}`;
+      const view = { dataset: run.dataset, model: run.model, protocol: run.protocol, warmup: run.warmup, criteria };
       link.href = `records.html#${new URLSearchParams(view)}`;
       said.append(i ? "; " : "", link, ` (mean, n = ${run.n}; ${run.protocol})`);
     });
