@@ -61,14 +61,11 @@ class DirectAdjoints(TorchFunctionMode):
     """While active, what runs can be differentiated twice (not three times) by the rules above."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Replace convolutions of batches and batch norms in evaluation mode; nothing else."""
+        """Replace convolutions of batches; nothing else."""
         kwargs = kwargs or {}
         result: Any = NotImplemented
-        if not _recomputed():
-            if function in (torch.conv1d, torch.conv2d, torch.conv3d):
-                result = _convolve(*args, **kwargs)
-            elif function is torch.batch_norm and not kwargs:
-                result = _normalise(*args)
+        if function in (torch.conv1d, torch.conv2d, torch.conv3d) and not _recomputed():
+            result = _convolve(*args, **kwargs)
         return function(*args, **kwargs) if result is NotImplemented else result
 
 
@@ -78,17 +75,6 @@ def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=
     sizes = [[n] if isinstance(n, int) else n for n in (stride, padding, dilation)]
     out = _Convolution.apply(input, weight, (*sizes, False, [0], groups))  # N×C×…
     return out if bias is None else out + bias.view(-1, *(1,) * (weight.ndim - 2))
-
-
-def _normalise(x, weight, bias, mean, variance, training, momentum, epsilon, cudnn) -> Any:
-    if training:
-        return NotImplemented
-    scale = (variance + epsilon).rsqrt()
-    if weight is not None:
-        scale = scale * weight
-    shift = -mean * scale if bias is None else bias - mean * scale
-    shape = (-1, *(1,) * (x.ndim - 2))  # channels are the second axis
-    return torch.addcmul(shift.view(shape), x, scale.view(shape))
 
 
 class _Convolution(torch.autograd.Function):

@@ -23,6 +23,7 @@ from pai_lib.analysis.verdicts import (
     SECOND,
     SEEDS,
     SOURCES,
+    Verdict,
     best_competitor,
     decided_by,
     judge,
@@ -334,3 +335,13 @@ def test_matched_pairs_have_the_weight_to_the_same_power():
 
     for second, first in MATCHED:
         assert ("weight" in CRITERIA[second].needs) == ("weight" in CRITERIA[first].needs)
+
+
+def test_only_a_match_says_by_how_much_it_is_no_worse():
+    for contrast in CONTRASTS:
+        for word, meaning in (("supported", "No worse than"), ("not supported", "Worse than"), ("undecided", "")):
+            verdict = Verdict(contrast, word, {0: 1.0}, 1, mean=1.0, low=0.5, high=1.5, p=0.01)
+            said = f"{meaning} {MARGIN:g} points below: " if contrast.match and meaning else ""
+            assert (said in str(verdict), "points below" in str(verdict)) == (True, bool(said))
+            with pytest.raises(AttributeError):
+                verdict.mean = 2.0

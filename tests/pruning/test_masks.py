@@ -18,7 +18,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils.flop_counter import FlopCounterMode
 
 import pai_lib as pai
-from pai_lib.pruning.ranking import scopes
+from pai_lib.pruning.ranking import EarlierTies, Ties, scopes
 
 sparsities = st.floats(0, 1, exclude_max=True)
 # Few distinct values: ties are common.
@@ -310,6 +310,19 @@ def test_the_released_schedule_of_synflow_fills_up_with_ties_unasked():
     model = mlp(8, 20, 20, 3)
     mask = pai.prune(model, batch_of(6, 8), "synflow", 0.75, variant="released")
     assert pai.sparsity_of(mask) == pytest.approx(0.75)
+
+
+@pytest.mark.parametrize("tied", [5, 6])
+def test_ties_of_earlier_rounds_are_told_from_a_tenth_of_the_kept_weights_on(tied):
+    place = torch.arange(100)
+    around = (place >= 50 - tied) & (place < 50 + tied)
+    earlier, mask = EarlierTies(), {"a": place < 50}
+    earlier.note(mask, {"a": Ties(around, 1.0)})
+    with warnings.catch_warnings(record=True) as seen:
+        warnings.simplefilter("always")
+        earlier.warn(mask)
+    told = [str(warning.message) for warning in seen]
+    assert [f"removed {tied} weights" in text for text in told] == [True] * (tied > 5)
 
 
 def test_names_that_can_be_read_once_serve_every_round():
