@@ -80,7 +80,8 @@ class Job:
             return self.chapter.title
         differences = ["the paper's size"] if self.profile == "paper" else []
         for name, value in self.overrides.items():
-            assignment = f"{name}={text_of(value)}".replace("`", "")
+            own = isinstance(value, str) and Path(value).is_absolute()  # this machine's
+            assignment = f"{name}={text_of(Path(value).name if own else value)}".replace("`", "")
             differences.append(f"`{assignment}`")
         title = self.chapter.title or heading(self.chapter.notebook)
         return f"{title}: {', '.join(differences)}" if differences else title

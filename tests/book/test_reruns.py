@@ -76,6 +76,13 @@ def test_a_run_is_named_after_its_values(root, overrides, name):
     assert chapters.run_name(chapter, "paper", overrides).startswith("first--paper--")
 
 
+def test_the_title_of_a_run_has_no_path_of_its_machine(root):
+    chapter = chapters.load_chapters(root)["first"]
+    job = chapters.Job(chapter, "smoke", {"name": "/data/my birds", "seed": 3}, "mine")
+    assert job.title.endswith(": `seed=3`, `name=my birds`")
+    assert job.parameters["name"] == "/data/my birds"
+
+
 def test_values_that_look_alike_have_names_of_their_own(root):
     chapter = chapters.load_chapters(root)["first"]
     texts = ["a b", "a-b", "/x/a-b", "/y/a-b", "a_b", "a+b"]
