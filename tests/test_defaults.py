@@ -52,6 +52,14 @@ CRITERIA = {
 }
 
 
+def test_what_takes_long_shows_a_bar_unless_told_not_to():
+    functions = [value for value in map(pai.__dict__.get, pai.__all__) if inspect.isfunction(value)]
+    found = [inspect.signature(function).parameters.get("progress") for function in functions]
+    shown = [parameter.default for parameter in found if parameter is not None]
+    assert len(shown) > 5
+    assert set(shown) == {True}
+
+
 @pytest.mark.parametrize("name", DEFAULTS)
 def test_defaults_are_frozen(name):
     parameters = inspect.signature(getattr(pai, name)).parameters

@@ -24,10 +24,12 @@ from pai_lib.analysis.verdicts import (
     SEEDS,
     SOURCES,
     Verdict,
+    badge,
     best_competitor,
     decided_by,
     judge,
     leave_one_out,
+    listed,
 )
 from pai_lib.experiments.records import records_frame
 from pai_lib.experiments.spec import RunSpec
@@ -343,5 +345,19 @@ def test_only_a_match_says_by_how_much_it_is_no_worse():
             verdict = Verdict(contrast, word, {0: 1.0}, 1, mean=1.0, low=0.5, high=1.5, p=0.01)
             said = f"{meaning} {MARGIN:g} points below: " if contrast.match and meaning else ""
             assert (said in str(verdict), "points below" in str(verdict)) == (True, bool(said))
-            with pytest.raises(AttributeError):
-                verdict.mean = 2.0
+
+
+def test_a_list_of_verdicts_has_badge_claim_and_numbers():
+    verdicts = [Verdict(each, "not supported", {}) for each in CONTRASTS]
+    assert badge("not supported") == "<span class='verdict-badge verdict-not-supported'>not supported</span>"
+    assert badge("one criterion decides", "fragile") == badge("fragile").replace(
+        ">fragile<", ">one criterion decides<"
+    )
+    wanted = [f"- {badge('not supported')} **{each.claim}** 0 of the {SEEDS} seeds" for each in CONTRASTS]
+    assert [line.partition(" that a verdict")[0] for line in listed(verdicts).splitlines()] == wanted
+
+
+@pytest.mark.parametrize("value", [CONTRASTS[0], Verdict(CONTRASTS[0], "undecided", {})])
+def test_what_was_registered_and_judged_cannot_be_changed(value):
+    with pytest.raises(AttributeError):
+        value.claim = "another"

@@ -18,6 +18,16 @@ def test_a_record_says_whether_the_code_had_local_changes(dirty, monkeypatch):
     assert "resumed" not in provenance.run_provenance(torch.device("cpu"), "float32", "then", [])
 
 
+def test_the_peak_of_a_cpu_is_that_of_the_process():
+    assert provenance.reset_peak_memory(torch.device("cpu")) in (True, False)
+    before = provenance.peak_memory(torch.device("cpu"))
+    held = torch.ones(50_000_000)  # 200 MB
+    grown = provenance.peak_memory(torch.device("cpu"))
+    assert 10**7 < before < 10**12
+    assert before <= grown
+    assert grown > 4 * held.numel()
+
+
 def page_of(chapter, **values):
     job = chapters.Job(chapters.load_chapters(REPO)[chapter], "smoke", values)
     return pages.provenance(REPO, job, 1.0)
