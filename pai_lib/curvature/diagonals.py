@@ -71,7 +71,7 @@ def fisher_diag(
 
         def residual(logits: Tensor, part: slice) -> list[Tensor]:
             seed = logits.detach().softmax(1) - F.one_hot(problem.labels[part], logits.shape[1])
-            divisor = torch.tensor(sizes[part], dtype=seed.dtype, device=seed.device)
+            divisor = torch.tensor(sizes[part], device=seed.device)
             return [seed / divisor[:, None]]
 
         groups_a_pass = max(1, limit // size(groups[0]))

@@ -101,7 +101,8 @@ class Checkpoint:
         """Put back what ``keep`` wrote. Raises ValueError if that was another network's."""
         weights, saved = _tensors(model), _below("model/", self._state)
         if {n: t.shape for n, t in weights.items()} != {n: t.shape for n, t in saved.items()}:
-            raise ValueError(f"The checkpoint {self.path} is of other names or shapes.")
+            other = "is of a network with other names or shapes"
+            raise ValueError(f"The checkpoint {self.path} {other}.")
         for name, tensor in saved.items():
             weights[name].copy_(tensor)
         parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -19,7 +19,7 @@ def test_a_record_says_whether_the_code_had_local_changes(dirty, monkeypatch):
 
 
 def test_the_peak_of_a_cpu_is_that_of_the_process():
-    assert provenance.reset_peak_memory(torch.device("cpu")) in (True, False)
+    provenance.reset_peak_memory(torch.device("cpu"))
     before = provenance.peak_memory(torch.device("cpu"))
     held = torch.ones(50_000_000)  # 200 MB
     grown = provenance.peak_memory(torch.device("cpu"))

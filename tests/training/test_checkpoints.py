@@ -154,7 +154,7 @@ def test_another_network_is_not_filled(data, tmp_path):
         fit(data, Checkpoint(path, KEY), after(1))
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 10))
     before = model[1].weight.clone()
-    with pytest.raises(ValueError, match=f"checkpoint {path} is of other names or shapes"):
+    with pytest.raises(ValueError, match=f"checkpoint {path} is of a network with other names or shapes"):
         train(model, data, epochs=2, progress=False, checkpoint=Checkpoint(path, KEY))
     assert torch.equal(model[1].weight, before)
 
