@@ -292,3 +292,13 @@ def test_a_page_introduces_itself(site, page):
     assert len(said["og:description"]) > 40
     icon = page.locator("link[rel='icon']").get_attribute("href")
     assert (HTML / "book" / icon).resolve().is_file()
+
+
+@pytest.mark.parametrize("mode", ["light", "dark"])
+def test_printed_tables_show_that_they_go_on(visit, mode):
+    """The theme gives those that are no plain DataFrame a ground of its own in the dark."""
+    page = visit(HTML / "book" / "cost.html", 375, mode)
+    wide = "all => all.filter(e => e.scrollWidth > e.clientWidth + 1)"
+    grounds = f"{wide}.map(e => getComputedStyle(e).backgroundAttachment)"
+    found = page.locator(".cell_output .text_html").evaluate_all(grounds)
+    assert set(found) == {"local, local, scroll, scroll"}
