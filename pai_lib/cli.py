@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dis
+import itertools
 import os
 import sys
 import traceback
@@ -59,12 +60,9 @@ def add_book(commands: argparse._SubParsersAction[Any]) -> None:
 def run_book(args: argparse.Namespace) -> None:
     """Execute and build, or list the chapters."""
     root = find_root()
-    given = {
-        "-p": args.pairs and args.pairs[0],
-        "--parameters": args.parameters,
-        "--name": args.name,
-    }
-    option = next((f"{name} {value}" for name, value in given.items() if value), "")
+    given = [("-p", pair) for pair in args.pairs]
+    given += [("--parameters", args.parameters), ("--name", args.name)]
+    option = next((f"{name} {value}" for name, value in given if value), "")
     if option and (args.list or not args.chapter):
         raise ValueError(f"{option} needs --chapter NAME, no --list: it is for a notebook's run")
     if args.list:
@@ -82,12 +80,7 @@ def add_notebooks(commands: argparse._SubParsersAction[Any]) -> None:
     parser = commands.add_parser("notebooks", help=about)
     about = "notebooks to update (default: all)"
     parser.add_argument("names", nargs="*", metavar="NAME", help=about)
-    parser.set_defaults(call=update_notebooks)
-
-
-def update_notebooks(args: argparse.Namespace) -> None:
-    """Execute notebooks and keep their outputs."""
-    book.update_notebooks(find_root(), args.names)
+    parser.set_defaults(call=lambda args: book.update_notebooks(find_root(), args.names))
 
 
 def add_run(commands: argparse._SubParsersAction[Any]) -> None:
@@ -98,19 +91,15 @@ def add_run(commands: argparse._SubParsersAction[Any]) -> None:
         about = f"{field.metadata['help']} (default: {text_of(field.default)})".replace("%", "%%")
         form = {"metavar": metavar, "help": about, "default": argparse.SUPPRESS}
         parser.add_argument(flag(name), type=partial(read, field), **form)
-    _add_places(parser)
+    _add_results(parser)
+    parser.add_argument("--device", **DEVICE)
     parser.add_argument("--quiet", action="store_true", help="show no progress bar")
     parser.set_defaults(call=run_one)
 
 
 METAVARS = {str: "NAME", int: "N", float: "X"}
 RESULTS = "results"
-
-
-def _add_places(parser: argparse.ArgumentParser) -> None:
-    """Add where to run, and where to keep the records."""
-    _add_results(parser)
-    parser.add_argument("--device", metavar="cpu|cuda", help="default: cuda where there is one")
+DEVICE: Any = {"metavar": "cpu|cuda", "help": "default: cuda where there is one"}
 
 
 def _add_results(parser: argparse.ArgumentParser) -> None:
@@ -149,16 +138,16 @@ def _store(args: argparse.Namespace) -> Store:
 def add_sweep(commands: argparse._SubParsersAction[Any]) -> None:
     """Add ``pai sweep``."""
     parser = commands.add_parser("sweep", help="do the runs of a campaign that have no record yet")
-    option = parser.add_argument
-    option("campaign", metavar="FILE", help="YAML with base, grid, also and kind")
-    _add_places(parser)
+    parser.add_argument("campaign", metavar="FILE", help="YAML with base, grid, also and kind")
+    _add_results(parser)
     _add_engine(parser)
     parser.set_defaults(call=run_campaign)
 
 
 def _add_engine(parser: argparse.ArgumentParser) -> None:
-    """Add how many runs are done."""
+    """Add where runs are done, and how many."""
     option = parser.add_argument
+    option("--device", **DEVICE)
     option("--dry-run", action="store_true", help="list the runs and how long they would take")
     about = "start nothing that would end later"
     option("--budget", type=partial(read, FIELDS["lr"]), metavar="SECONDS", help=about)
@@ -167,8 +156,7 @@ def _add_engine(parser: argparse.ArgumentParser) -> None:
     option = parser.add_mutually_exclusive_group().add_argument
     about = "so many processes on this machine, by Dask"
     option("--workers", type=partial(read, FIELDS["epochs"]), metavar="N", help=about)
-    about = "of a Dask cluster in a trusted network"
-    option("--scheduler", metavar="tcp://HOST:PORT", help=about)
+    option("--scheduler", metavar="tcp://HOST:PORT", help="of a Dask cluster in a trusted network")
 
 
 def _engine(args: argparse.Namespace) -> SweepOptions:
@@ -209,7 +197,6 @@ def add_trial(commands: argparse._SubParsersAction[Any]) -> None:
     option("--sparsity", type=levels, default=(SPARSITY,), metavar="X,X", help=about)
     about = "where your records are kept (default: trials)"
     option("--trials", type=Path, default="trials", metavar="DIR", help=about)
-    option("--device", metavar="cpu|cuda", help="default: cuda where there is one")
     _add_engine(parser)
     parser.set_defaults(call=run_trial)
 
@@ -298,20 +285,13 @@ class Parser(argparse.ArgumentParser):
         """Raise ValueError with the message."""
         raise ValueError(message)
 
-    def _get_values(self, action: argparse.Action, arg_strings: list[str]) -> Any:
-        """Return the values of an option, which is given once unless they make a list."""
-        given = vars(action).setdefault("given", [])
-        given.append(" ".join([*action.option_strings[:1], *arg_strings]))
-        if given[1:] and action.option_strings and not isinstance(action.default, list):
-            raise ValueError(f"{given[1]}: it is given twice, first as {given[0]}")
-        return super()._get_values(action, arg_strings)
-
 
 def _make_parser() -> Parser:
     """Return the parser of the command and its subcommands."""
     parser = Parser(prog="pai", description="Pruning at initialization: book, runs, data.")
     version = f"pai {sys.modules[__package__].__version__}"
     parser.add_argument("--version", action="version", version=version)
+    parser.set_defaults(call=lambda args: parser.print_help())
     commands = parser.add_subparsers(metavar="COMMAND")
     for add in SUBCOMMANDS:
         add(commands)
@@ -371,17 +351,28 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 130
 
 
+def _check_once(args: argparse.Namespace, words: list[str]) -> None:
+    """Raise ValueError for an option that is given twice, unless its values make a list."""
+    single = {flag(name): value for name, value in vars(args).items() if type(value) is not list}
+    given: dict[str, str] = {}
+    for word, following in itertools.pairwise([*words, ""]):
+        option, equals, text = word.partition("=")
+        if option in single:
+            said = option if single[option] is True else f"{option} {text if equals else following}"
+            if option in given:
+                raise ValueError(f"{said}: it is given twice, first as {given[option]}")
+            given[option] = said
+
+
 def _call(parser: Parser, words: list[str]) -> int:
     """Do what the words of a command say; return its exit code."""
     args, rest = parser.parse_known_args(words)
+    _check_once(args, words)
     if rest:
-        fields = FIELDS if vars(args).get("call") is run_one else ()
+        fields = FIELDS if args.call is run_one else ()
         close = closest(rest[0], map(flag, {*vars(args), *fields, "help", "version"} - {"call"}))
         hint = f": did you mean {close!r}?" if close else ""
         raise ValueError(f"unknown argument {rest[0]!r}{hint}")
-    if "call" not in args:
-        parser.print_help()
-        return 0
     with warnings.catch_warnings():
         told = partial(print, "pai: warning:", file=sys.stderr)
         warnings.showwarning = lambda said, *_, **__: told(said)

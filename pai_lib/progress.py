@@ -35,15 +35,14 @@ class Bar(contextlib.AbstractContextManager[Any]):
     """
 
     def __init__(self, call: str, show: bool = True):
-        self.call, self.show, self.inside = call, show, _open.get() is not None
+        self.call, self.show = call, show
         self.start, self.loops = time.monotonic(), list[list[Any]]()
         self.bar: Any = None
-        if not self.inside:
-            _open.set(self)
+        _open.set(_open.get() or self)
 
     def __exit__(self, *_: object) -> None:
         """Remove it."""
-        if not self.inside:
+        if _open.get() is self:
             _open.set(None)
             self.clear()
 

@@ -1,7 +1,5 @@
 """Records to lines: accuracy against sparsity, and profiles beside accuracies."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping, Sequence
 from typing import Any
 

@@ -1,7 +1,5 @@
 """Records of one network to sentences: what networks reach, and what their seeds can tell."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable, Mapping
 
 import pandas as pd

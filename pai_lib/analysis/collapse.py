@@ -8,8 +8,6 @@ by a two-sided exact sign test at 5 %, corrected for the two (Holm, 1979), *not 
 higher, *undecided* if neither.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import NamedTuple
 

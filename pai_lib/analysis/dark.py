@@ -1,7 +1,5 @@
 """A figure as PNG, and for the dark pages: other ink and ground, the data in their colours."""
 
-from __future__ import annotations
-
 import base64
 import io
 

@@ -3,8 +3,6 @@
 Needs the book's packages (matplotlib, seaborn). Each figure comes with its alt text, for ``show``.
 """
 
-from __future__ import annotations
-
 import hashlib
 import html
 import io

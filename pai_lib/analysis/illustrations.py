@@ -3,8 +3,6 @@
 Needs the book's packages (IPython, matplotlib).
 """
 
-from __future__ import annotations
-
 import itertools
 import json
 import warnings
@@ -89,14 +87,12 @@ def trained(
         return zip(images.split(64), data.train_labels.split(64), strict=True)
 
     batches = (batch for _ in itertools.count() for batch in epoch())
-    done = 0
-    for target in steps:
+    for done, target in itertools.pairwise([0, *steps]):
         model.train()
         for images, labels in itertools.islice(batches, target - done):
             optimizer.zero_grad()
             F.cross_entropy(model(images.to(dtype)), labels).backward()
             optimizer.step()
-        done = target
         yield model
 
 

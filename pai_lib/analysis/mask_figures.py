@@ -1,7 +1,5 @@
 """Mask records to figures and tables: what each criterion leaves of one network at its own size."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any
 
@@ -43,18 +41,17 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     figure, grid = plt.subplots(1, len(updates), figsize=size, sharey=True, squeeze=False)
     most = max(table.max().max() for table in counts.values())
     scale = LinearSegmentedColormap.from_list("", ["#D55E0014", "#D55E00"])
-    look: dict[str, Any] = {"cmap": scale, "vmin": 0, "vmax": max(most, 1), "linewidths": 0.5}
+    look = {"fmt": "", "annot_kws": {"fontsize": 8}, "cmap": scale, "vmax": max(most, 1)}
     said = []
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
         cut = _table(frame, count, "cut").reindex_like(table) > 0
         text = table.map("{:.3g}".format, na_action="ignore").fillna("")
         text = text.mask(cut, text + " ✂")
-        small = {"fmt": "", "annot_kws": {"fontsize": 8}, "yticklabels": True}
-        sns.heatmap(table, annot=text, ax=axes, cbar=False, **look, **small)
-        _sparsities_above(axes)
+        _by_sparsity(axes, table, annot=text, **look)
         axes.set_title(after(count), fontsize="medium")
         closed = ", ".join(table.index[cut.any(axis=1)]) or "none"
-        said.append(f"{axes.get_title()}: {', '.join(_emptied(table)) or 'none'}; cut {closed}")
+        emptied = [f"{name} {n:.3g}" for name, n in table.iloc[:, -1].items() if n > 0]
+        said.append(f"{axes.get_title()}: {', '.join(emptied) or 'none'}; cut {closed}")
     figure.suptitle(EMPTY, x=0.02, ha="left", fontsize="small")  # in sight on a phone
     alt = "Heat maps: empty layers by criterion and sparsity. Mean at the highest sparsity, "
     return figure, f"{alt}{'. '.join(said)}."
@@ -92,8 +89,9 @@ def after(updates: int) -> str:
     return f"after {updates} batch-norm updates" if updates else "without warm-up"
 
 
-def _sparsities_above(axes: Axes) -> None:
-    """Name the columns of a heat map where a reader begins."""
+def _by_sparsity(axes: Axes, table: pd.DataFrame, **look: Any) -> None:
+    """Draw a heat map whose columns are named above, where a reader begins."""
+    sns.heatmap(table, ax=axes, cbar=False, vmin=0, linewidths=0.5, yticklabels=True, **look)
     axes.set(xlabel="sparsity", ylabel="")
     as_table(axes)
     axes.tick_params(length=0, labelsize="small")
@@ -123,20 +121,18 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
     rows = -(-len(tables) // columns)
     size = (1.2 + 2.4 * columns, rows * (1.1 + 0.2 * len(labels)) + 0.5)
     figure, grid = plt.subplots(rows, columns, figsize=size, sharey="row", squeeze=False)
-    look: dict[str, Any] = {"cmap": ListedColormap(list(WHEN_CUT.values())), "vmin": 0, "vmax": 3}
-    said = []
+    states, said = ListedColormap(list(WHEN_CUT.values())), []
     for axes in grid.flat[len(tables) :]:
         axes.set_axis_off()
     for axes, (title, table) in zip(grid.flat, tables.items(), strict=False):
-        sns.heatmap(table, ax=axes, cbar=False, linewidths=0.5, yticklabels=True, **look)
+        _by_sparsity(axes, table, cmap=states, vmax=3)
         axes.set_title(title, fontsize="small")
-        _sparsities_above(axes)
         counts = [int((table == code).sum().sum()) for code in range(4)]
         said.append(f"{title}: {', '.join(map(str, counts))}")
     handles = [Patch(color=colour, label=state) for state, colour in WHEN_CUT.items()]
     figure.legend(handles=handles, loc="outside upper center", ncols=2, fontsize="small")
-    states = ", ".join(WHEN_CUT)
-    return figure, f"Heat maps by criterion and sparsity. Cells {states}: {'; '.join(said)}."
+    alt = f"Heat maps by criterion and sparsity. Cells {', '.join(WHEN_CUT)}: "
+    return figure, f"{alt}{'; '.join(said)}."
 
 
 def criteria_by_state(networks: Mapping[str, pd.DataFrame]) -> dict[str, str]:
@@ -160,11 +156,6 @@ def _when_cut(frame: pd.DataFrame) -> pd.DataFrame:
 def _table(frame: pd.DataFrame, warmup: int, what: str) -> pd.DataFrame:
     rows = frame[frame["warmup"] == warmup].astype({what: float})
     return by_criterion(rows.pivot_table(what, "criterion", "sparsity"))
-
-
-def _emptied(table: pd.DataFrame) -> list[str]:
-    highest = table[table.columns[-1]]
-    return [f"{name} {count:.3g}" for name, count in highest.items() if count > 0]
 
 
 def costs(frame: pd.DataFrame, sparsity: float, warmup: int) -> pd.DataFrame:

@@ -1,6 +1,6 @@
 """The runs of the paper's experiments at its size: how many, whether recorded, what they cost."""
 
-from __future__ import annotations
+from functools import cache
 
 import pandas as pd
 import torch
@@ -30,27 +30,29 @@ def paper_runs(store: Store, dataset: str | None = None, model: str | None = Non
     Returns:
         Columns dataset, model, campaign, epochs, operations and recorded.
     """
-    rows, once = [], {}
+    rows = []
     for path in sorted((store.root.parent / "campaigns").glob("paper-*.yaml")):
         for spec in read_campaign(path):
-            if not isinstance(spec, RunSpec) or (dataset or spec.dataset) != spec.dataset:
-                continue
-            if (model or spec.model) != spec.model:
-                continue
-            key = spec.dataset, spec.model, spec.epochs, spec.train_fraction, spec.when
-            if key not in once:
-                once[key] = operations(spec)
-            made = once[key], store.load(spec) is not None
-            rows.append((spec.dataset, spec.model, path.name, spec.epochs, *made))
+            asked = dataset or spec.dataset, model or spec.model
+            if isinstance(spec, RunSpec) and asked == (spec.dataset, spec.model):
+                made = operations(spec), store.load(spec) is not None
+                rows.append((spec.dataset, spec.model, path.name, spec.epochs, *made))
     return pd.DataFrame(rows, columns="dataset model campaign epochs operations recorded".split())
 
 
 def operations(spec: RunSpec) -> float:
     """Floating-point operations of training: three forward passes a step."""
-    images, side, classes = SIZES[spec.dataset]
+    passes = SIZES[spec.dataset][0] * spec.train_fraction * spec.epochs
+    forward = _forward_operations(spec.dataset, spec.model, spec.width)
+    return 3 * forward * passes * (1 + (spec.when == "trained"))
+
+
+@cache
+def _forward_operations(dataset: str, model: str, width: int | None) -> int:
+    """Those of one image's forward pass."""
+    _, side, classes = SIZES[dataset]
     with torch.device("meta"):
-        network = build_model(spec.model, classes, width=spec.width).eval()
+        network = build_model(model, classes, width=width).eval()
         with FlopCounterMode(display=False) as counter:
             network(torch.empty(1, 3, side, side))
-    passes = images * spec.train_fraction * spec.epochs
-    return 3 * counter.get_total_flops() * passes * (1 + (spec.when == "trained"))
+    return counter.get_total_flops()

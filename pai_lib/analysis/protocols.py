@@ -1,7 +1,5 @@
 """Which runs may be compared: plain ones, of one protocol, or that differ in one setting."""
 
-from __future__ import annotations
-
 from dataclasses import fields
 from typing import Any
 
@@ -50,8 +48,6 @@ def by_protocol(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
 
     A group without pruned networks is left out.
     """
-    if frame.empty:
-        return []
     plain = plain_runs(frame)
     groups = [rows for _, rows in plain.groupby(_joined(plain, [*PROTOCOL, "warmup"]))]
     pruned = [rows for rows in groups if (rows["sparsity"] > 0).any()]

@@ -1,7 +1,5 @@
 """Statistics of accuracies by seed: spread, paired differences, and many tests at once."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -120,19 +118,14 @@ def differences_by_sparsity(
     Returns:
         Sparsity to criterion to differences by seed; only where there are any.
     """
-    rows = rows[~rows["id"].isin(reference["id"])]
-    accuracy = 100 * rows.pivot(
-        index=["sparsity", "seed"], columns="criterion", values="test_accuracy"
-    )
-    accuracy = accuracy.sub(
-        100 * reference.set_index(["sparsity", "seed"])["test_accuracy"], axis=0
-    )
+    rows, pair = rows[~rows["id"].isin(reference["id"])], ["sparsity", "seed"]
+    accuracy = 100 * rows.pivot(index=pair, columns="criterion", values="test_accuracy")
+    accuracy = accuracy.sub(100 * reference.set_index(pair)["test_accuracy"], axis=0)
     pairs: dict[float, dict[str, pd.Series]] = {}
     for sparsity, table in accuracy.groupby("sparsity"):
-        differences = table.droplevel("sparsity").dropna(how="all", axis="columns")
-        if not differences.empty:
-            keys = [key for key in CRITERIA if key in differences]
-            pairs[sparsity] = {key: differences[key].dropna() for key in keys}
+        known = table.droplevel("sparsity").dropna(how="all", axis="columns")
+        if not known.empty:
+            pairs[sparsity] = {key: known[key].dropna() for key in CRITERIA if key in known}
     return pairs
 
 

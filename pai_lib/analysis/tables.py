@@ -1,7 +1,5 @@
 """Records to tables and clauses: criteria in one order everywhere, under their labels."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 
 import pandas as pd
@@ -34,9 +32,8 @@ def accuracy_table(frame: pd.DataFrame) -> pd.DataFrame:
     summary = summarize(frame)
     text = (100 * summary["mean"]).map("{:.2f}".format)
     spread = (100 * summary["sd"]).map(" ± {:.2f}".format, na_action="ignore").fillna("")
-    table = summary.assign(text=text + spread).pivot(
-        index="criterion", columns="sparsity", values="text"
-    )
+    summary["text"] = text + spread
+    table = summary.pivot(index="criterion", columns="sparsity", values="text")
     table.columns = [f"sparsity {s:g}" for s in table.columns]
     return by_criterion(table.fillna("–"))
 

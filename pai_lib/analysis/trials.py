@@ -4,8 +4,6 @@ The comparisons are ``verdicts.Contrast``s and are decided as the paper's claims
 two-sided t tests at 5 %, corrected for their number (Holm, 1979), from five seeds on.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -131,16 +129,16 @@ def parts(frame: pd.DataFrame, base: RunSpec, key: str) -> dict[str, Paired]:
     ERK's densities; weights the criterion minus its mask on new weights; samples the criterion
     minus itself on another scoring batch.
     """
-    arms = {
-        name: 100 * by_seed(frame, side(base, criterion=(key,), control=name))
-        for name in ("none", "shuffle", "reinit", "resample")
-    }
-    erk = 100 * by_seed(frame, side(base, **RIVALS["ERK"]))
+
+    def percent(**settings: Any) -> pd.Series:
+        return 100 * by_seed(frame, side(base, **{"criterion": (key,), **settings}))
+
+    own, shuffled = percent(), percent(control="shuffle")
     return {
-        "order within layers": paired(arms["none"], arms["shuffle"]),
-        "profile": paired(arms["shuffle"], erk),
-        "the very weights": paired(arms["none"], arms["reinit"]),
-        "the very samples": paired(arms["none"], arms["resample"]),
+        "order within layers": paired(own, shuffled),
+        "profile": paired(shuffled, percent(**RIVALS["ERK"])),
+        "the very weights": paired(own, percent(control="reinit")),
+        "the very samples": paired(own, percent(control="resample")),
     }
 
 
@@ -154,10 +152,8 @@ def seeds_to_tell(verdict: Verdict, tests: int, power: float = 0.8) -> int | Non
     spread = differences.std()
     if not spread > 0 or math.isnan(verdict.mean):
         return None
-    for n in range(2, 1001):
-        if power_of(abs(verdict.mean) / spread, n, LEVEL / tests) >= power:
-            return n
-    return None
+    effect, level = abs(verdict.mean) / spread, LEVEL / tests
+    return next((n for n in range(2, 1001) if power_of(effect, n, level) >= power), None)
 
 
 def power_of(effect: float, n: int, level: float) -> float:

@@ -1,7 +1,5 @@
 """The book: execute the notebooks that need it, then build the pages with Jupyter Book."""
 
-from __future__ import annotations
-
 import fnmatch
 import os
 import re

@@ -5,8 +5,6 @@ A chapter is a notebook plus parameters (``notebooks/chapters.yaml``), executed 
 ``book/runs/<name>.ipynb`` beside the chapters.
 """
 
-from __future__ import annotations
-
 import hashlib
 import json
 import re
@@ -15,10 +13,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from ..experiments.provenance import LIBRARY
 from ..files import load_yaml
 from ..names import nearest
-from ..training.device import resolve_device
 from .choices import check_values, located
 from .parameters import checked, notebook_parameters, parse_overrides, text_of
 
@@ -226,12 +225,10 @@ def _asked_job(
     if run is None and (overrides or chapter.alone):
         run = run_name(chapter, profile, overrides)
     job = Job(chapter, profile, overrides, run)
-    if profile == "paper" and job.parameters.get("device") == "cuda":
-        try:
-            resolve_device("cuda")
-        except ValueError as error:
-            size = f"chapter {chapter.name} takes hours or days on a GPU"
-            raise ValueError(f"--profile paper: {size}, and PyTorch finds none here") from error
+    on_gpu = profile == "paper" and job.parameters.get("device") == "cuda"
+    if on_gpu and not torch.cuda.is_available():
+        size = f"chapter {chapter.name} takes hours or days on a GPU"
+        raise ValueError(f"--profile paper: {size}, and PyTorch finds none here")
     comments = {name: parameter.help for name, parameter in declared.items()}
     check_values(job.parameters, f"chapter {chapter.name}", comments)
     return job

@@ -4,8 +4,6 @@ Others, and those for which that is too much, say it at the end of their comment
 below 1]``, or ``[two or more, above 0]`` of a list.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import math

@@ -4,8 +4,6 @@ The kernel is this interpreter, whatever kernels the user or the system installe
 are imported where they are used: ``import pai_lib`` works without them.
 """
 
-from __future__ import annotations
-
 import asyncio
 import contextlib
 import json
@@ -174,7 +172,6 @@ def run_notebook(
     client = NotebookClient(
         notebook,
         km=kernel,
-        timeout=None,
         startup_timeout=120,
         record_timing=False,
         coalesce_streams=True,

@@ -4,8 +4,6 @@ A key covers the notebook, its values, the records and data that it shows, and t
 library that it can import. Only what has another key now runs again.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import sys

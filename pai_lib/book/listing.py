@@ -1,7 +1,5 @@
 """What ``pai book --list`` prints: notebooks, their chapters and parameters, and your runs."""
 
-from __future__ import annotations
-
 import textwrap
 from collections.abc import Iterable, Mapping
 from pathlib import Path

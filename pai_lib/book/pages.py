@@ -1,7 +1,5 @@
 """From an executed notebook to a page: heading, captions, labels, links, and how it was made."""
 
-from __future__ import annotations
-
 import platform
 import re
 import shlex
@@ -77,9 +75,8 @@ def notebook_links(root: Path, source: str) -> str:
 
 def provenance(root: Path, job: Job, seconds: float) -> str:
     """Return the section that says how a page was made and how to make it again."""
-    declared = notebook_parameters(job.chapter.notebook)
     rows = ""
-    for name, parameter in declared.items():
+    for name, parameter in notebook_parameters(job.chapter.notebook).items():
         values = [name, text_of(job.parameters[name]), text_of(parameter.default)]
         cells = [*(f"`{value}`" for value in values), parameter.help]
         rows += "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |\n"
@@ -196,8 +193,8 @@ def keep_labels_apart(notebook: Any, job: Job) -> None:
     labels; and its links to pages begin at the project's root.
     """
     prefix = job.page.replace("/", "-")
-    figures = [figure for cell in notebook.cells for figure in figures_of(cell)]
-    labels = {figure.name for figure in figures if "name" in figure}
+    named = [figure for cell in notebook.cells for figure in figures_of(cell) if "name" in figure]
+    labels = {figure.name for figure in named}
     texts = list(myst_texts(notebook))
     if job.run is not None:
         matches = [match for holder, key in texts for match in LABEL.finditer(holder[key])]
@@ -211,9 +208,8 @@ def keep_labels_apart(notebook: Any, job: Job) -> None:
         holder[key] = LABEL.sub(with_prefix, holder[key])
         if job.run is not None:
             holder[key] = PAGE_LINK.sub(r"\1/book/", holder[key])
-    for figure in figures:
-        if "name" in figure:
-            figure.name = f"{prefix}-{figure.name}"
+    for figure in named:
+        figure.name = f"{prefix}-{figure.name}"
 
 
 def caption_figures(notebook: Any) -> None:
@@ -238,12 +234,9 @@ def apart(cell: Any) -> list[Any]:
     shown = [output for output in outputs if output not in kept]
     if len(shown) < 2 or not figures_of(cell):
         return [cell]
-    cell.outputs, parts = kept, [cell]
-    for output in shown:
-        part = new_code_cell("# of the cell above", outputs=[output])  # MyST-NB skips empty cells
-        part.metadata.tags = ["remove-input"]
-        parts.append(part)
-    return parts
+    cell.outputs = kept
+    source, hidden = "# of the cell above", {"tags": ["remove-input"]}  # MyST-NB skips empty cells
+    return [cell, *(new_code_cell(source, outputs=[out], metadata=hidden) for out in shown)]
 
 
 def figures_of(cell: Any) -> list[Any]:

@@ -6,8 +6,6 @@ The cell has the tag ``parameters`` and holds annotated literals, ``hidden: int 
 least 1]``: the meaning and, where `RunSpec` has no field of that name to say it, the bounds.
 """
 
-from __future__ import annotations
-
 import ast
 import contextlib
 import json

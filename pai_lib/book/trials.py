@@ -1,7 +1,5 @@
 """`pai trial`: the runs of a user's own criterion, the words about it, and its page."""
 
-from __future__ import annotations
-
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -14,7 +12,7 @@ from ..experiments.records import Store, default_results, records_frame
 from ..experiments.sweep import SweepOptions, sweep
 from ..experiments.trial import Protocol, check_trial, read_protocol, trial_specs
 from ..files import write_whole
-from ..pruning.own import Own, OwnFile, known
+from ..pruning.own import OwnFile, known
 from ..training.device import resolve_device
 from .building import build_book
 
@@ -51,16 +49,16 @@ def put_on_trial(
     committed, store = Store(default_results()), Store(folder / file.title)
     with known(file) as own:
         protocols = [read_protocol(protocol, sparsity) for sparsity in sparsities]
+        recorded = {each: each.records(committed) for each in protocols}
         for each in protocols:
-            check_trial(each, own, committed)
+            check_trial(each, own, recorded[each])
         specs = [spec for each in protocols for spec in trial_specs(each, own)]
-        basis = [record for each in protocols for record in each.records(committed)]
-    again = protocols[0].calibration(committed)
-    if dry_run:
-        with known(file):
+        basis = [record for each in protocols for record in recorded[each]]
+        if dry_run:
             device, retry = resolve_device(options.get("device")), options.get("retry_failed")
             show_plan(specs, store, device, bool(retry), basis)
-        return Counter()
+            return Counter()
+    again = protocols[0].calibration(committed)
     write_whole(store.root / Path(file.name).name, file.text.encode())
     counts = sweep(again, Store(folder / CALIBRATION), **options)
     if counts["interrupted"]:
@@ -70,7 +68,9 @@ def put_on_trial(
     with known(file) as own:
         counts = sweep(specs, store, basis=basis, **options)
         for each in protocols:
-            tell(each, own, store)
+            frame = records_frame([*recorded[each], *each.records(store)])
+            for key in own.keys:
+                print(judge_trial(frame, each.base, key))
     if counts["left"]:
         print("The same command goes on, and makes the page when all runs are recorded.")
     elif (default_results().parent / "notebooks").is_dir():  # not where a wheel brought the records
@@ -81,24 +81,15 @@ def put_on_trial(
     return counts
 
 
-def tell(protocol: Protocol, own: Own, store: Store) -> None:
-    """Print the verdict on each function of a file."""
-    recorded = protocol.records(Store(default_results()))
-    frame = records_frame([*recorded, *protocol.records(store)])
-    for key in own.keys:
-        print(judge_trial(frame, protocol.base, key))
-
-
 def make_page_of(protocol: Protocol, store: Store, name: str) -> None:
     """Execute the chapter's notebook for a trial, to a page beside the chapters."""
     run = f"{store.root.name}-{protocol.name}-{protocol.base.sparsity:g}"
-    values = {
-        "file": store.root.resolve() / name,
-        "records": store.root.resolve(),
-        "protocol": protocol.name,
-        "sparsity": protocol.base.sparsity,
-    }
-    pairs = [f"{key}={value}" for key, value in values.items()]
+    pairs = [
+        f"file={store.root.resolve() / name}",
+        f"records={store.root.resolve()}",
+        f"protocol={protocol.name}",
+        f"sparsity={protocol.base.sparsity}",
+    ]
     root = default_results().parent
     build_book(root, names=["trial"], pairs=pairs, html=False, run=run)
     print(f"The page is {root / 'book' / 'runs' / run}.ipynb; pai book shows it with the others.")

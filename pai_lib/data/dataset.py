@@ -5,7 +5,7 @@ Images stay uint8 on one device until a batch of them is cropped, flipped and ma
 
 import hashlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -68,8 +68,8 @@ class Dataset:
 
     def to(self, device: str | torch.device) -> Self:
         """Return the data set with its tensors on `device`."""
-        tensors = ("train_images", "train_labels", "test_images", "test_labels")
-        return replace(self, **{name: getattr(self, name).to(device) for name in tensors})
+        names = [each.name for each in fields(self) if isinstance(getattr(self, each.name), Tensor)]
+        return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property
     def image_shape(self) -> tuple[int, ...]:

@@ -4,9 +4,9 @@ import hashlib
 import multiprocessing
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 import torch
@@ -43,11 +43,6 @@ class ImageStream(Dataset):
     def image_shape(self) -> tuple[int, ...]:
         """Channels, height and width."""
         return 3, self.image_size, self.image_size
-
-    def to(self, device: str | torch.device) -> Self:
-        """Return the data set with batches on `device`."""
-        train_labels, test_labels = self.train_labels.to(device), self.test_labels.to(device)
-        return replace(self, train_labels=train_labels, test_labels=test_labels)
 
     def scoring_batch(self, samples_per_class: int = 10, seed: int = 0) -> Batch:
         """Return the images that `Dataset.scoring_batch` would choose."""

@@ -22,8 +22,7 @@ def load_tiny_imagenet(name: str, root: Path) -> tuple[Any, ...]:
     """100,000 + 10,000 photographs of 200 classes, 64×64 (Le & Yang 2015, Tiny ImageNet)."""
     folder, archive = root / name, root / f"{name}.zip"
     if not folder.is_dir():
-        remedy = f"put its folder there, or {archive.name} from {TINY_URL}"
-        with downloading(name, root, remedy):
+        with downloading(name, root, f"put its folder there, or {archive.name} from {TINY_URL}"):
             fetch(archive, folder)
     return *read_folder(folder), folder
 

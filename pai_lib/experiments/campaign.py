@@ -51,7 +51,9 @@ def _specs(campaign: Any) -> list[AnySpec]:
     data: dict[tuple[str, int | None], str] = {}  # read once
     for entry, values in _entries(campaign):
         try:
-            spec: AnySpec = _kind(campaign).from_dict(values)
+            kind = campaign.get("kind", RunSpec.kind)
+            check_known("kind", kind, KINDS)
+            spec: AnySpec = KINDS[kind].from_dict(values)
             check_name("dataset", spec.dataset)
             key = spec.dataset, spec.image_size
             if key not in data:
@@ -63,13 +65,6 @@ def _specs(campaign: Any) -> list[AnySpec]:
             raise ValueError(f"{entry} means the same run as {first}.")
         specs.append(spec.with_data(data[key]))
     return specs
-
-
-def _kind(campaign: dict[str, Any]) -> type[AnySpec]:
-    """What the campaign's specs are."""
-    kind = campaign.get("kind", RunSpec.kind)
-    check_known("kind", kind, KINDS)
-    return KINDS[kind]
 
 
 def _entries(campaign: Any) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -127,8 +122,7 @@ def _meaning(spec: AnySpec) -> AnySpec:
         return replace(spec, dataset=RunSpec.dataset, **unused)
     rule = get_criterion(spec.criterion, spec.variant)
     values: dict[str, Any] = {"dataset": RunSpec.dataset, "rounds": spec.rounds or rule.rounds}
-    if spec.temperature is None:
-        values["temperature"] = rule.default_temperature(spec.variant)
+    values["temperature"] = spec.temperature or rule.default_temperature(spec.variant)
     if not rule.uses_data:
         values |= {"samples_per_class": 1, "temperature": 1.0}
     if not {"hutchinson", "row_norm"}.intersection(rule.needs):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import time
 import uuid
 from collections.abc import Callable, Iterator
 from concurrent.futures import CancelledError
@@ -50,9 +49,6 @@ class Cluster:
         """Wait a moment; return those that are done."""
         if self.asked.is_set():
             self.event.set()
-        if not futures:
-            time.sleep(0.2)
-            return []
         with contextlib.suppress(TimeoutError):
             self.dask.wait(futures, timeout=0.5, return_when="FIRST_COMPLETED")
         self.slots()  # workers may have come

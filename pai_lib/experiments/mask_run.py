@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -69,9 +69,9 @@ class MaskWork:
     """The masks of one network under way.
 
     Order: build the model, warm up its batch norms, score a class-balanced batch by the reference,
-    then criterion by criterion: score, and rank for each sparsity (where there are rounds: prune
-    for each). ``stop`` is asked before each criterion; if it says so, TrainingStoppedError is
-    raised and nothing is kept.
+    then criterion by criterion: prune for each sparsity, by quantities that all have in common.
+    ``stop`` is asked before each criterion; if it says so, TrainingStoppedError is raised and
+    nothing is kept.
     """
 
     spec: MaskSpec
@@ -102,10 +102,13 @@ class MaskWork:
         for key in self.spec.criteria:
             if self.stop is not None and self.stop():
                 raise TrainingStoppedError("It was asked to stop before the last criterion.")
-            for sparsity, mask, spent in self.masks(key):
+            for sparsity, reference in references.items():
+                begun = work.clock()
+                mask = prune(work.model, work.batch, key, sparsity, **work.scoring())
+                spent = round(work.clock() - begun, 3)
                 sizes = {name: kept.numel() for name, kept in mask.items()}
-                told.append(self.about(mask, references[sparsity]))
-                told[-1] |= {"criterion": key, "sparsity": sparsity, "seconds": round(spent, 3)}
+                told.append(self.about(mask, reference))
+                told[-1] |= {"criterion": key, "sparsity": sparsity, "seconds": spent}
         state = work.state.result
         result = {
             **{name: state[name] for name in ("parameters", "warmup_updates")},
@@ -129,22 +132,6 @@ class MaskWork:
             return ggn_diag(work.model, work.batch, "mc", generator=stream, progress=self.progress)
 
         return work.remember(("reference", "mc"), drawn)
-
-    def masks(self, key: str) -> Iterator[tuple[float, ByParameter, float]]:
-        """Yield each sparsity, the mask of a criterion, and the seconds that it takes alone."""
-        work, start = self.work, self.work.clock()
-        if get_criterion(key).rounds > 1:
-            for sparsity in self.spec.sparsities:
-                start = work.clock()
-                mask = prune(work.model, work.batch, key, sparsity, **work.scoring())
-                yield sparsity, mask, work.clock() - start
-            return
-        scores = score(work.model, work.batch, key, **work.scoring())
-        scored = work.clock() - start
-        for sparsity in self.spec.sparsities:
-            start = work.clock()
-            mask = make_mask(scores, sparsity)
-            yield sparsity, mask, scored + work.clock() - start
 
     def about(self, mask: ByParameter, reference: ByParameter) -> dict[str, Any]:
         """What a mask leaves."""

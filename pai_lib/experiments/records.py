@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import warnings
@@ -273,7 +274,7 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
     rows = []
     names: dict[str, str] = {}
     for record in records:
-        spec, failure = record.spec, record.failure
+        spec = record.spec
         fields = {name: getattr(spec, name) for name in FIELDS}
         numbers = {k: v for k, v in record.result.items() if isinstance(v, int | float)}
         others = {
@@ -282,13 +283,11 @@ def records_frame(records: Iterable[Record]) -> pd.DataFrame:
             "train_images": record.data.get("train"),
             "fingerprint": record.data.get("fingerprint"),
             "device": record.provenance.get("device"),
-            "failure": failure["reason"] if failure else None,
+            "failure": record.failure["reason"] if record.failure else None,
         }
         rows.append({"id": spec.id, **fields, **numbers, **others})
     results = "test_accuracy test_loss collapsed train_images fingerprint device failure"
-    columns = dict.fromkeys(["id", *FIELDS, *results.split()])
-    for row in rows:
-        columns |= dict.fromkeys(row)
+    columns = dict.fromkeys(["id", *FIELDS, *results.split(), *itertools.chain(*rows)])
     return pd.DataFrame(rows, columns=list(columns))
 
 

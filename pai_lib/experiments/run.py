@@ -110,7 +110,6 @@ def perform(
     whole: Dataset,
     device: torch.device,
     *,
-    progress: bool = False,
     checkpoint: Path | None = None,
     stop: Callable[[], bool] | None = None,
     shared: Shared | None = None,
@@ -127,7 +126,6 @@ def perform(
         spec: what to run.
         whole: the spec's data set.
         device: where to run.
-        progress: show a bar.
         checkpoint: file of the run while it is unfinished; it is used if it fits spec and data.
         stop: asked before each epoch of training.
         shared: parts of earlier runs that this one may use.
@@ -140,7 +138,7 @@ def perform(
         ValueError: as ``run``.
     """
     spec = spec.with_data(whole.fingerprint)
-    return Work(spec, whole, device, progress, stop, shared or Shared()).record(checkpoint)
+    return Work(spec, whole, device, stop=stop, shared=shared or Shared()).record(checkpoint)
 
 
 # Fields that do not shape the network that is scored.
@@ -186,9 +184,8 @@ class Work:
         self.data = _part(self.whole, spec.train_fraction, self.device)
         samples = 1 if spec.criterion == "dense" else spec.samples_per_class
         resampled = spec.control == "resample"
-        self.batch = self.data.scoring_batch(
-            samples, self.drawn("resample") if resampled else spec.seed
-        )
+        seed = self.drawn("resample") if resampled else spec.seed
+        self.batch = self.data.scoring_batch(samples, seed)
         self.model = self.build(spec.seed)
         with torch.no_grad(), evaluation_mode(self.model):
             self.model(self.batch.inputs[:1])  # refuses images that do not fit
@@ -338,13 +335,8 @@ class Work:
         """Options of ``score`` and ``prune``, with a random stream that begins."""
         names = ("group", "probes", "temperature", "variant")
         options = {name: getattr(self.spec, name) for name in names}
-        stream = random_stream(self.spec.seed, "scores")
-        return {
-            **options,
-            "generator": stream,
-            "remember": self.remember,
-            "progress": self.progress,
-        }
+        options["generator"] = random_stream(self.spec.seed, "scores")
+        return options | {"remember": self.remember, "progress": self.progress}
 
     def scored(self) -> ByParameter:
         """The mask of the spec's criterion, with its control applied."""

@@ -170,9 +170,7 @@ class RunSpec(Spec):
     schedule: str = _name("steps", "learning rate: steps at lr_drops, or cosine to zero", SCHEDULES)
     lr_warmup: int = _whole(0, "epochs of linear increase to the first learning rate", "at least 0")
     label_smoothing: float = _number(
-        0.0,
-        "part of each training label that is spread over all classes",
-        "at least 0 and below 1",
+        0.0, "part of each training label that is spread over all classes", "at least 0 and below 1"
     )
     image_size: int | None = _whole(
         None, "resize to squares of so many pixels; none is the data set's own"
@@ -217,7 +215,7 @@ def is_list(name: str) -> bool:
 
 def choices(name: str) -> tuple[str, ...]:
     """Return the names that are known for a field; none for a field that is not a name."""
-    names = FIELDS[name].metadata.get("names", ()) if name in FIELDS else ()
+    names = FIELDS[name].metadata.get("names", ())
     return tuple(names() if callable(names) else names)
 
 

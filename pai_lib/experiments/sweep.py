@@ -101,7 +101,8 @@ def sweep(
     end = time.monotonic() + (float("inf") if budget is None else budget)
     at = resolve_device(device) if workers is None and scheduler is None else None
     store.check_writable()
-    data = _loaded(specs)
+    load = cache(load_data)  # each is read once
+    data = {spec: load(spec.dataset, image_size=spec.image_size) for spec in specs}
     work = _Sweep(specs, data, store, retry_failed, quiet)
     asked = threading.Event()
     engine: Any = connected(_on_worker, device, asked, workers, scheduler)
@@ -110,12 +111,6 @@ def sweep(
     with _signals(asked), engine as work.engine:
         work.go(Estimate(store, at, basis), end)
     return work.counts + Counter(interrupted=asked.is_set())
-
-
-def _loaded(specs: Sequence[AnySpec]) -> Loaded:
-    """Return the data of each spec, which then knows their fingerprint; they are read once."""
-    load = cache(load_data)
-    return {spec: load(spec.dataset, image_size=spec.image_size) for spec in specs}
 
 
 class _Sweep:
@@ -168,6 +163,9 @@ class _Sweep:
         try:
             while self.running or (self.left and not self.closed):
                 self.fill()
+                if not self.running:
+                    time.sleep(0.2)  # other processes are at work on what is left
+                    continue
                 for future in self.engine.wait(list(self.running)):
                     self.finish(future)
         finally:
@@ -249,8 +247,7 @@ def _checked_once(spec: AnySpec) -> Hashable:
     if isinstance(spec, MaskSpec):
         return replace(spec, seed=0, warmup=0)
     samples = spec.criterion == "dense" or spec.samples_per_class
-    images = spec.dataset, spec.image_size, spec.train_fraction, samples
-    return images, spec.model, spec.width
+    return spec.dataset, spec.image_size, spec.train_fraction, samples, spec.model, spec.width
 
 
 # One run, and where it is done
@@ -315,8 +312,6 @@ class _Here:
         return done
 
     def wait(self, futures: list[Future[Any]]) -> list[Future[Any]]:
-        if not futures:
-            time.sleep(0.2)  # other processes are at work on what is left
         return futures
 
     def result(self, future: Future[Any], spec: AnySpec, fingerprint: str) -> AnyRecord | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -52,9 +53,8 @@ class Protocol:
 
     def calibration(self, store: Store) -> list[RunSpec]:
         """Two recorded specs of the first seed, to be run again here."""
-        seed, recorded = self.seeds[0], [record.spec for record in self.records(store)]
-        again = [replace(self.base, criterion=key, seed=seed) for key in CALIBRATION]
-        return [spec for spec in again if spec in recorded]
+        again = [replace(self.base, criterion=key, seed=self.seeds[0]) for key in CALIBRATION]
+        return [spec for spec in again if store.path(spec).is_file()]
 
 
 def read_protocol(name: str, sparsity: float = SPARSITY) -> Protocol:
@@ -86,8 +86,7 @@ def read_protocol(name: str, sparsity: float = SPARSITY) -> Protocol:
 def protocol_file(name: str) -> Path:
     """The campaign file of a protocol; ValueError, with the nearest name, if there is none."""
     folder = default_results().parent / "campaigns"
-    known = [path.stem for path in sorted(folder.glob("*.yaml"))]
-    check_known("protocol", name, known)
+    check_known("protocol", name, [path.stem for path in sorted(folder.glob("*.yaml"))])
     return folder / f"{name}.yaml"
 
 
@@ -113,8 +112,8 @@ def trial_specs(protocol: Protocol, own: Own) -> list[RunSpec]:
     return sorted(specs, key=lambda spec: spec.control in CONTROLS[2:])
 
 
-def check_trial(protocol: Protocol, own: Own, committed: Store) -> None:
-    """Refuse what cannot be compared or scored, before any training.
+def check_trial(protocol: Protocol, own: Own, records: Sequence[Record]) -> None:
+    """Refuse what cannot be compared with these records or scored, before any training.
 
     Scores are of the untrained network of the protocol, by a sample a class, twice.
 
@@ -124,7 +123,6 @@ def check_trial(protocol: Protocol, own: Own, committed: Store) -> None:
     """
     base = protocol.base
     data = load_data(base.dataset, image_size=base.image_size)
-    records = protocol.records(committed)
     if not records:
         raise ValueError(f"Nothing is recorded of {protocol.name}: pai sweep does its runs.")
     if records[0].data["fingerprint"] != data.fingerprint:
@@ -171,7 +169,7 @@ def _scores(base: RunSpec, own: Own, key: str, data: Dataset) -> ByParameter:
 
 
 def _check_profile(base: RunSpec, own: Own, key: str, data: Dataset) -> None:
-    scores = _scores(replace(base, criterion="magnitude"), own, "magnitude", data)
+    scores = _scores(base, own, "magnitude", data)
     shapes = {name: tuple(value.shape) for name, value in scores.items()}
     start = f"{own.file.at(PROFILES[key])}: the densities of {key}"
     asked = 1 - base.sparsity

@@ -369,12 +369,12 @@ def test_two_sweeps_share_the_work(store, monkeypatch):
 
 
 def test_a_stop_ends_after_the_criterion_and_keeps_nothing(store, monkeypatch):
-    scored = []
-    plain = mask_run.make_mask
-    monkeypatch.setattr(mask_run, "make_mask", lambda *args: scored.append(1) or plain(*args))
-    monkeypatch.setattr(engine._Stop, "__call__", lambda self: len(scored) >= 4)  # the reference, a criterion
+    made = []
+    plain = mask_run.prune
+    monkeypatch.setattr(mask_run, "prune", lambda *args, **options: made.append(1) or plain(*args, **options))
+    monkeypatch.setattr(engine._Stop, "__call__", lambda self: len(made) >= len(SPEC.sparsities))
     assert sweep([SPEC, replace(SPEC, seed=1)], store, device="cpu")["left"] == 2
-    assert len(scored) == 4
+    assert len(made) == len(SPEC.sparsities)
     assert files(store.root) == []
 
 
