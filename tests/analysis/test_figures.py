@@ -225,8 +225,9 @@ def test_numbers_are_legible_on_cells_of_every_colour_on_both_grounds():
 def test_a_picture_tells_its_smallest_letters():
     figure, axes = plt.subplots()
     axes.set_title("small", fontsize=4.5)
-    image = Image.open(io.BytesIO(base64.b64decode(dark.png(figure, "white"))))
-    assert float(image.text[dark.LETTERS]) == pytest.approx(4.5 / 72 * figure.dpi, abs=0.1)
+    with plt.rc_context({"savefig.dpi": 160}):
+        image = Image.open(io.BytesIO(base64.b64decode(dark.png(figure, "white"))))
+    assert float(image.text[dark.LETTERS]) == pytest.approx(4.5 / 72 * 160, abs=0.1)
 
 
 def test_accuracy_figure_tells_its_numbers(frame):
