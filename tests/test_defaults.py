@@ -7,7 +7,7 @@ import torch
 from conftest import batch_of, flat
 
 import pai_lib as pai
-from pai_lib.experiments.run import perform
+from pai_lib.experiments.run import Work, perform
 
 SCORED = {"temperature": 1.0, "parameters": "prunable", "chunk": None}
 DEFAULTS = {
@@ -98,4 +98,5 @@ def test_nothing_is_saved_at_first():
 
 
 def test_a_run_of_a_sweep_shows_no_bar_of_its_own():
-    assert inspect.signature(perform).parameters["progress"].default is False
+    assert "progress" not in inspect.signature(perform).parameters
+    assert inspect.signature(Work).parameters["progress"].default is False
