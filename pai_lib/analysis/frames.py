@@ -55,13 +55,18 @@ def masks_frame(records: Iterable[MaskRecord]) -> pd.DataFrame:
     rows = []
     for record in records:
         spec, result = record.spec, record.result
-        of_work = {**record.provenance, **record.data, **result, **vars(spec), "id": spec.id}
+        fields = {name: getattr(spec, name) for name in (*SHARED, "reference")}
+        about = {"fingerprint": record.data["fingerprint"], "device": record.provenance["device"]}
         for mask in result.get("masks", []):
             left = zip(result["layers"].items(), mask["kept"], strict=True)
             density = {layer: kept / size for (layer, size), kept in left}
-            cut, empty = mask["effective_sparsity"] == 1, list(density.values()).count(0)
-            told = {"cut": cut, "empty": empty, "density": density}
-            rows.append({**of_work, **mask, **told})
+            told = {
+                "cut": mask["effective_sparsity"] == 1,
+                "empty": sum(part == 0 for part in density.values()),
+                "density": density,
+            }
+            whole = {name: result[name] for name in of_all}
+            rows.append({"id": spec.id, **fields, **mask, **told, **whole, **about})
     columns = ["id", *SHARED, "reference", *made, *of_all, "fingerprint", "device"]
     return pd.DataFrame(rows, columns=columns)
 
