@@ -7,7 +7,6 @@ Here it is the page's notebook with the page's values; and there is an archive o
 from __future__ import annotations
 
 import io
-import re
 import zipfile
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +34,7 @@ def runnable(job: Job) -> str:
     import nbformat
 
     from pai_lib.book.execution import injected
+    from pai_lib.book.pages import set_title
 
     notebook = nbformat.read(job.chapter.notebook, 4)
     for cell in notebook.cells:
@@ -44,9 +44,7 @@ def runnable(job: Job) -> str:
     for cell in notebook.cells:
         if "injected-parameters" in cell.metadata.get("tags", []):
             cell.id = "values"  # papermill draws one
-    if job.title is not None:
-        first = notebook.cells[0]
-        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
+    set_title(notebook, job)
     return nbformat.writes(notebook) + "\n"
 
 

@@ -100,7 +100,7 @@ def table(styled: Styler) -> None:
     display(data, raw=True)
 
 
-def glue(name: str, value: Any, display: bool = False) -> None:
+def glue(name: str, value: Any) -> None:
     """Keep a value for the sentences of the pages, by MyST-NB's ``glue``; a number to six digits.
 
     More show no reader anything, and in double precision six are the same on every machine.
@@ -108,7 +108,7 @@ def glue(name: str, value: Any, display: bool = False) -> None:
     import myst_nb
 
     rounded = float(f"{value:.6g}") if isinstance(value, float) else value
-    myst_nb.glue(name, rounded, display=display)
+    myst_nb.glue(name, rounded, display=False)
 
 
 def save(figure: Figure, path: str | Path) -> Path:

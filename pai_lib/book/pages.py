@@ -123,9 +123,7 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
     """Turn an executed notebook into a page of the book."""
     from nbformat.v4 import new_markdown_cell
 
-    if job.title is not None:
-        first = notebook.cells[0]
-        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
+    set_title(notebook, job)
     for holder, key in myst_texts(notebook):
         holder[key] = with_roles(holder[key]).replace(" ·", "\u00a0·")  # no line begins with a dot
     fold_parameters(notebook)
@@ -133,6 +131,13 @@ def make_page(notebook: Any, root: Path, job: Job, seconds: float) -> None:
     keep_labels_apart(notebook, job)
     caption_figures(notebook)
     notebook.cells.append(new_markdown_cell(provenance(root, job, seconds)))
+
+
+def set_title(notebook: Any, job: Job) -> None:
+    """Head a notebook with its chapter's title, if that is another than its own."""
+    if job.title is not None:
+        first = notebook.cells[0]
+        first.source = re.sub(r"\A# .*", lambda _: f"# {job.title}", first.source)
 
 
 def with_roles(text: str) -> str:
