@@ -72,7 +72,7 @@ def equal_worth(shapes: Shapes, density: float) -> dict[str, float]:
     u²z/N, u uniform on [0, 1] and z normal. τ meets the density of the network; a layer that
     expects less than half a weight gets none.
     """
-    return _lottery(shapes, density, _signed)
+    return _lottery(shapes, density, lottery_share)
 
 
 @profile("equal_worth_unsigned")
@@ -81,15 +81,15 @@ def equal_worth_unsigned(shapes: Shapes, density: float) -> dict[str, float]:
 
     No sign keeps a layer below one half, so that small layers are kept more densely.
     """
-    return _lottery(shapes, density, lambda level: min(1.0, 2 * _signed(level)))
+    return _lottery(shapes, density, lambda level: min(1.0, 2 * lottery_share(level)))
 
 
-def _signed(level: float) -> float:
+def lottery_share(level: float) -> float:
     """P(u²z > t) = Φ(−t) − √t·2^(−3/4)·Γ(¼, t²/2)/√(2π) at t ≥ 0; one minus that of −t below."""
     from scipy.special import gamma, gammaincc, ndtr  # the library alone does not need it
 
     if level < 0:
-        return 1 - _signed(-level)
+        return 1 - lottery_share(-level)
     tail = gamma(0.25) * gammaincc(0.25, level**2 / 2)
     return max(0.0, float(ndtr(-level) - math.sqrt(level) * 2**-0.75 * tail / math.sqrt(math.tau)))
 

@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.special import ndtr
 
 import pai_lib as pai
-from pai_lib.pruning.profiles import PROFILES, _signed, equal, equal_worth, equal_worth_unsigned
+from pai_lib.pruning.profiles import PROFILES, lottery_share, equal, equal_worth, equal_worth_unsigned
 
 shape_maps = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
@@ -56,11 +56,11 @@ def test_the_tail_is_its_integral(level):
         return float(ndtr(-level / u**2)) if u else float(ndtr(-math.copysign(math.inf, level))) if level else 0.5
 
     expected, error = quad(integrand, 0, 1, epsabs=1e-12, epsrel=1e-12, limit=400)
-    assert _signed(level) == pytest.approx(expected, abs=1e-10 + 10 * error)
+    assert lottery_share(level) == pytest.approx(expected, abs=1e-10 + 10 * error)
 
 
 def test_a_tail_far_out_is_none():
-    assert 0 <= _signed(40.0) < 1e-12
+    assert 0 <= lottery_share(40.0) < 1e-12
 
 
 @pytest.mark.parametrize(("rule", "signed"), [(equal_worth, True), (equal_worth_unsigned, False)])
