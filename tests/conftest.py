@@ -1,5 +1,6 @@
 """Shared by the tests: settings, a module made of a function, and oracles written without the library."""
 
+import gc
 import os
 import sys
 from dataclasses import replace
@@ -16,6 +17,12 @@ torch.set_num_threads(1)
 # In CI the drawn examples are always the same: a pull request fails for what it changed, not for its luck.
 settings.register_profile("pai", deadline=None, max_examples=25, derandomize="CI" in os.environ)
 settings.load_profile("pai")
+
+
+def pytest_collection_finish():
+    """Garbage is looked for among what tests make: each run does so, and modules are a million objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

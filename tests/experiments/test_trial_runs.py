@@ -1,6 +1,7 @@
 """`pai trial`: which runs it makes, what it refuses before the first, and where their records go."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -44,10 +45,22 @@ def tree(tmp_path, monkeypatch):
     return tmp_path
 
 
+@pytest.fixture(scope="module")
+def results(tmp_path_factory):
+    """The records of that project, made once."""
+    root = tmp_path_factory.mktemp("tiny")
+    (root / "campaigns").mkdir()
+    (root / "campaigns" / "tiny.yaml").write_text(TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trial, "default_results", lambda: root / "results")
+        for sparsity in (0.9, 0.8):
+            sweep(trial.read_protocol("tiny", sparsity).specs, Store(root / "results"), quiet=True)
+    return root / "results"
+
+
 @pytest.fixture
-def recorded(tree):
-    for sparsity in (0.9, 0.8):
-        sweep(trial.read_protocol("tiny", sparsity).specs, Store(tree / "results"), quiet=True)
+def recorded(tree, results):
+    shutil.copytree(results, tree / "results")
     return Store(tree / "results")
 
 
