@@ -12,7 +12,7 @@ from scipy.integrate import quad
 from scipy.special import ndtr
 
 import pai_lib as pai
-from pai_lib.pruning.profiles import PROFILES, lottery_share, equal, equal_worth, equal_worth_unsigned
+from pai_lib.pruning.profiles import PROFILES, equal, equal_worth, equal_worth_unsigned, lottery_share
 
 shape_maps = st.dictionaries(
     st.text("abcdef", min_size=1, max_size=3),
