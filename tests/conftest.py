@@ -25,6 +25,10 @@ def pytest_collection_finish():
     gc.freeze()
 
 
+def pytest_unconfigure():
+    gc.unfreeze()  # libraries look for leaks at the end
+
+
 @pytest.fixture(autouse=True)
 def no_figure_stays_open():
     """Which tests share a worker must not decide which of them is the one with too many open figures."""

@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
+from ..progress import with_progress
 from .dataset import TRAINING_PART, check_split
 
 SPLITS = {  # spellings of the folders' names, whatever their capitals
@@ -213,7 +213,7 @@ def read_folder(folder: Path, image_size: int | None = None) -> list[np.ndarray]
     if not test:
         check_split(y, TRAINING_PART, f"{folder}: ", _subfolders(folder))
     images: list[np.ndarray] = []
-    for path, _ in tqdm(train + test, desc="reading images", unit=" images"):
+    for path, _ in with_progress(train + test, "image"):
         image = open_image(path)
         if image_size is not None:
             image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
