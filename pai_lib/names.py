@@ -21,33 +21,33 @@ _LIMITS |= {"at most": operator.le, "below": operator.lt}
 LIMIT = rf"({'|'.join(_LIMITS)}) (-?[\d.]+)"  # bounds are one or two of these, with words
 
 
-def closest(name: object, known: Iterable[str]) -> str | None:
+def closest(name: object, names: Iterable[str]) -> str | None:
     """Return the known name most like `name`, or None if none is like it."""
-    return next(iter(difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)), None)
+    return next(iter(difflib.get_close_matches(str(name), list(names), n=1, cutoff=0.5)), None)
 
 
-def nearest(name: object, known: Iterable[str]) -> str:
+def nearest(name: object, names: Iterable[str]) -> str:
     """Return the end of an error sentence: the known name most like `name`, then up to 20 of all.
 
     >>> nearest("snap", ["magnitude", "snip"])
     "did you mean 'snip'? Known: magnitude, snip."
     """
-    known = list(known)
-    close = closest(name, known)
-    names = ", ".join(known[:MOST]) + (", …" if known[MOST:] else "") or "none"
-    return f"did you mean {close!r}? Known: {names}." if close else f"known: {names}."
+    names = list(names)
+    close = closest(name, names)
+    listed = ", ".join(names[:MOST]) + (", …" if names[MOST:] else "") or "none"
+    return f"did you mean {close!r}? Known: {listed}." if close else f"known: {listed}."
 
 
-def check_known(what: str, name: Any, known: Iterable[str]) -> None:
+def check_known(what: str, name: Any, names: Iterable[str]) -> None:
     """Raise ValueError unless a name is known.
 
     >>> check_known("criterion", "snap", ["magnitude", "snip"])
     Traceback (most recent call last):
     ValueError: Unknown criterion 'snap': did you mean 'snip'? Known: magnitude, snip.
     """
-    known = list(known)
-    if name not in known:
-        raise ValueError(f"Unknown {what} {name!r}: {nearest(name, known)}")
+    names = list(names)
+    if name not in names:
+        raise ValueError(f"Unknown {what} {name!r}: {nearest(name, names)}")
 
 
 def count_of(name: str, value: Any, least: int = 1, below: int = 2**63) -> int:

@@ -21,7 +21,7 @@ CALIBRATION = "calibration"  # folder of the committed runs that are done again
 
 def put_on_trial(
     file: OwnFile,
-    protocol: str,
+    name: str,
     sparsities: Sequence[float],
     folder: Path,
     *,
@@ -32,7 +32,7 @@ def put_on_trial(
 
     Args:
         file: of the user.
-        protocol: name of a file in ``campaigns/``.
+        name: of a file in ``campaigns/``.
         sparsities: fractions removed, each a trial of its own.
         folder: of all trials; this one's is named by the digest of the file's text.
         dry_run: list the runs only.
@@ -48,12 +48,12 @@ def put_on_trial(
     begun, budget = time.monotonic(), options.get("budget")
     committed, store = Store(default_results()), Store(folder / file.title)
     with known(file) as own:
-        protocols = [read_protocol(protocol, sparsity) for sparsity in sparsities]
-        recorded = {each: each.records(committed) for each in protocols}
-        for each in protocols:
-            check_trial(each, own, recorded[each])
-        specs = [spec for each in protocols for spec in trial_specs(each, own)]
-        basis = [record for each in protocols for record in recorded[each]]
+        protocols = [read_protocol(name, sparsity) for sparsity in sparsities]
+        recorded = {protocol: protocol.records(committed) for protocol in protocols}
+        for protocol in protocols:
+            check_trial(protocol, own, recorded[protocol])
+        specs = [spec for protocol in protocols for spec in trial_specs(protocol, own)]
+        basis = [record for protocol in protocols for record in recorded[protocol]]
         if dry_run:
             device, retry = resolve_device(options.get("device")), options.get("retry_failed")
             show_plan(specs, store, device, bool(retry), basis)
@@ -67,15 +67,15 @@ def put_on_trial(
         options["budget"] = max(1e-3, begun + budget - time.monotonic())
     with known(file) as own:
         counts = sweep(specs, store, basis=basis, **options)
-        for each in protocols:
-            frame = records_frame([*recorded[each], *each.records(store)])
+        for protocol in protocols:
+            frame = records_frame([*recorded[protocol], *protocol.records(store)])
             for key in own.keys:
-                print(judge_trial(frame, each.base, key))
+                print(judge_trial(frame, protocol.base, key))
     if counts["left"]:
         print("The same command goes on, and makes the page when all runs are recorded.")
     elif (default_results().parent / "notebooks").is_dir():  # not where a wheel brought the records
-        for each in protocols:
-            make_page_of(each, store, Path(file.name).name)
+        for protocol in protocols:
+            make_page_of(protocol, store, Path(file.name).name)
     else:
         print("There is no page: only a clone of the project has the notebook that makes it.")
     return counts

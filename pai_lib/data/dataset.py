@@ -68,7 +68,7 @@ class Dataset:
 
     def to(self, device: str | torch.device) -> Self:
         """Return the data set with its tensors on `device`."""
-        names = [each.name for each in fields(self) if isinstance(getattr(self, each.name), Tensor)]
+        names = [f.name for f in fields(self) if isinstance(getattr(self, f.name), Tensor)]
         return replace(self, **{name: getattr(self, name).to(device) for name in names})
 
     @property

@@ -237,7 +237,7 @@ class _Sweep:
         line = f"{number} {named(record.spec, self.names)}  {outcome(record)}"
         seconds = [self.estimate.seconds(spec) for spec in self.left]
         if seconds and None not in seconds:
-            left = sum(each or 0 for each in seconds) / max(1, self.engine.slots())
+            left = sum(second or 0 for second in seconds) / max(1, self.engine.slots())
             line += f", about {lasting(left)} left"
         say(line)
 
