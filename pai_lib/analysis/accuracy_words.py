@@ -69,10 +69,11 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
             [key for key in keys if key not in PLACEBOS] for keys in groups.values()
         )
         n = span(pd.Series([differences.count() for differences in pairs.values()]))
+        others = len(better + worse + unsettled)
         text = (
             "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{len(better + worse + unsettled)} others on equal seeds ({n}) {counted(better)} "
-            f"shown to be better, {counted(worse)} worse, {len(unsettled)} not told apart"
+            f"{others} other{'s' * (others > 1)} on equal seeds ({n}) {counted(better)} shown to "
+            f"be better, {counted(worse)} worse, {len(unsettled) or 'none'} not told apart"
         )
         if unsettled:
             first = max(unsettled, key=lambda key: pairs[key].mean())

@@ -44,14 +44,16 @@ def one_protocol(frame: pd.DataFrame, *but: str) -> pd.DataFrame:
 
 
 def by_protocol(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
-    """Split plain records by protocol and warm-up, largest group first: (its words, its rows).
+    """Split plain records by protocol and warm-up: (its words, its rows).
 
-    A group without pruned networks is left out.
+    First is the group of most criteria, and of most records among equals; one without pruned
+    networks is left out.
     """
     plain = plain_runs(frame)
     groups = [rows for _, rows in plain.groupby(_joined(plain, [*PROTOCOL, "warmup"]))]
     pruned = [rows for rows in groups if (rows["sparsity"] > 0).any()]
-    return [(in_words(rows), rows) for rows in sorted(pruned, key=len, reverse=True)]
+    pruned.sort(key=lambda rows: (rows["criterion"].nunique(), len(rows)), reverse=True)
+    return [(in_words(rows), rows) for rows in pruned]
 
 
 def in_words(rows: pd.DataFrame) -> str:

@@ -20,6 +20,9 @@ def test_runs_of_different_protocols_are_kept_apart(frame):
     assert len(rows) == len(frame)
     assert len(fewer) == len(other)
     assert "160 epochs of sgd at batch 512" in words
+    many = pd.concat([other.assign(seed=other["seed"] + 100 * i) for i in range(len(frame))])
+    (_, first), (_, second) = protocols.by_protocol(pd.concat([many, frame]))
+    assert (len(first), len(second)) == (len(frame), len(many))  # more criteria before more records
     assert protocols.by_protocol(frame[frame["criterion"] == "dense"]) == []  # nothing pruned, nothing to show
     assert protocols.by_protocol(frame.iloc[:0]) == []
 
