@@ -44,7 +44,9 @@ def paired(a: pd.Series, b: pd.Series | float = 0.0) -> Paired:
 
 
 def p_value(differences: pd.Series, bound: float = 0.0) -> float:
-    """P value of the two-sided t test that the mean difference is the bound."""
+    """P value of the two-sided t test that the mean difference is the bound; 1 if all are it."""
+    if differences.eq(bound).all():  # as of two criteria whose masks are all cut
+        return 1.0
     return float(stats.ttest_1samp(differences, bound).pvalue)
 
 

@@ -44,6 +44,15 @@ def test_many_comparisons_are_corrected_for_their_number():
     assert told_apart({"barely": barely, **noise})["not told apart"] == ["barely", *noise]
 
 
+@pytest.mark.filterwarnings("ignore:Precision loss occurred:RuntimeWarning")
+def test_equal_accuracies_are_no_difference_and_hide_no_other():
+    clear, none = pd.Series([1.0, 1.1, 0.9, 1.0]), pd.Series([0.0] * 4)  # of two criteria whose masks are all cut
+    assert statistics.p_value(none) == statistics.p_value(none + 2, 2) == 1
+    assert statistics.p_value(none + 2) == 0
+    groups = told_apart({"cut": none, "clear": clear, "cut, too": none, "worse": -clear})
+    assert groups == {"better": ["clear"], "worse": ["worse"], "not told apart": ["cut", "cut, too"]}
+
+
 def test_comparisons_are_told_in_words():
     clear, noise = pd.Series([1.0, 1.1, 0.9, 1.0]), pd.Series([1.0, -1.0, 0.5])
     words = statistics.told_apart_in_words({"snip": clear, "fts": -clear, "hts": noise})
