@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..progress import with_progress
+from ..progress import Bar, steps
 from .dataset import TRAINING_PART, check_split
 
 SPLITS = {  # spellings of the folders' names, whatever their capitals
@@ -213,15 +213,15 @@ def read_folder(folder: Path, image_size: int | None = None) -> list[np.ndarray]
     if not test:
         check_split(y, TRAINING_PART, f"{folder}: ", _subfolders(folder))
     images: list[np.ndarray] = []
-    for path, _ in with_progress(train + test, "image"):
-        image = open_image(path)
-        if image_size is not None:
-            image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-        images.append(np.asarray(image))  # H×W×3
-        first, last = images[0].shape, images[-1].shape
-        if first != last:
-            differing = f"{train[0][0]} is {first}, {path} is {last}"
-            raise ValueError(f"without image_size, images must have equal H×W×3: {differing}")
+    with Bar("reading images"):
+        for path, _ in steps(train + test, "image"):
+            image = open_image(path)
+            if image_size is not None:
+                image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
+            images.append(np.asarray(image))  # H×W×3
+            if images[0].shape != images[-1].shape:
+                differing = f"{train[0][0]} is {images[0].shape}, {path} is {images[-1].shape}"
+                raise ValueError(f"without image_size, images must have equal H×W×3: {differing}")
     x = np.stack(images)
     return [x[:count], y[:count], x[count:], y[count:]] if test else [x, y]
 
