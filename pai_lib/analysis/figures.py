@@ -20,6 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 from pandas.io.formats.style import Styler
+from sklearn.metrics import r2_score
 
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
@@ -43,7 +44,6 @@ _FAMILIES = {
 _MARKERS = "osD^vPX*"
 INK = "#333333"
 GREY = "#B5B5B5"
-FIGURES = "PAI_FIGURES"  # names a folder in which `show` keeps each figure as SVG too
 
 
 def use_style() -> None:
@@ -70,7 +70,7 @@ def show(figure: Figure, alt: str, caption: str | None = None, name: str | None 
 
     for part in figure.findobj(plt.Text):  # what Python computed has hyphens
         part.set_text(re.sub(r"(?<![^\s(])-(?=\d)", "−", part.get_text()))
-    if folder := os.environ.get(FIGURES):
+    if folder := os.environ.get("PAI_FIGURES"):
         save(figure, Path(folder) / f"{name or 'figure'}.svg")
     image = png(figure, "white")
     darken(figure)
@@ -335,7 +335,7 @@ def predicted_against_true(
         axes = grid[rows.index(title)][columns.index(expansion)]
         axes.scatter(true, predicted, **look)
         axes.axline((0, 0), slope=1, color=INK, lw=0.8, ls="--")
-        explained = fraction_explained(predicted, true)
+        explained = r2_score(true, predicted)
         axes.set_title(f"{expansion}\n$R^2$ = {explained:.3f}", fontsize="small")
         axes.locator_params(nbins=3)  # as they are: a factor above an axis would move its title
         said.append(f"{title}, {expansion.replace('$', '')}: R² {explained:.3f}")
@@ -345,12 +345,3 @@ def predicted_against_true(
         axes.set_xlabel("true change of the loss", fontsize="small")
     alt = "Predicted against true loss change of removing each single weight. "
     return figure, f"{alt}{'; '.join(said)}."
-
-
-def fraction_explained(predicted: np.ndarray, true: np.ndarray) -> float:
-    """R² of a prediction as it is (no fitted slope): 1 − Σ(true − predicted)²/Σ(true − mean)².
-
-    >>> fraction_explained(np.array([1.0, 2.0]), np.array([1.0, 2.0]))
-    1.0
-    """
-    return float(1 - ((true - predicted) ** 2).sum() / ((true - true.mean()) ** 2).sum())

@@ -13,8 +13,6 @@ from ..files import load_yaml
 if TYPE_CHECKING:
     import pandas as pd
 
-MADE_BY = "git dirty pai_lib torch device threads started finished".split()
-
 
 def full_frame(records: Iterable[Record]) -> pd.DataFrame:
     """``records_frame``, where a run failed, its test images, and what made the record."""
@@ -22,7 +20,7 @@ def full_frame(records: Iterable[Record]) -> pd.DataFrame:
     frame = records_frame(records)
     frame["failure_where"] = [record.failure and record.failure.get("where") for record in records]
     frame["test_images"] = [record.data.get("test") for record in records]
-    for name in MADE_BY:
+    for name in "git dirty pai_lib torch device threads started finished".split():
         frame[name] = [record.provenance.get(name) for record in records]
     return frame
 

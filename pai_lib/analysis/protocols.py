@@ -1,19 +1,22 @@
 """Which runs may be compared: plain ones, of one protocol, or that differ in one setting."""
 
-from dataclasses import fields
 from typing import Any
 
 import pandas as pd
 
 from ..experiments.records import Store, default_results
-from ..experiments.spec import RunSpec
+from ..experiments.spec import FIELDS as SETTINGS
 
 PLAIN = {"control": "none", "variant": "cited", "scope": "global", "when": "init"}
 VARIED = ("criterion", "sparsity", "seed", "temperature", "rounds", "warmup", *PLAIN)
-SETTINGS = [field.name for field in fields(RunSpec)]
 
 # What makes two runs comparable: the fields that no contrast varies, and the same training images.
 PROTOCOL = [name for name in SETTINGS if name not in VARIED] + ["train_images", "fingerprint"]
+
+# Names as papers write them; # stands for a number.
+PROPER = {"resnet#": "ResNet-#", "vgg#": "VGG-#", "cifar#": "CIFAR-#", "vit_b_#": "ViT-B/#"}
+PROPER |= {"vit_cifar": "small ViT", "resnet#_imagenet": "ResNet-#", "imagenet": "ImageNet"}
+PROPER["tiny-imagenet-#"] = "Tiny ImageNet"
 
 
 def committed_runs(dataset: str, model: str) -> pd.DataFrame:
@@ -67,12 +70,23 @@ def in_words(rows: pd.DataFrame) -> str:
     run = rows.iloc[0]
     scored = not set(rows["criterion"]) <= {"dense", "random"}
     return (
-        f"{run['model']} ({width_in_words(run)}) on {run['train_images']:,.0f} training images of "
-        f"{run['dataset']}, {run['epochs']} epochs of {run['optimizer']} "
+        f"{proper(run['model'])} ({width_in_words(run)}) on {run['train_images']:,.0f} training "
+        f"images of {proper(run['dataset'])}, {run['epochs']} epochs of {run['optimizer']} "
         f"at batch {run['batch_size']}, learning rate {run['lr']:g}, {run['precision']}"
         + f"; scores from {run['samples_per_class']} images a class at group size {run['group']}, "
         f"after {run['warmup']} batch-norm updates" * scored
     )
+
+
+def proper(name: str) -> str:
+    """A network or data set by the name that papers call it; another as it is.
+
+    >>> proper("resnet18"), proper("cifar100"), proper("mine")
+    ('ResNet-18', 'CIFAR-100', 'mine')
+    """
+    number = "".join(filter(str.isdigit, name))
+    form = PROPER.get(name.replace(number or "#", "#"), "")
+    return form.replace("#", number) or name
 
 
 def width_in_words(run: pd.Series) -> str:

@@ -16,8 +16,7 @@ def in_order(keys: Iterable[str]) -> list[str]:
 
 def by_criterion(table: pd.DataFrame) -> pd.DataFrame:
     """A table whose index are keys of criteria, in their order and under their labels."""
-    ordered = table.loc[in_order(table.index)]
-    return ordered.rename(index=criterion_label).rename_axis(None)
+    return table.loc[in_order(table.index)].rename(index=criterion_label).rename_axis(None)
 
 
 def summarize(frame: pd.DataFrame) -> pd.DataFrame:

@@ -22,8 +22,6 @@ from .mask_spec import KINDS, AnySpec, MaskSpec
 from .records import AnyRecord, MaskRecord, RecordWarning, Store
 from .spec import RunSpec, check_name
 
-LONG = 600  # seconds, of which more are announced
-
 
 def read_campaign(path: str | Path) -> list[AnySpec]:
     """Read the specs of a campaign file, in its order.
@@ -240,7 +238,7 @@ def lasting(seconds: float) -> str:
 def announce(specs: Sequence[AnySpec], estimate: Estimate) -> None:
     """Say how many runs begin, and how long they take together, if that is over ten minutes."""
     seconds = sum(estimate.seconds(spec) or 0 for spec in specs)
-    if seconds > LONG:
+    if seconds > 600:
         runs = "1 run" if len(specs) == 1 else f"{len(specs)} runs"
         print(f"{runs} to do: about {lasting(seconds)} in one process.", flush=True)
 

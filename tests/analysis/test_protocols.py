@@ -6,6 +6,8 @@ from synthetic_records import three_seeds
 
 from pai_lib.analysis import protocols
 from pai_lib.analysis.frames import data_note
+from pai_lib.data.loading import dataset_names
+from pai_lib.models import model_names
 
 
 @pytest.fixture
@@ -38,9 +40,19 @@ def test_what_is_known_of_the_data_is_said_and_keeps_runs_apart(frame):
     copy = frame.assign(fingerprint="0d8eb05a03b1d95838ca43b8c0b82c7b8b02a3d9faeb7cab7c9807270a149466")
     groups = protocols.by_protocol(pd.concat([frame, copy]))
     assert len(groups) == 2
-    assert all("of cifar10, 160 epochs of sgd" in words for words, _ in groups)
+    assert all("of CIFAR-10, 160 epochs of sgd" in words for words, _ in groups)
     notes = {data_note(rows["fingerprint"].iloc[0]) for _, rows in groups}
     assert notes == {"", " (every image re-encoded as JPEG)"}
+
+
+def test_every_network_and_data_set_has_a_name_as_papers_write_it():
+    names = {key: protocols.proper(key) for key in [*model_names(), *dataset_names()]}
+    assert {names[key] for key in ("resnet50", "resnet50_imagenet")} == {"ResNet-50"}  # their stems differ
+    assert names["vit_b_16"] == "ViT-B/16"
+    assert names["tiny-imagenet-200"] == "Tiny ImageNet"
+    assert {key for key, name in names.items() if key == name} == {"digits", "digits32"}
+    mine = ("my_net", "birds-2024", "12", "resnet", "cifar", "my_imagenet", "imagenette", "a1b2", "#", "")
+    assert all(protocols.proper(name) == name for name in mine)
 
 
 def test_plain_runs_have_nothing_special_but_what_is_asked_for(frame):
