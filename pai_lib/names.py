@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import functools
 import inspect
+import math
 import numbers
 import operator
 import re
-import sys
 import typing
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -86,8 +87,11 @@ def check_number(name: str, value: Any, bounds: str) -> None:
     Traceback (most recent call last):
     ValueError: lr=-1: it must be at least 0.
     """
-    real = isinstance(value, numbers.Real) and not isinstance(value, bool)
-    kind = "" if real and abs(value) <= sys.float_info.max else "a finite number "
+    number = math.nan
+    if isinstance(value, numbers.Real) and not isinstance(value, bool):
+        with contextlib.suppress(OverflowError):
+            number = float(value)
+    kind = "" if math.isfinite(number) else "a finite number "
     if kind or not within(value, bounds):
         raise ValueError(f"{name}={value!r}: it must be {kind}{bounds}.")
 

@@ -33,7 +33,7 @@ class PlainOperations(TorchFunctionMode):
     """While active, operations are made of others whose graph tells all, or has two derivatives."""
 
     def __torch_function__(self, function, types, args=(), kwargs=None):
-        """Replace circular padding, which writes in place, and the hard sigmoid; nothing else."""
+        """Replace circular padding, which writes in place, hard sigmoid and weight norm."""
         if function in _PLAIN and not _recomputed():
             function = _PLAIN[function]
         return function(*args, **(kwargs or {}))
@@ -54,7 +54,11 @@ def _hardsigmoid(input, inplace=False) -> Tensor:
     return input.copy_(value) if inplace else value
 
 
-_PLAIN = {F.pad: _pad, F.hardsigmoid: _hardsigmoid}
+def _weight_norm(v, g, dim=0) -> Tensor:
+    return v * (g / torch.norm_except_dim(v, 2, dim))  # PyTorch's takes the norm for a constant
+
+
+_PLAIN = {F.pad: _pad, F.hardsigmoid: _hardsigmoid, torch._weight_norm: _weight_norm}
 
 
 class DirectAdjoints(TorchFunctionMode):
@@ -70,7 +74,8 @@ class DirectAdjoints(TorchFunctionMode):
 
 
 def _convolve(input, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> Any:
-    if isinstance(padding, str) or input.ndim != weight.ndim:
+    cast = torch.is_autocast_enabled(input.device.type) or input.is_complex()
+    if isinstance(padding, str) or input.ndim != weight.ndim or cast:
         return NotImplemented
     sizes = [[n] if isinstance(n, int) else n for n in (stride, padding, dilation)]
     out = _Convolution.apply(input, weight, (*sizes, False, [0], groups))  # N×C×…

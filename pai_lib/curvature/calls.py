@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import random
 import re
+from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from typing import Any
@@ -14,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.utils import parametrize
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_any_only, tree_leaves
 
@@ -49,9 +51,11 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
     """Call a model: a mapping holds its keyword arguments, a tuple its positional ones.
 
     Within an autocast, as around all of training, one of the model's own would take the casts that
-    an earlier call made: of weights that have changed since, or without gradients.
+    an earlier call made: of weights that have changed since, or without gradients. So it is with
+    what ``parametrize.cached()`` keeps.
     """
     torch.clear_autocast_cache()
+    cache, parametrize._cache = parametrize._cache, {}
     try:
         names = SUBSTITUTED.get({})  # not in all of the block in which they are: that is slow
         with _HeldElsewhere(names) if names else contextlib.nullcontext():
@@ -59,6 +63,7 @@ def called(model: Callable[..., Any], inputs: Inputs) -> Any:
                 return model(**inputs)
             return model(*inputs) if isinstance(inputs, tuple) else model(inputs)
     finally:
+        parametrize._cache = cache
         torch.clear_autocast_cache()
 
 
@@ -181,16 +186,36 @@ class _HeldElsewhere(TorchFunctionMode):
         return result
 
 
+_CONTAINERS = (OrderedDict, dict, list, deque, set)
+
+
 @contextlib.contextmanager
 def restored(containers: Iterable[Any]) -> Iterator[None]:
-    """Give lists, dicts and sets what they hold now back at the end."""
-    before = [(container, container.copy()) for container in containers]
+    """Give lists, dicts, sets and deques that have changed what they hold now back at the end.
+
+    By the methods of these types: a frozen subclass may refuse its own.
+    """
+    kinds: list[tuple[Any, Any]] = [
+        (container, next(kind for kind in _CONTAINERS if isinstance(container, kind)))
+        for container in containers
+    ]
+    before = [(container, kind, kind(container)) for container, kind in kinds]
     try:
         yield
     finally:
-        for container, contents in before:
-            container.clear()
-            (container.extend if isinstance(container, list) else container.update)(contents)
+        for container, kind, contents in before:
+            if not _same(kind(container), contents):
+                kind.clear(container)
+                (kind.extend if kind in (list, deque) else kind.update)(container, contents)
+
+
+def _same(first: Any, second: Any) -> bool:
+    """Whether two containers of a type hold the very same: tensors have no single answer to ==."""
+    if isinstance(first, set):
+        return first == second
+    pairs = [[*held.items()] if isinstance(held, dict) else [held] for held in (first, second)]
+    ids = [[id(item) for held in part for item in held] for part in pairs]
+    return ids[0] == ids[1]
 
 
 @contextlib.contextmanager
@@ -250,20 +275,39 @@ def modes_given_back(model: nn.Module) -> Iterator[None]:
 def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]:
     """Put every module in evaluation mode, and leave the model as it was.
 
-    What it holds comes back: modes, attributes (and what is in their lists, dicts and sets, as
-    caches are), parameters and buffers with their numbers. ``on_copies`` tells that no forward pass
-    writes to the model's own tensors.
+    What it holds comes back: modes, attributes (and what is in their containers, as caches are, and
+    the numbers of tensors and arrays), parameters and buffers with their numbers; and PyTorch's
+    global random states. ``on_copies`` tells that no forward pass writes to parameters or buffers.
     """
     held: list[Any] = [vars(module) for module in model.modules()]
-    seen = set(map(id, held))
+    seen, attributes = set(map(id, held)), list[Tensor]()
+    registered = (*model.parameters(), *model.buffers())
+    seen.update(map(id, registered))
     for container in held:  # and those within, which join them
         for value in container.values() if isinstance(container, dict) else container:
-            if isinstance(value, dict | list | set) and id(value) not in seen:
-                seen.add(id(value))
+            if id(value) in seen:
+                continue
+            seen.add(id(value))
+            if isinstance(value, _CONTAINERS):
                 held.append(value)
+            elif type(value) is Tensor and value.layout == torch.strided and not value.is_meta:
+                attributes.append(value)
+            elif (
+                isinstance(value, np.ndarray) and value.dtype.name in _SHARED and value.flags.carray
+            ):
+                attributes.append(torch.from_numpy(value))  # of the same memory
     # A ``train`` of a module's own may write as well: it may merge weights.
     own = any(getattr(m.train, "__func__", None) is not nn.Module.train for m in model.modules())
-    tensors = (*model.parameters(), *model.buffers()) if own or not on_copies else ()
-    with numbers_restored(tensors), modes_given_back(model), restored(held):
+    tensors = registered if own or not on_copies else ()
+    gpus = list({tensor.device for tensor in registered if tensor.is_cuda})
+    with (
+        torch.random.fork_rng(gpus),
+        numbers_restored((*tensors, *attributes)),
+        modes_given_back(model),
+        restored(held),
+    ):
         model.eval()
         yield
+
+
+_SHARED = {"float64", "float32", "int64", "int32", "uint8", "bool"}  # types of arrays and tensors

@@ -50,14 +50,23 @@ def hessian_products(
     """Yield (v, Hv) for ``count`` vectors; in one piece the gradient's graph is built once."""
     pieces = chunks(problem, chunk, part, TWICE)
     edges: list[GradientEdge] = []
+    direct = True
     for i in steps(range(count), "vector"):
         vectors, total = draw(), problem.zeros()
         for piece in pieces:
             if i == 0 or len(pieces) > 1:
-                with DirectAdjoints():
-                    gradients = problem.loss_gradient(piece, size(piece) / size(part), True)
-                if i == 0 and not differentiable(gradients):
-                    raise ValueError(ONCE)
+                share = size(piece) / size(part)
+                if direct:
+                    try:
+                        with DirectAdjoints():
+                            gradients = problem.loss_gradient(piece, share, True)
+                        direct = i > 0 or differentiable(gradients)
+                    except ValueError:  # as of a forward derivative, or again without it
+                        direct, problem.independent = False, False
+                if not direct:
+                    gradients = problem.loss_gradient(piece, share, True)
+                    if i == 0 and not differentiable(gradients):
+                        raise ValueError(ONCE)
                 edges = [get_gradient_edge(gradient) for gradient in gradients]
                 del gradients  # the edges do not hold them
             keep_graph = len(pieces) == 1 and i + 1 < count
@@ -126,7 +135,7 @@ def hessian_vector_product(
     names, what = list(vectors), "Hessian product"
     with problem_at(model, batch, temperature, names, what, progress) as problem:
         for name, leaf in problem.theta.items():
-            if getattr(vectors[name], "shape", None) != leaf.shape:
+            if not isinstance(vectors[name], Tensor) or vectors[name].shape != leaf.shape:
                 shape = tuple(leaf.shape)
                 raise ValueError(f"vectors[{name!r}] must be a tensor of the shape {shape}.")
         whole = slice(0, problem.samples)

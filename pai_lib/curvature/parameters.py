@@ -87,11 +87,21 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
         raise ValueError("parameters is empty: at least one name is needed.")
     for name in names:
         if name not in tensors:
-            raise ValueError(f"The model has no parameter {name!r}: {nearest(name, tensors)}")
+            raise ValueError(f"The model has no parameter {name!r}: {meant(model, name)}")
         dtype = tensors[name].dtype
         if not dtype.is_floating_point:
             raise ValueError(f"The parameter {name!r} is {dtype}: only real weights can be scored.")
     return names
+
+
+def meant(model: nn.Module, name: str) -> str:
+    """End of an error sentence: which parameter an unknown name may mean."""
+    tensors = dict(model.named_parameters())
+    same = dict(model.named_parameters(remove_duplicate=False)).get(name)
+    first = [other for other, tensor in tensors.items() if tensor is same]
+    return (
+        f"it is {first[0]!r}, which is shared; use that name." if first else nearest(name, tensors)
+    )
 
 
 def _check_unwrapped(model: nn.Module) -> None:

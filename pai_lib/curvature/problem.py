@@ -74,6 +74,7 @@ class Problem:
         self.highest_label = int(self.labels.max())
         self.independent = False  # not looked at yet, nor what follows
         self.finite = torch.ones((), dtype=torch.bool, device=device)  # whether all logits are
+        self.in_range = self.finite  # and over the temperature
         self.reached: set[str] = set()  # parameters, by gradients: a piece may miss an expert
 
     def logits(self, part: slice) -> Tensor:
@@ -92,8 +93,10 @@ class Problem:
         if logits.shape[1] < 2:
             raise ValueError("The model has one output: a cross-entropy needs two at least.")
         self.finite = self.finite & torch.isfinite(logits.detach()).all()  # read at the end
+        scaled = logits / self.temperature
+        self.in_range = self.in_range & torch.isfinite(scaled.detach()).all()
         # Of a model on several devices they may be elsewhere.
-        return logits.to(self.labels.device) / self.temperature
+        return scaled.to(self.labels.device)
 
     def independent_logits(self, part: slice) -> Tensor:
         """As ``logits``; ValueError if a sample's change with the samples beside it."""
@@ -204,8 +207,10 @@ def sentences() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        lacking = re.match(r"derivative for aten::(\w+?)(_backward)? is not", str(error))
-        if "use_reentrant" in str(error):
+        text = str(error)
+        lacking = re.match(r"derivative for aten::(\w+?)(_backward)? is not", text)
+        lacking = lacking or re.match(r"double backwards on (\w+) not supported", text)
+        if "use_reentrant" in text:
             raise ValueError(REENTRANT) from error
         if lacking is None:
             raise
@@ -229,16 +234,23 @@ def _check_batch(batch: Batch) -> None:
 
 @contextlib.contextmanager
 def _full_precision() -> Iterator[None]:
-    """Have a GPU's products and convolutions round to 24 bits, not to the 11 of TF32."""
-    backends: tuple[Any, ...] = (torch.backends.cudnn, torch.backends.cuda.matmul)
-    before = [backend.allow_tf32 for backend in backends]
+    """Have products and convolutions round to 24 bits, not to TF32's 11 or, on a CPU, bf16's 8."""
+    backends: Any = torch.backends
+    gpu, cpu = backends.cudnn, backends.mkldnn
+    places = [(place, gpu) for place in (backends.cuda.matmul, gpu.conv, gpu.rnn)]
+    places += [(place, cpu) for place in (cpu.matmul, cpu.conv, cpu.rnn)]
+    # What is as its backend is goes on to follow it.
+    before = [
+        (place, "none" if place.fp32_precision == above.fp32_precision else place.fp32_precision)
+        for place, above in places
+    ]
     try:
-        for backend in backends:
-            backend.allow_tf32 = False
+        for place, _ in before:
+            place.fp32_precision = "ieee"
         yield
     finally:
-        for backend, allowed in zip(backends, before, strict=True):
-            backend.allow_tf32 = allowed
+        for place, precision in before:
+            place.fp32_precision = precision
 
 
 @contextlib.contextmanager
@@ -255,6 +267,7 @@ def problem_at(
     A bar tells of ``what`` takes long.
     """
     check_number("temperature", temperature, "above 0")
+    temperature = float(temperature)
     with torch.inference_mode(False), torch.enable_grad(), evaluation_mode(model, on_copies=True):
         problem = Problem(model, batch, temperature, resolve_parameters(model, parameters))
         # Fused attention has no second derivative on the CPU; reduced precision has no place in a
@@ -273,6 +286,8 @@ def problem_at(
             finally:  # NaN agree with nothing: other errors follow from them
                 if not bool(problem.finite):
                     raise ValueError("The model's logits hold NaN or infinite values.")
+                if not bool(problem.in_range):
+                    raise ValueError(f"temperature={temperature}: the logits over it are infinite.")
 
 
 def chunks(

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from ..curvature.calls import ByParameter, generator_or_new, numbers_restored
-from ..curvature.parameters import resolve_parameters
+from ..curvature.parameters import meant, resolve_parameters
 from ..data.batch import Batch
-from ..names import check_known, checked_keywords, count_of, nearest
+from ..names import check_known, checked_keywords, count_of
 from ..progress import Bar, steps
 from .criteria import get_criterion
 from .ranking import (
@@ -72,7 +72,7 @@ def prune(
         TiedScoresWarning: as ``make_mask`` does, and if ties in rounds before the last decided as
             much.
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
     check_known("scope", scope, scopes())
     rule = get_criterion(key, variant)
     rounds = count_of("rounds", rule.rounds if rounds is None else rounds)
@@ -89,8 +89,13 @@ def prune(
             apply_mask(model, mask)
             earlier.note(mask, ties)
             scores = checked_scores(score(model, batch, key, variant=variant, **options))
+            for name, value in scores.items():  # one's own criterion may give others
+                if value.shape != (shape := model.get_parameter(name).shape):
+                    said = f"are {tuple(value.shape)} for {name!r}, whose shape is {tuple(shape)}"
+                    raise ValueError(f"The scores of {key!r} {said}.")
             for name, kept in mask.items():  # what is gone stays gone, whatever its score
-                scores[name] = scores[name].masked_fill(~kept, -torch.inf)
+                value = scores[name] if scores[name].is_floating_point() else scores[name].double()
+                scores[name] = value.masked_fill(~kept, -torch.inf)
             density = (1.0 - sparsity) ** (k / rounds)
             if released:
                 density = 1.0 - sparsity ** (k / rounds)
@@ -130,8 +135,8 @@ def check_mask(model: nn.Module, mask: ByParameter) -> None:
         if f"{name}_orig" in parameters:
             raise ValueError(f"{name!r} {PRUNED_ALREADY}")
         if name not in parameters:
-            right = nearest(name, parameters)
-            raise ValueError(f"The mask has {name!r}, which the model has not: {right}")
+            absent = f"The mask has {name!r}, which the model has not"
+            raise ValueError(f"{absent}: {meant(model, name)}")
         shape = tuple(parameters[name].shape)
         if _described(kept) != f"torch.bool {shape}":
             right = f"must be a bool tensor of shape {shape}, not {_described(kept)}"
@@ -143,7 +148,8 @@ PRUNED_ALREADY = "is pruned already: make that permanent with torch.nn.utils.pru
 
 def _described(value: Any) -> str:
     if isinstance(value, Tensor):
-        return f"{value.dtype} {tuple(value.shape)}"
+        kind = "meta " * value.is_meta + "sparse " * (value.layout != torch.strided)
+        return f"{kind}{value.dtype} {tuple(value.shape)}"
     return type(value).__name__
 
 
@@ -151,14 +157,17 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
     """Set the removed weights of a model to zero, in place.
 
     Raises:
-        ValueError: for a mask that does not fit.
+        ValueError: for a mask that does not fit, or a weight whose entries share memory.
     """
     check_mask(model, mask)
-    for name, kept in mask.items():
-        weight = model.get_parameter(name)
+    weights = {name: model.get_parameter(name) for name in mask}
+    for name, weight in weights.items():
+        if any(n > 1 and not step for n, step in zip(weight.shape, weight.stride(), strict=True)):
+            raise ValueError(f"{name!r} is expanded, its entries share memory: register a clone.")
+    for name, weight in weights.items():
         # What was made in inference mode can be written in it alone.
         with torch.inference_mode(weight.is_inference()), torch.no_grad():
-            weight.mul_(kept.to(weight.device))
+            weight.masked_fill_(~mask[name].to(weight.device), 0)
 
 
 def shuffle_within_layers(

@@ -36,7 +36,8 @@ def erk(shapes: Shapes, density: float) -> dict[str, float]:
 
     ε is such that the density of the network is met.
     """
-    return _in_proportion({n: sum(d) / math.prod(d) for n, d in shapes.items()}, shapes, density)
+    factors = {name: (sum(shape) or 1) / math.prod(shape) for name, shape in shapes.items()}
+    return _in_proportion(factors, shapes, density)
 
 
 @profile("smart_ratio")
@@ -126,7 +127,7 @@ def _in_proportion(
 ) -> dict[str, float]:
     """Densities min(1, ε·factor) that meet the density of the network."""
     size = {name: math.prod(shape) for name, shape in shapes.items()}
-    full: set[str] = set()
+    full = set(shapes) if density >= 1 else set[str]()
     while len(full) < len(shapes):
         rest = [name for name in shapes if name not in full]
         budget = density * sum(size.values()) - sum(size[name] for name in full)

@@ -34,9 +34,10 @@ class TiedScoresWarning(UserWarning):
     """For more than ``TIED_PART`` of the kept weights, equal at the threshold, position decided."""
 
 
-def check_sparsity(sparsity: float) -> None:
-    """Raise ValueError unless 0 ≤ sparsity < 1."""
+def check_sparsity(sparsity: float) -> float:
+    """Return a sparsity in double precision; ValueError unless 0 ≤ sparsity < 1."""
     check_number("sparsity", sparsity, "at least 0 and below 1, the fraction removed")
+    return float(sparsity)
 
 
 @checked_keywords
@@ -69,7 +70,7 @@ def make_mask(scores: ByParameter, sparsity: float, scope: str = "global") -> By
     >>> make_mask({"w": torch.tensor([3.0, 1.0, 2.0, 0.0])}, sparsity=0.5)
     {'w': tensor([ True, False,  True, False])}
     """
-    check_sparsity(sparsity)
+    sparsity = check_sparsity(sparsity)
     check_known("scope", scope, scopes())
     tensors = checked_scores(scores)
     mask, ties = ranked(tensors, 1.0 - sparsity, scope)
@@ -144,6 +145,9 @@ def ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter
     else:
         shapes = {name: value.shape for name, value in scores.items()}
         densities = PROFILES[scope](shapes, density)
+        for name in scores:
+            title = f"The density of {name!r} by {scope}"
+            check_number(title, densities.get(name), "at least 0 and at most 1")
         rankings = [(name, [name], densities[name]) for name in scores]
     mask: ByParameter = {}
     ties: dict[str, Ties] = {}

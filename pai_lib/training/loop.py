@@ -149,6 +149,8 @@ def _check_trainable(
     blank = torch.zeros(2, *data.image_shape, dtype=torch.float32, device=data.train_labels.device)
     with measuring(model, seed):
         check_logits(called(model, fitting(model)(blank)), len(blank), highest)
+        model.train()  # norms may need more than one number a channel
+        called(model, fitting(model)(blank[:batch_size]))
     return highest
 
 

@@ -1,0 +1,311 @@
+"""Whatever a model holds and a process has set: right numbers, or a clear refusal, and all is left as it was."""
+
+import contextlib
+import itertools
+import subprocess
+import sys
+from collections import OrderedDict, deque
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.parametrizations import weight_norm
+
+import pai_lib as pai
+from pai_lib.data.dataset import Dataset
+from pai_lib.pruning.criteria import CRITERIA
+from pai_lib.pruning.profiles import PROFILES
+
+
+def mlp(*sizes, seed=0):
+    torch.manual_seed(seed)
+    layers = []
+    for before, after in itertools.pairwise(sizes):
+        layers += [nn.Linear(before, after), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def batch_of(n=6, width=4, classes=3, seed=1):
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(n) % classes
+    return pai.Batch(torch.randn(n, width, generator=generator), labels)
+
+
+def ones_like(model, names):
+    return {name: torch.ones_like(model.get_parameter(name)) for name in names}
+
+
+def difference(model, batch, name, step=1e-5):
+    """H 1 for one parameter, by central differences of gradients."""
+    weight, ends = model.get_parameter(name), []
+    for sign in (1, -1):
+        with torch.no_grad():
+            weight += sign * step
+        ends.append(pai.gradient(model, batch, parameters=[name])[name])
+        with torch.no_grad():
+            weight -= sign * step
+    return (ends[0] - ends[1]) / (2 * step)
+
+
+PRECISIONS = {
+    "legacy, medium": "torch.set_float32_matmul_precision('medium')",
+    "legacy, TF32": "torch.backends.cuda.matmul.allow_tf32 = True",
+    "all": "torch.backends.fp32_precision = 'tf32'",
+    "of a backend": "torch.backends.mkldnn.fp32_precision = 'bf16'",
+    "of an operation": "torch.backends.cudnn.conv.fp32_precision = 'ieee'",
+    "of products": "torch.backends.mkldnn.matmul.fp32_precision = 'bf16'",
+}
+CHECK = """
+import torch, pai_lib as pai
+{setting}
+b = torch.backends
+places = [b, b.cudnn, b.mkldnn, b.cuda.matmul, b.cudnn.conv, b.cudnn.rnn]
+places += [b.mkldnn.matmul, b.mkldnn.conv, b.mkldnn.rnn]
+before = [place.fp32_precision for place in places]
+torch.manual_seed(0)
+model = torch.nn.Sequential(torch.nn.Linear(256, 256), torch.nn.ReLU(), torch.nn.Linear(256, 10))
+batch = pai.Batch(torch.randn(64, 256), torch.arange(64) % 10)
+single = pai.gradient(model, batch)["0.weight"]
+assert [place.fp32_precision for place in places] == before
+exact = pai.gradient(model.double(), pai.Batch(batch.inputs.double(), batch.labels))["0.weight"]
+assert (single - exact).abs().max() < 1e-5 * exact.abs().max()
+if {own}:
+    b.fp32_precision = "ieee"
+    assert b.mkldnn.matmul.fp32_precision == b.cuda.matmul.fp32_precision == "ieee"
+"""
+
+
+@pytest.mark.parametrize("setting", PRECISIONS)
+def test_products_are_in_full_precision_whatever_is_set_and_settings_stay(setting):
+    own = setting == "all"  # what followed its backend goes on to
+    program = CHECK.format(setting=PRECISIONS[setting], own=own)
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.parametrize("old", [False, True], ids=["parametrization", "hook"])
+def test_hessians_of_weight_norm_are_right(old):
+    model = mlp(4, 5, 3).double()
+    norm = torch.nn.utils.weight_norm if old else weight_norm
+    with pytest.warns(FutureWarning) if old else contextlib.nullcontext():
+        norm(model[0])
+    name = "0.weight_v" if old else "0.parametrizations.weight.original1"
+    batch = batch_of()
+    batch = pai.Batch(batch.inputs.double(), batch.labels)
+    product = pai.hessian_vector_product(model, batch, ones_like(model, [name]))[name]
+    torch.testing.assert_close(product, difference(model, batch, name), rtol=1e-5, atol=1e-9)
+
+
+@pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning")
+@pytest.mark.parametrize("scope", PROFILES)
+def test_sparsity_0_removes_nothing_and_single_numbers_are_layers(scope):
+    scores = {"a": torch.rand(18, 4, 3, 3), "b": torch.rand(13, 7), "c": torch.rand(1, 11), "d": torch.tensor(0.5)}
+    assert all(kept.all() for kept in pai.make_mask(scores, 0.0, scope).values())
+    mask = pai.make_mask(scores, 0.5, scope)
+    assert {name: kept.shape for name, kept in mask.items()} == {name: s.shape for name, s in scores.items()}
+
+
+class Frozen(OrderedDict):
+    """As diffusers' FrozenDict: no method of its own changes it."""
+
+    def _refuse(self, *args, **kwargs):
+        raise RuntimeError("it is frozen")
+
+    update = setdefault = pop = clear = _refuse
+
+
+def test_a_frozen_dictionary_is_left_alone():
+    model = mlp(4, 6, 3)
+    model.config = Frozen(width=4)
+    pai.gradient(model, batch_of())
+    assert dict(model.config) == {"width": 4}
+
+
+class Counting(nn.Module):
+    """Counts its calls in all that can hold a count, and draws numbers that it does not use."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = mlp(4, 6, 3)
+        self.calls, self.seen, self.queue = torch.zeros(()), np.zeros(2), deque(maxlen=3)
+
+    def forward(self, x):
+        self.calls += 1
+        self.seen += 1
+        self.queue.append(1)
+        torch.rand(3)
+        return self.body(x)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda model, batch: pai.gradient(model, batch),
+        lambda model, batch: pai.hutchinson_diag(model, batch, 2),
+        lambda model, batch: pai.synaptic_flow(model, batch),
+        lambda model, batch: pai.effective_sparsity(model, {"body.0.weight": torch.ones(6, 4).bool()}, batch),
+        lambda model, batch: pai.flops_left(model, {"body.0.weight": torch.ones(6, 4).bool()}, batch),
+        lambda model, batch: pai.evaluate(model, [batch]),
+    ],
+    ids="gradient hutchinson synflow effective flops evaluate".split(),
+)
+def test_what_is_counted_in_place_and_drawn_comes_back(call):
+    model, batch = Counting(), batch_of()
+    before = torch.get_rng_state()
+    call(model, batch)
+    assert torch.equal(torch.get_rng_state(), before)
+    assert (model.calls.item(), model.seen.tolist(), list(model.queue), model.queue.maxlen) == (0, [0, 0], [], 3)
+
+
+def cast_within():
+    class Cast(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.first, self.conv, self.head = nn.Linear(4, 16), nn.Conv2d(1, 2, 3), nn.Linear(8, 3)
+
+        def forward(self, x):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.head(self.conv(self.first(x).view(-1, 1, 4, 4)).flatten(1)).float()
+
+    return Cast()
+
+
+def forward_derivative():
+    class Jvp(nn.Module):
+        def __init__(self):
+            super().__init__()
+            torch.manual_seed(0)
+            self.conv, self.head = nn.Conv1d(1, 2, 3), nn.Linear(4, 3)
+
+        def forward(self, x):
+            value, slope = torch.func.jvp(self.conv, (x[:, None],), (torch.ones_like(x[:, None]),))
+            return self.head((value.tanh() * slope).flatten(1))
+
+    return Jvp().double()
+
+
+@pytest.mark.parametrize("build", [forward_derivative])
+def test_hessians_where_our_convolution_cannot_stand_in(build):
+    model, batch = build(), batch_of()
+    batch = pai.Batch(batch.inputs.double(), batch.labels)
+    name = "conv.weight"
+    product = pai.hessian_vector_product(model, batch, ones_like(model, [name]))[name]
+    torch.testing.assert_close(product, difference(model, batch, name), rtol=1e-4, atol=1e-8)
+
+
+def test_a_model_that_casts_within_has_hessians():
+    model, batch = cast_within(), batch_of()
+    assert all(torch.isfinite(value).all() for value in pai.score(model, batch, "grasp").values())
+
+
+def test_training_is_refused_before_anything_changes():
+    model = nn.Sequential(nn.Flatten(), nn.Linear(64, 6), nn.BatchNorm1d(6), nn.Linear(6, 2))
+    images = np.random.default_rng(0).integers(0, 256, (8, 8, 8, 1), dtype=np.uint8)
+    labels = np.arange(8) % 2
+    data = Dataset.from_arrays("few", images, labels, images, labels, augment=False)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = {"1.weight": torch.zeros(6, 64, dtype=torch.bool)}
+    with pytest.raises(ValueError, match="more than 1 value per channel"):
+        pai.train(model, data, mask, epochs=1, batch_size=1, progress=False)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert model.training
+    pai.train(model, data, mask, epochs=1, batch_size=2, progress=False)
+
+
+def test_a_mask_that_cannot_be_applied_changes_nothing():
+    model = mlp(4, 6, 6, 3)
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    mask = {"0.weight": torch.zeros(6, 4).bool(), "2.weight": torch.ones(6, 6).bool()}
+    with pytest.raises(ValueError, match=r"'2.weight' must be a bool tensor of shape \(6, 6\), not meta"):
+        pai.apply_mask(model, {**mask, "2.weight": torch.ones(6, 6, device="meta").bool()})
+    assert torch.equal(model[0].weight, before["0.weight"])
+    model[2].weight = nn.Parameter(torch.ones(6, 1).expand(6, 6))
+    with pytest.raises(ValueError, match=r"'2\.weight' is expanded"):
+        pai.apply_mask(model, mask)
+    assert torch.equal(model[0].weight, before["0.weight"])
+    with torch.no_grad():
+        model[0].weight[0, 0] = torch.inf
+    pai.apply_mask(model, {"0.weight": mask["0.weight"]})
+    assert not model[0].weight.any()  # nor NaN
+
+
+def test_what_parametrize_keeps_is_neither_read_nor_written():
+    model, batch = mlp(4, 6, 6, 3), batch_of()
+    parametrizations.weight_norm(model[0])
+    original = "0.parametrizations.weight.original1"
+    expected = pai.gradient(model, batch, parameters=[original])[original]
+    with parametrize.cached():
+        before = model(batch.inputs)
+        assert torch.equal(pai.gradient(model, batch, parameters=[original])[original], expected)
+        pai.synaptic_flow(model, batch, parameters=["2.weight"])
+        pai.evaluate(model, [batch])
+        after = model(batch.inputs)
+        assert torch.equal(before, after)
+        after.sum().backward()
+    assert model.get_parameter(original).grad is not None
+
+
+@contextlib.contextmanager
+def registered(register, registry, key, function):
+    register(key)(function)
+    try:
+        yield
+    finally:
+        registry.pop(key)
+
+
+@pytest.mark.parametrize("density", [1.2, float("nan"), -0.5, None, "all"])
+def test_the_densities_of_ones_own_profile_are_looked_at(density):
+    def own(shapes, asked):
+        return {} if density is None else dict.fromkeys(shapes, density)
+
+    with registered(pai.profile, PROFILES, "mine", own), pytest.raises(ValueError, match="density of 'w' by mine"):
+        pai.make_mask({"w": torch.rand(3, 3)}, 0.5, "mine")
+
+
+def test_the_scores_of_ones_own_criterion_are_looked_at():
+    def mine(key, function):
+        return registered(
+            lambda key: pai.criterion(key, "Mine", "mine", "none", "nobody"), CRITERIA, key, function
+        )
+
+    model, batch = mlp(4, 6, 6, 3), batch_of()
+    with (
+        mine("mine", lambda weight: weight.abs().sum(1)),
+        pytest.raises(ValueError, match=r"are \(6,\) for '0.weight'"),
+    ):
+        pai.prune(model, batch, "mine", 0.5)
+    with mine("whole", lambda weight: (weight * 100).long()):
+        mask = pai.prune(model, batch, "whole", 0.5, rounds=3)
+    assert sum(int(kept.sum()) for kept in mask.values()) == 30
+
+
+def test_the_second_name_of_a_shared_weight_is_told():
+    model = mlp(4, 4, 4, 3)
+    model[2].weight = model[0].weight
+    with pytest.raises(ValueError, match=r"'2.weight': it is '0.weight', which is shared"):
+        pai.gradient(model, batch_of(), parameters=["2.weight"])
+    with pytest.raises(ValueError, match=r"it is '0.weight', which is shared"):
+        pai.apply_mask(model, {"2.weight": torch.ones(4, 4).bool()})
+
+
+def test_odd_numbers_are_numbers_or_refused():
+    model, batch = mlp(4, 6, 3), batch_of()
+    half = pai.gradient(model, batch, temperature=0.5)["0.weight"]
+    for same in (Fraction(1, 2), np.float16(0.5), np.float64(0.5)):
+        assert torch.equal(pai.gradient(model, batch, temperature=same)["0.weight"], half)
+    for call in (pai.gradient, pai.exact_diag, pai.fisher_diag, pai.ggn_diag):
+        with pytest.raises(ValueError, match=r"temperature=1e-39: the logits over it are infinite"):
+            call(model, batch, temperature=1e-39)
+    scores = {"w": torch.rand(60_000)}
+    for sparsity in (np.float16(0.9), np.float32(0.3), np.float16(0.5), Fraction(1, 3)):
+        kept = int(pai.make_mask(scores, sparsity)["w"].sum())
+        assert kept == int((1.0 - float(sparsity)) * 60_000)
+    with pytest.raises(ValueError, match=r"vectors\['0.weight'\] must be a tensor"):
+        pai.hessian_vector_product(model, batch, {"0.weight": np.ones((6, 4), "f4")})
+    mask = {"0.weight": torch.ones(6, 4).bool()}
+    assert pai.flops_left(model, mask, pai.Batch(batch.inputs, None)) == 1
