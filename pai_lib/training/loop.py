@@ -149,8 +149,9 @@ def _check_trainable(
     blank = torch.zeros(2, *data.image_shape, dtype=torch.float32, device=data.train_labels.device)
     with measuring(model, seed):
         check_logits(called(model, fitting(model)(blank)), len(blank), highest)
-        model.train()  # norms may need more than one number a channel
-        called(model, fitting(model)(blank[:batch_size]))
+        if batch_size == 1:  # norms may need more than one number a channel
+            model.train()
+            called(model, fitting(model)(blank[:1]))
     return highest
 
 

@@ -282,7 +282,7 @@ def test_our_networks_train_in_channels_last(monkeypatch):
 
     monkeypatch.setattr(nn.Conv2d, "forward", seeing)
     pai.train(model, DATA, **{**QUICK, "epochs": 1})
-    assert seen == [False, False, True, True, True]  # before anything is changed two look at blank images
+    assert seen == [False, True, True, True]  # the first looks at two blank images, before anything is changed
 
 
 def test_freezing_is_respected():
