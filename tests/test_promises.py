@@ -188,9 +188,8 @@ def forward_derivative():
     return Jvp().double()
 
 
-@pytest.mark.parametrize("build", [forward_derivative])
-def test_hessians_where_our_convolution_cannot_stand_in(build):
-    model, batch = build(), batch_of()
+def test_hessians_where_our_convolution_cannot_stand_in():
+    model, batch = forward_derivative(), batch_of()
     batch = pai.Batch(batch.inputs.double(), batch.labels)
     name = "conv.weight"
     product = pai.hessian_vector_product(model, batch, ones_like(model, [name]))[name]
@@ -308,4 +307,5 @@ def test_odd_numbers_are_numbers_or_refused():
     with pytest.raises(ValueError, match=r"vectors\['0.weight'\] must be a tensor"):
         pai.hessian_vector_product(model, batch, {"0.weight": np.ones((6, 4), "f4")})
     mask = {"0.weight": torch.ones(6, 4).bool()}
-    assert pai.flops_left(model, mask, pai.Batch(batch.inputs, None)) == 1
+    with torch.device("meta"):  # of what a caller makes, not of what the library does
+        assert pai.flops_left(model, mask, pai.Batch(batch.inputs, None)) == 1

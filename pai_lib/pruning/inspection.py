@@ -127,7 +127,7 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     """
     check_mask(model, mask)
     inputs, labels = as_batch(batch)
-    some = torch.zeros(1, dtype=torch.int64) if labels is None else labels[:1]
+    some = torch.zeros(1, dtype=torch.int64, device="cpu") if labels is None else labels[:1]
     first = Batch(of_each(inputs, lambda tensor: tensor[:1]), some)
     with problem_at(model, first, 1.0, list(mask)) as problem:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
