@@ -25,6 +25,7 @@ from .book import building as book
 from .book.chapters import PROFILES, find_root
 from .book.listing import list_chapters
 from .book.trials import put_on_trial
+from .curvature.calls import exhausted
 from .data.loading import check_data, dataset_names, load_data
 from .experiments.campaign import Estimate, announce, outcome, read_campaign, show_plan
 from .experiments.options import flag, in_options, read, text_of
@@ -306,12 +307,12 @@ def _is_meant(error: Exception) -> bool:
     """Tell whether an error is a sentence for who typed the command, and no mistake in the code.
 
     A raise statement made it, in this library if it is no ValueError: what the interpreter raises
-    itself (a conversion, an index) nobody has worded. Files and their content are always the
-    user's. What ended a sweep has a note that names its run, and is shown whole.
+    itself (a conversion, an index) nobody has worded. Files, their content and what is too large
+    are always the user's. What ended a sweep has a note that names its run, and is shown whole.
     """
     if getattr(error, "__notes__", ()):
         return False
-    if isinstance(error, OSError | UnicodeError):
+    if isinstance(error, OSError | UnicodeError) or exhausted(error):
         return True
     at = error.__traceback__
     while at and at.tb_next:
@@ -330,7 +331,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except (ValueError, OSError, RuntimeError) as error:
+    except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if not _is_meant(error):
             raise
         if "--traceback" in words or os.environ.get("PAI_TRACEBACK", "") not in ("", "0"):
@@ -339,6 +340,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = in_options(str(error)) if command == "run" else str(error)
         if isinstance(error, OSError) and error.filename is not None:  # without "[Errno 2]"
             text = f"{error.strerror}: {str(error.filename)!r}"
+        if exhausted(error):
+            text = f"Memory is exhausted. {error}"
         print(f"pai: error: {' '.join(text.split())}", file=sys.stderr)
         return 2
     except ModuleNotFoundError as error:

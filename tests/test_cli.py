@@ -3,6 +3,7 @@
 import importlib
 import json
 import os
+import re
 import subprocess
 import sys
 from collections import Counter
@@ -192,6 +193,26 @@ def test_an_error_of_several_lines_is_told_in_one(capsys, monkeypatch):
 
     monkeypatch.setattr(cli, "run", fail)
     assert call(capsys, "run") == (2, "", "pai: error: out of memory tried to allocate\n")
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["--width 1000000", f"--width {10**18}", "--image-size 1000000", f"--image-size {10**18}"],
+)
+def test_what_no_memory_holds_is_said_before_work_starts(capsys, elsewhere, words):
+    code, out, err = call(capsys, *f"run --dataset digits --model vgg19 {words} --epochs 1".split())
+    assert (code, out) == (2, "")
+    assert re.match(r"pai: error: (Memory is exhausted\. |.*Memory has no room for images of )", err)
+    assert err.count("\n") == 1
+    assert list(elsewhere.iterdir()) == []
+
+
+def test_exhausted_memory_is_told_without_a_traceback(capsys, monkeypatch):
+    def fail(*args, **options):
+        raise MemoryError
+
+    monkeypatch.setattr(cli, "run", fail)
+    assert call(capsys, "run") == (2, "", "pai: error: Memory is exhausted.\n")
 
 
 def test_alone_it_shows_its_help(capsys):

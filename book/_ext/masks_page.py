@@ -92,10 +92,10 @@ def slug(row: pd.Series) -> str:
 def network(rows: pd.DataFrame, sizes: dict[str, int], root: Path) -> dict:
     """Return the layers of one network and its masks, over seeds: sums, so that they are whole."""
     from pai_lib.analysis.frames import data_note
-    from pai_lib.analysis.protocols import width_in_words
+    from pai_lib.analysis.protocols import proper, width_in_words
 
     first = rows.iloc[0]
-    width = width_in_words(first)
+    dataset, width = proper(first["dataset"]), width_in_words(first)
     size = "" if pd.isna(first["image_size"]) else f", {first['image_size']:.0f} px"
     usual = rows.groupby(SCORING).size().idxmax()
     masks = []
@@ -121,8 +121,8 @@ def network(rows: pd.DataFrame, sizes: dict[str, int], root: Path) -> dict:
         masks.append(mask)
     scored = dict(zip(SCORING, usual, strict=True))
     return {
-        "title": f"{first['model']}, {width}, {first['dataset']}{size}",
-        "data": f"{first['dataset']}{data_note(first['fingerprint'], root)}",
+        "title": f"{proper(first['model'])}, {width}, {dataset}{size}",
+        "data": f"{dataset}{data_note(first['fingerprint'], root)}",
         "scored": ", ".join(IN_WORDS[name].format(scored[name]) for name in SCORING[:-1]),
         "reference": REFERENCE[scored["reference"]],
         "layers": list(sizes),

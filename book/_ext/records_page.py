@@ -60,6 +60,7 @@ def page_data(root: Path) -> tuple[dict, list]:
         root: the folder of records; it may be empty or absent.
     """
     from pai_lib.analysis.frames import full_frame
+    from pai_lib.analysis.protocols import proper
     from pai_lib.experiments.records import RecordWarning, Store
 
     with warnings.catch_warnings(record=True) as caught:
@@ -72,6 +73,7 @@ def page_data(root: Path) -> tuple[dict, list]:
         "columns": [{"key": key, "label": label} for key, label in columns.items()],
         "rows": [list(map(plain, row)) for row in table.where(table.notna(), None).values],
         "criteria": looks(),
+        "proper": {name: proper(name) for name in (*frame["dataset"], *frame["model"])},
         "groups": groups(frame, root),
         "unreadable": [str(warning.message).replace(f"{root}/", "") for warning in caught],
     }

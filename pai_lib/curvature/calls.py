@@ -38,6 +38,7 @@ UNREPEATABLE = (
 _EXHAUSTED = (
     r"DefaultCPUAllocator: (not enough|can't allocate) memory|CUDA error: out of memory|bad_alloc"
     r"|\bCU[A-Z]+_(\w+_)?ALLOC\w*_FAILED|\[Errno 12\]|Cannot allocate memory( \(12\)|$)"
+    r"|Storage size calculation overflowed"
 )
 
 

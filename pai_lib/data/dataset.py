@@ -209,11 +209,20 @@ def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     tensor = torch.from_numpy(np.array(images.transpose(0, 3, 1, 2), order="C"))
     if size is None or tensor.shape[2:] == (count_of("image_size", size), size):
         return tensor
-    resized = []
-    for chunk in tensor.split(1000):  # to save memory
-        pixels = F.interpolate(chunk.float(), (size, size), mode="bilinear", antialias=True)
-        resized.append(pixels.round().byte())
-    return torch.cat(resized)
+    resized = room_for(*tensor.shape[:2], size, size)
+    for some, images in zip(resized.split(100), tensor.split(100), strict=True):  # to save memory
+        pixels = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
+        some.copy_(pixels.round())
+    return resized
+
+
+def room_for(*shape: int) -> Tensor:
+    """Uninitialized uint8 images; ValueError if they are larger than memory."""
+    try:
+        return torch.empty(shape, dtype=torch.uint8, device="cpu")
+    except RuntimeError as error:
+        images = " × ".join(map(str, shape))
+        raise ValueError(f"Memory has no room for images of {images} bytes.") from error
 
 
 def _check_arrays(

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from ..progress import Bar, steps
-from .dataset import TRAINING_PART, check_split
+from .dataset import TRAINING_PART, check_split, room_for
 
 SPLITS = {  # spellings of the folders' names, whatever their capitals
     "train": ("train", "training"),
@@ -212,17 +212,18 @@ def read_folder(folder: Path, image_size: int | None = None) -> list[np.ndarray]
     y, count = np.array([label for _, label in train + test]), len(train)
     if not test:
         check_split(y, TRAINING_PART, f"{folder}: ", _subfolders(folder))
-    images: list[np.ndarray] = []
+    first = train[0][0]
+    shape = (image_size, image_size, 3) if image_size else np.shape(open_image(first))
+    x = room_for(len(y), *shape).numpy()  # N×H×W×3
     with Bar("reading images"):
-        for path, _ in steps(train + test, "image"):
+        for place, (path, _) in zip(x, steps(train + test, "image"), strict=True):
             image = open_image(path)
             if image_size is not None:
                 image = image.resize((image_size, image_size), Image.Resampling.BILINEAR)
-            images.append(np.asarray(image))  # H×W×3
-            if images[0].shape != images[-1].shape:
-                differing = f"{train[0][0]} is {images[0].shape}, {path} is {images[-1].shape}"
+            if np.shape(image) != shape:
+                differing = f"{first} is {shape}, {path} is {np.shape(image)}"
                 raise ValueError(f"without image_size, images must have equal H×W×3: {differing}")
-    x = np.stack(images)
+            place[:] = image
     return [x[:count], y[:count], x[count:], y[count:]] if test else [x, y]
 
 

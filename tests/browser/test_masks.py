@@ -107,7 +107,7 @@ def test_empty_layers_and_cut_masks_are_marked(page):
     crosses = page.locator("#masks-plot [data-point] > path[stroke-width='2.4']")
     assert crosses.count() == 3
     label = page.locator("#masks-plot svg").get_attribute("aria-label")
-    assert "resnet18, width 16, cifar10 at sparsity 0.99" in label
+    assert "ResNet-18, width 16, CIFAR-10 at sparsity 0.99" in label
     assert "FD, n = 3 seeds: 3 layers are empty" in label
     choose(page, sparsity=0)
     assert crosses.count() == 0

@@ -104,9 +104,9 @@ def test_other_choices_draw_other_points(page, frame):
     page.select_option("#records-model", "vgg19")
     assert sorted(drawn(page)) == ["fts 0.9", "fts 0.98", "snip 0.9", "snip 0.98"]
     assert "There is no dense network with these settings" in text(page, "drawn")
-    assert "vgg19 on cifar10; width 16, 10,000 training images, 12 epochs" in text(page, "runs-drawn")
+    assert "VGG-19 on CIFAR-10; width 16, 10,000 training images, 12 epochs" in text(page, "runs-drawn")
     page.select_option("#records-dataset", "cifar100")
-    assert "resnet18 on cifar100; its own width" in text(page, "runs-drawn")
+    assert "ResNet-18 on CIFAR-100; its own width" in text(page, "runs-drawn")
     page.select_option("#records-dataset", "cifar10")
     page.select_option("#records-model", "resnet18")
     page.get_by_label("with (98 updates)").focus()

@@ -320,6 +320,13 @@ def test_what_else_lies_in_folders_changes_nothing(tmp_path, where):
     assert load_data(folder).fingerprint == before
 
 
+@pytest.mark.parametrize("size", [10**6, 10**9, 10**18])
+def test_pictures_that_no_memory_holds_are_refused_before_one_is_read(tmp_path, size):
+    fill(tmp_path)
+    with pytest.raises(ValueError, match=f"Memory has no room for images of 10 × {size} × {size} × 3 bytes"):
+        load_data(tmp_path, image_size=size)
+
+
 def test_nested_folders_links_and_capital_endings(tmp_path):
     folder = fill(tmp_path / "pets")
     before = load_data(folder).fingerprint

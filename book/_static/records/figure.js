@@ -33,7 +33,7 @@ if (window.RECORDS) {
       if (name === "warmup") {
         offerWarmups(offered);
       } else {
-        const options = inShort(offered).map((words, i) => new Option(words, offered[i], false, offered[i] === choice[name]));
+        const options = inShort(offered).map((words, i) => new Option(named(words), offered[i], false, offered[i] === choice[name]));
         byId(name).replaceChildren(...options);
       }
     }
@@ -43,6 +43,8 @@ if (window.RECORDS) {
     redraw();
     if (level) toAddress();
   }
+
+  const named = (words) => data.proper[words] ?? words;
 
   /** What is chosen from, up to the semicolon, unless what is behind it tells two apart. */
   function inShort(offered) {
@@ -87,7 +89,7 @@ if (window.RECORDS) {
   const shownPoints = () => group.points.filter((point) => !hidden.has(point.criterion));
 
   const inOneLine = () =>
-    `${choice.model} on ${choice.dataset}${group.data}; ${choice.protocol}; warm-up: ${warmupInWords(choice.warmup)}`;
+    `${named(choice.model)} on ${named(choice.dataset)}${group.data}; ${choice.protocol}; warm-up: ${warmupInWords(choice.warmup)}`;
 
   /* --- the figure on the page, and its numbers in words */
 
