@@ -13,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.parametrizations import weight_norm
+from torch.utils.checkpoint import checkpoint
 
 import pai_lib as pai
 from pai_lib.data.dataset import Dataset
@@ -97,6 +98,23 @@ def test_hessians_of_weight_norm_are_right(old):
     batch = pai.Batch(batch.inputs.double(), batch.labels)
     product = pai.hessian_vector_product(model, batch, ones_like(model, [name]))[name]
     torch.testing.assert_close(product, difference(model, batch, name), rtol=1e-5, atol=1e-9)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, inner):
+        super().__init__()
+        self.inner, self.last = inner, nn.Linear(5, 3)
+
+    def forward(self, x):
+        return self.last(torch.tanh(checkpoint(self.inner, x, use_reentrant=False)))
+
+
+def test_weight_norm_in_activation_checkpointing_has_gradients_and_no_hessian():
+    model, batch = Checkpointed(weight_norm(nn.Linear(4, 5))), batch_of()
+    assert pai.gradient(model, batch, parameters="all")
+    for key in ("grasp", "hutchinson_diag"):
+        with pytest.raises(ValueError, match=r"forbids a second derivative .*weight norm in activation check"):
+            pai.score(model, batch, key, parameters="all")
 
 
 @pytest.mark.filterwarnings("ignore::pai_lib.SparsityWarning")
@@ -309,3 +327,42 @@ def test_odd_numbers_are_numbers_or_refused():
     mask = {"0.weight": torch.ones(6, 4).bool()}
     with torch.device("meta"):  # of what a caller makes, not of what the library does
         assert pai.flops_left(model, mask, pai.Batch(batch.inputs, None)) == 1
+
+
+def rectified(x):
+    return torch.relu(x)
+
+
+class Activated(nn.Module):
+    """A perceptron with an activation that is a function."""
+
+    def __init__(self, activation):
+        super().__init__()
+        torch.manual_seed(0)
+        self.first, self.last, self.activation = nn.Linear(4, 8), nn.Linear(8, 3), activation
+
+    def forward(self, x):
+        return self.last(self.activation(self.first(x)))
+
+
+@pytest.mark.parametrize("key", CRITERIA)
+@pytest.mark.parametrize("whole", [False, True], ids=["function", "module"])
+def test_what_is_compiled_is_scored_as_it_was_written_and_stays_compiled(key, whole):
+    compilations = []
+
+    def backend(graph, inputs):
+        compilations.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    batch, plain = batch_of(), Activated(rectified)
+    model = Activated(rectified if whole else torch.compile(rectified, backend=backend))
+    if whole:
+        model.compile(backend=backend)
+    masks = [pai.prune(m, batch, key, 0.5, rounds=1, progress=False) for m in (plain, model)]
+    assert pai.jaccard(*masks) == 1
+    assert pai.effective_sparsity(model, masks[1], batch) == pai.effective_sparsity(plain, masks[0], batch)
+    assert not compilations
+    with torch.no_grad():
+        model(batch.inputs)
+    assert compilations

@@ -6,6 +6,7 @@ import contextlib
 import pickle
 import random
 import re
+import sys
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextvars import ContextVar
@@ -279,6 +280,8 @@ def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]
     What it holds comes back: modes, attributes (and what is in their containers, as caches are, and
     the numbers of tensors and arrays), parameters and buffers with their numbers; and PyTorch's
     global random states. ``on_copies`` tells that no forward pass writes to parameters or buffers.
+    What ``torch.compile`` made runs as it was written: compiled, it has no second derivative, nor a
+    graph that tells what ran.
     """
     held: list[Any] = [vars(module) for module in model.modules()]
     seen, attributes = set(map(id, held)), list[Tensor]()
@@ -301,7 +304,9 @@ def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]
     own = any(getattr(m.train, "__func__", None) is not nn.Module.train for m in model.modules())
     tensors = registered if own or not on_copies else ()
     gpus = list({tensor.device for tensor in registered if tensor.is_cuda})
+    compiling = "torch._dynamo" in sys.modules  # importing it takes a second
     with (
+        torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext(),
         torch.random.fork_rng(gpus),
         numbers_restored((*tensors, *attributes)),
         modes_given_back(model),

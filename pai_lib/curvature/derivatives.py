@@ -30,8 +30,8 @@ from .parameters import resolve_parameters
 from .problem import Problem, chunks, problem_at, sentences, size
 
 ONCE = (
-    "A function of the model forbids a second derivative (once_differentiable), and PyTorch would "
-    "take it for zero: Hessians cannot be had of this model."
+    "A function of the model forbids a second derivative (once_differentiable, or weight norm in "
+    "activation checkpointing), and PyTorch would take it for zero: Hessians cannot be had of it."
 )
 TWICE = 3  # times the memory of a gradient that the graph of a gradient holds for each sample
 
@@ -118,6 +118,9 @@ def hessian_vector_product(
     progress: bool = True,
 ) -> ByParameter:
     """Product H v by differentiating gᵀv (Pearlmutter, 1994); H is never formed.
+
+    Of a ``torch.autograd.Function`` of one's own PyTorch differentiates what its ``backward`` makes
+    of ``ctx.saved_tensors``; what it keeps elsewhere counts as a constant, and nothing tells.
 
     Args:
         model: as in ``gradient``.

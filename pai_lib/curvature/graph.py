@@ -80,9 +80,13 @@ def runs_own_functions(output: Tensor) -> bool:
 
 
 def differentiable(gradients: Iterable[Tensor]) -> bool:
-    """Whether gradients can be differentiated once more: PyTorch takes what forbids it for zero."""
+    """Whether gradients can be differentiated once more: PyTorch takes what forbids it for zero.
+
+    So it does with a norm in weight norm, where activation checkpointing keeps it from ours.
+    """
     roots = [gradient.grad_fn for gradient in gradients]
-    return None not in roots and all(operation(node) != "Error" for node in nodes(*roots))
+    wrong = {"Error", "WeightNormInterface"}
+    return None not in roots and wrong.isdisjoint(map(operation, nodes(*roots)))
 
 
 def find_uses(logits: Tensor, parameters: dict[str, Tensor]) -> dict[str, Use]:

@@ -68,7 +68,8 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
 
     Raises:
         ValueError: for an unknown name, for a parameter that is no real floating-point tensor, for
-            a model that is compiled, scripted or wrapped in ``DataParallel``, and as ``prunable``.
+            a model that is scripted or wrapped (``torch.compile``, ``DataParallel``), and as
+            ``prunable``.
     """
     check_model(model)
     _check_unwrapped(model)
@@ -111,7 +112,7 @@ def _check_unwrapped(model: nn.Module) -> None:
         kind = type(module).__name__
         if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
             raise ValueError(f"{subject} is wrapped in {kind}: use what it wraps, its .module.")
-        if "_orig_mod" in module._modules or module._compiled_call_impl is not None:
-            raise ValueError(f"{subject} is compiled: use what was compiled, or a deepcopy.")
+        if "_orig_mod" in module._modules:
+            raise ValueError(f"{subject} is compiled: use what was compiled, its ._orig_mod.")
         if isinstance(module, torch.jit.ScriptModule):
             raise ValueError(f"{subject} is a TorchScript module: use what it was made from.")

@@ -210,9 +210,9 @@ def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
     if size is None or tensor.shape[2:] == (count_of("image_size", size), size):
         return tensor
     resized = room_for(*tensor.shape[:2], size, size)
-    for some, images in zip(resized.split(100), tensor.split(100), strict=True):  # to save memory
-        pixels = F.interpolate(images.float(), (size, size), mode="bilinear", antialias=True)
-        some.copy_(pixels.round())
+    for place, some in zip(resized.split(100), tensor.split(100), strict=True):  # to save memory
+        pixels = F.interpolate(some.float(), (size, size), mode="bilinear", antialias=True)
+        place.copy_(pixels.round())
     return resized
 
 

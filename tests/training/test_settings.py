@@ -682,7 +682,6 @@ def test_a_temperature_is_a_positive_number(temperature):
         (lambda m: nn.Sequential(nn.DataParallel(m[:-1]), m[-1]), "The module '0' is wrapped in DataParallel"),
         (lambda m: torch.compile(m, backend="eager"), "The model is compiled"),
         (lambda m: nn.Sequential(torch.compile(m[:-1], backend="eager"), m[-1]), "The module '0' is compiled"),
-        (lambda m: m.compile(backend="eager") or m, "The model is compiled"),
         (lambda m: nn.Sequential(nn.Flatten(), nn.LazyLinear(4), nn.Linear(4, 3)), "of a lazy module"),
         (lambda m: m.to(torch.complex64), "'0.weight' is torch.complex64: only real weights can be scored"),
     ],
@@ -695,14 +694,12 @@ def test_a_model_that_cannot_be_scored_is_told_with_the_way_out(wrap, sentence):
             pai.prune(model, DATA.scoring_batch(1), key, 0.5)
 
 
-def test_the_ways_out_of_a_compiled_model():
+def test_the_way_out_of_a_compiled_model():
     model = network()
     expected, batch = pai.prune(model, DATA.scoring_batch(2), "hts", 0.5), DATA.scoring_batch(2)
     assert (
         pai.jaccard(expected, pai.prune(torch.compile(model, backend="eager")._orig_mod, batch, "hts", 0.5)) == 1
     )
-    model.compile(backend="eager")
-    assert pai.jaccard(expected, pai.prune(copy.deepcopy(model), batch, "hts", 0.5)) == 1
 
 
 def test_names_may_come_from_a_generator():
