@@ -8,6 +8,7 @@ import html
 import io
 import os
 import re
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from sklearn.metrics import r2_score
 from ..curvature.calls import ByParameter
 from ..pruning.criteria import CRITERIA, criterion_label
 from ..pruning.masks import jaccard, layer_density
+from ..pruning.ranking import SparsityWarning
 from .dark import GROUND, darken, ink_on_cells, png
 from .statistics import paired
 
@@ -47,7 +49,11 @@ GREY = "#B5B5B5"
 
 
 def use_style() -> None:
-    """Set the book's style: seaborn's, a white ground, sizes for a page about 750 pixels wide."""
+    """Set the book's style: seaborn's, a white ground, sizes for a page about 750 pixels wide.
+
+    ``SparsityWarning`` is silenced: the pages say which layers are empty.
+    """
+    warnings.simplefilter("ignore", SparsityWarning)
     inked = ("axes.edgecolor", "axes.labelcolor", "text.color", "xtick.color", "ytick.color")
     off = ("axes.spines.top", "axes.spines.right", "legend.frameon")
     sizes = {"figure.dpi": 110, "savefig.dpi": 160, "figure.constrained_layout.use": True}

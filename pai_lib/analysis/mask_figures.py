@@ -135,17 +135,6 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
     return figure, f"{alt}{'; '.join(said)}."
 
 
-def criteria_by_state(networks: Mapping[str, pd.DataFrame]) -> dict[str, str]:
-    """Which criteria have a cell of each state of ``WHEN_CUT`` in ``connectivity``, in words."""
-    states = pd.concat([_when_cut(frame) for frame in networks.values()])
-    keys = in_order(pd.concat(networks.values())["criterion"])
-    told = {}
-    for code, state in enumerate(WHEN_CUT):
-        labels = states.index[(states == code).any(axis="columns")]
-        told[state] = names(key for key in keys if criterion_label(key) in labels) or "none"
-    return told
-
-
 def _when_cut(frame: pd.DataFrame) -> pd.DataFrame:
     """Number of the state in ``WHEN_CUT`` by criterion and sparsity; NaN unless both are known."""
     cold, warm = (_table(frame, updates, "cut") for updates in sorted(frame["warmup"].unique()))

@@ -19,13 +19,11 @@ SIZES = {  # training images, side in pixels, classes
 }
 
 
-def paper_runs(store: Store, dataset: str | None = None, model: str | None = None) -> pd.DataFrame:
-    """The runs of ``campaigns/paper-*.yaml``, or of one network and data set: a row a run.
+def paper_runs(store: Store) -> pd.DataFrame:
+    """The runs of ``campaigns/paper-*.yaml``: a row a run.
 
     Args:
         store: holds the records; the campaigns are beside its folder.
-        dataset: only of these data.
-        model: only of this network.
 
     Returns:
         Columns dataset, model, campaign, epochs, operations and recorded.
@@ -33,8 +31,7 @@ def paper_runs(store: Store, dataset: str | None = None, model: str | None = Non
     rows = []
     for path in sorted((store.root.parent / "campaigns").glob("paper-*.yaml")):
         for spec in read_campaign(path):
-            asked = dataset or spec.dataset, model or spec.model
-            if isinstance(spec, RunSpec) and asked == (spec.dataset, spec.model):
+            if isinstance(spec, RunSpec):
                 made = operations(spec), store.load(spec) is not None
                 rows.append((spec.dataset, spec.model, path.name, spec.epochs, *made))
     return pd.DataFrame(rows, columns="dataset model campaign epochs operations recorded".split())

@@ -2,7 +2,7 @@
 
 import pandas as pd
 
-from pai_lib.analysis.mask_figures import WHEN_CUT, connectivity, criteria_by_state, empty_layers, in_words
+from pai_lib.analysis.mask_figures import WHEN_CUT, connectivity, empty_layers, in_words
 
 
 def network(cut):
@@ -37,13 +37,6 @@ def test_networks_of_other_criteria_share_their_rows_and_what_is_unknown_stays_b
     labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
     assert labels == ["SNIP", "FD"]
     assert figure.axes[1].collections[0].get_array().mask.reshape(2, 2).tolist() == [[False] * 2, [True] * 2]
-
-
-def test_a_sentence_has_the_criteria_of_each_state_of_the_figure():
-    cut = {("fisher_diag", 0.98, 98, 1), ("fisher_diag", 0.99, 98, 0), ("fisher_diag", 0.99, 0, 1)}
-    told = criteria_by_state({"net": network(cut), "other": network({("snip", 0.99, 0, 0)})})
-    assert list(told.values()) == ["SNIP and FD", "FD", "SNIP", "FD"]
-    assert criteria_by_state({"net": network(set())})["cut with and without"] == "none"
 
 
 def test_empty_layers_are_counted_and_cut_masks_marked():
