@@ -243,15 +243,19 @@ def add_data(commands: argparse._SubParsersAction[Any]) -> None:
     parser.add_argument("action", choices=("fetch", "check"), help=about)
     about = f"{', '.join(dataset_names())}, or a folder of class folders"
     parser.add_argument("name", metavar="NAME", help=about)
+    size = FIELDS["image_size"]
+    about = size.metadata["help"]
+    parser.add_argument("--image-size", type=partial(read, size), metavar="N", help=about)
     parser.set_defaults(call=run_data)
 
 
 def run_data(args: argparse.Namespace) -> None:
     """Say where a data set is, or what it holds."""
     if args.action == "check":
-        print(check_data(args.name))
+        print(check_data(args.name, image_size=args.image_size))
     else:
-        print(f"{args.name} is ready: read from {load_data(args.name).location}")
+        data = load_data(args.name, image_size=args.image_size)
+        print(f"{args.name} is ready: read from {data.location}")
 
 
 def add_criteria(commands: argparse._SubParsersAction[Any]) -> None:

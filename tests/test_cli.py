@@ -12,6 +12,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import pai_lib
 from pai_lib import cli
@@ -512,3 +513,15 @@ def test_imports_nothing_it_does_not_need(code, forbidden):
     program = PROGRAM.format(code=code, forbidden=forbidden)
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_images_of_different_sizes_are_checked_at_one(capsys, tmp_path):
+    for name in "ab":
+        (tmp_path / name).mkdir()
+        for side in range(5, 12):
+            noise = np.random.default_rng(side).integers(0, 255, (side, side, 3), dtype=np.uint8)
+            Image.fromarray(noise).save(tmp_path / name / f"{side}.png")
+    assert call(capsys, "data", "check", str(tmp_path))[0] == 2
+    code, out, _ = call(capsys, "data", "check", str(tmp_path), "--image-size", "4")
+    assert code == 0
+    assert "3×4×4" in out

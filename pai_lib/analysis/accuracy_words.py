@@ -33,7 +33,8 @@ def lead(rows: pd.DataFrame) -> str:
     size = f"{width_in_words(run)}, {run['train_images']:,.0f} training images, "
     size += f"{run['epochs']} epochs"
     scale = "Here" if pd.isna(run["width"]) else "At a reduced scale"
-    sentences = [f"{scale} ({size}) {_levels(means, pruned)}, the dense network {dense:.1f} %."]
+    of_dense = "" if pd.isna(dense) else f", the dense network {dense:.1f} %"
+    sentences = [f"{scale} ({size}) {_levels(means, pruned)}{of_dense}."]
     if dense < means.max():
         sentences.append(
             "That is less than the best pruned one: the dense network is not trained well here, "

@@ -14,11 +14,13 @@ from typing import NamedTuple
 import pandas as pd
 from scipy import stats
 
+from ..experiments.mask_spec import SHARED
 from .statistics import LEVEL, holm
 from .verdicts import SEE_DATA
 
 SPARSITY = 0.98
 WARMUP = 98  # updates, against none
+PAIR = ("dataset", "fingerprint", "model", "width", "image_size", "seed")
 OUTCOMES = {"empty": "empty layers", "cut": "cut masks"}
 
 
@@ -54,11 +56,12 @@ def after_minus_before(frame: pd.DataFrame, outcome: str) -> pd.DataFrame:
         frame: rows of ``masks_frame``, of one sparsity.
         outcome: ``"empty"`` or ``"cut"``.
     """
-    pair = ["dataset", "model", "width", "seed"]
-    known = frame.fillna({"width": 0}).astype({"cut": float, "empty": float})
-    table = known.pivot_table(outcome, [*pair, "criterion"], "warmup")
-    change = table.reindex(columns=[0, WARMUP])
-    return (change[WARMUP] - change[0]).unstack("criterion").dropna(how="all")
+    known = frame.fillna({"width": 0, "image_size": 0}).astype({"cut": float, "empty": float})
+    pair = known.columns.intersection([*PAIR, "criterion"]).tolist()
+    scored = known.columns.intersection([*SHARED, "reference"]).difference([*pair, "warmup"])
+    table = known.pivot_table(outcome, [*pair, *scored], "warmup").reindex(columns=[0, WARMUP])
+    change = (table[WARMUP] - table[0]).dropna()  # of masks that were scored alike
+    return change.groupby(pair).mean().unstack("criterion")
 
 
 def by_criterion(frame: pd.DataFrame, outcome: str) -> dict[str, tuple[Signs, float]]:

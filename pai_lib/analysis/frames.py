@@ -31,7 +31,7 @@ def records_csv(records: Iterable[Record]) -> bytes:
     Numbers are whole to the last digit, ``None`` is empty, and a list is ``0.5,0.75``.
     """
     frame = full_frame(records).convert_dtypes()  # whole numbers stay whole beside None
-    frame["lr_drops"] = [",".join(f"{drop:g}" for drop in drops) for drops in frame["lr_drops"]]
+    frame["lr_drops"] = [",".join(map(repr, drops)) for drops in frame["lr_drops"]]
     return frame.to_csv(index=False, lineterminator="\n").encode()
 
 

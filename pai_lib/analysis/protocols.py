@@ -120,7 +120,8 @@ def twins(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
 
 def same_but(frame: pd.DataFrame, *names: str) -> pd.Series:
     """One text a run, the same for runs that differ in nothing but these settings."""
-    return _joined(frame, [name for name in [*SETTINGS, "train_images"] if name not in names])
+    known = [*SETTINGS, "train_images", "fingerprint"]
+    return _joined(frame, [name for name in known if name not in names])
 
 
 def _joined(frame: pd.DataFrame, names: list[str]) -> pd.Series:

@@ -51,7 +51,12 @@ def p_value(differences: pd.Series, bound: float = 0.0) -> float:
 
 
 def equivalence_p_value(differences: pd.Series, within: float) -> float:
-    """P value of two one-sided t tests that the mean difference is outside ±``within``."""
+    """P value of two one-sided t tests that the mean difference is outside ±``within``.
+
+    It is 1 if all differences are one of the bounds.
+    """
+    if differences.eq(within).all() or differences.eq(-within).all():
+        return 1.0
     above = stats.ttest_1samp(differences, -within, alternative="greater")
     below = stats.ttest_1samp(differences, within, alternative="less")
     return float(max(above.pvalue, below.pvalue))

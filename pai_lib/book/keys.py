@@ -18,7 +18,7 @@ from ..data.folders import stamp
 from ..data.loading import dataset_names, find_own
 from ..experiments.provenance import LIBRARY, version
 from .chapters import RUNS, Chapter, Job, digest, load_notebook, pick, with_notebooks
-from .choices import field_of
+from .choices import PLACES, field_of
 from .pages import repository
 
 PAGE_MAKERS = "import pai_lib.book.execution, pai_lib.book.pages"  # beside the notebook
@@ -111,13 +111,14 @@ def code_digest(chapter: Chapter) -> str:
 
 
 def data_digest(job: Job) -> str | None:
-    """Return a digest of names, times and sizes of files of the user's own data, None without."""
+    """Return a digest of names, times and sizes of files of the user's own, None without."""
     names: set[str] = set()
+    given = [Path(job.parameters[name]) for name in PLACES if job.parameters.get(name)]
     for name, value in job.parameters.items():
         if field_of(name) == "dataset":
             names.update(value if isinstance(value, list) else [value])
-    paths = [find_own(name) for name in sorted(filter(None, names - {*dataset_names()}))]
-    stamps = [stamp(path) for path in paths if path]
+    own = [find_own(name) for name in sorted(filter(None, names - {*dataset_names()}))]
+    stamps = [stamp(path) for path in [*given, *own] if path and path.exists()]
     return digest(stamps) if stamps else None
 
 

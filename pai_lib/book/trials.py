@@ -45,6 +45,8 @@ def put_on_trial(
         ValueError: before any training, for what ``known``, ``read_protocol`` and ``check_trial``
             refuse.
     """
+    if not sparsities or len({*sparsities}) < len(sparsities):
+        raise ValueError(f"sparsity={list(sparsities)}: give one or more, each once.")
     begun, budget = time.monotonic(), options.get("budget")
     committed, store = Store(default_results()), Store(folder / file.title)
     with known(file) as own:

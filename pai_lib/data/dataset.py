@@ -60,11 +60,8 @@ class Dataset:
         images = [to_tensor(x, image_size) for x in (x_train, x_test)]
         labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
         tensors = images[0], labels[0], images[1], labels[1]
-        digest = hashlib.sha256(str([tuple(tensor.shape) for tensor in tensors]).encode())
-        for tensor in tensors:
-            digest.update(tensor.numpy().data)
         classes, (mean, std) = int(labels[0].max()) + 1, _mean_std(images[0])
-        return cls(name, *tensors, classes, mean, std, augment, digest.hexdigest(), str(location))
+        return cls(name, *tensors, classes, mean, std, augment, digest_of(*tensors), str(location))
 
     def to(self, device: str | torch.device) -> Self:
         """Return the data set with its tensors on `device`."""
@@ -214,6 +211,14 @@ def to_tensor(images: np.ndarray, size: int | None) -> Tensor:
         pixels = F.interpolate(some.float(), (size, size), mode="bilinear", antialias=True)
         place.copy_(pixels.round())
     return resized
+
+
+def digest_of(*tensors: Tensor) -> str:
+    """SHA-256 over shapes and numbers: of a data set's four tensors its fingerprint."""
+    digest = hashlib.sha256(str([tuple(tensor.shape) for tensor in tensors]).encode())
+    for tensor in tensors:
+        digest.update(tensor.cpu().numpy().data)
+    return digest.hexdigest()
 
 
 def room_for(*shape: int) -> Tensor:

@@ -105,6 +105,10 @@ def _pictures_of_classes(folder: Path, needed: Collection[str] = ()) -> dict[str
             raise FileNotFoundError(f"{folder / name} holds no pictures: take it away, or fill it")
     if not classes:
         raise FileNotFoundError(f"{folder} holds no class folder: each is one of its pictures")
+    files = [path.name for path in folder.iterdir() if path.is_file()]
+    if loose := [name for name in files if _is_picture(name) and not _SYSTEMS.match(name)]:
+        right = f"move them into one, or away from {folder}"
+        raise ValueError(f"{min(loose)} and {len(loose) - 1} more are in no class folder: {right}")
     return classes
 
 
@@ -165,7 +169,11 @@ def _some(names: Iterable[str]) -> str:
 
 
 def _pictures(folder: Path) -> list[str]:
-    return [path for path in files_below(folder) if path.lower().endswith(ENDINGS)]
+    return [path for path in files_below(folder) if _is_picture(path)]
+
+
+def _is_picture(path: str) -> bool:
+    return path.lower().endswith(ENDINGS)
 
 
 def _subfolders(folder: Path) -> list[str]:

@@ -36,6 +36,11 @@ def dataset_names() -> list[str]:
     return list(_LOADERS)
 
 
+def is_augmented(name: str) -> bool:
+    """Whether training images of the data set of a name are augmented."""
+    return _LOADERS[name][1] is not False if name in _LOADERS else True
+
+
 def _root(root: str | Path | None) -> Path:
     return Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
 
@@ -82,7 +87,7 @@ def load_data(
     ValueError for an unknown name or unusable contents, FileNotFoundError for what is neither there
     nor can be downloaded.
     """
-    folder = _root(root)
+    name, folder = str(name), _root(root)
     if image_size is not None:
         count_of("image_size", image_size)
     if name in _LOADERS:
@@ -99,9 +104,11 @@ def load_data(
     raise ValueError(f"{unknown}: it must be one of {', '.join(_LOADERS)}, {others}")
 
 
-def check_data(name: str | Path, root: str | Path | None = None) -> str:
+def check_data(
+    name: str | Path, root: str | Path | None = None, image_size: int | None = None
+) -> str:
     """Load a data set as `load_data` does and return a summary of a few lines."""
-    data = load_data(name, root)
+    data = load_data(name, root, image_size)
     counts = f"{len(data.train_labels)} training and {len(data.test_labels)} test images"
     shape = "×".join(map(str, data.image_shape))
     where = f"fingerprint {data.fingerprint}\nread from {data.location}"

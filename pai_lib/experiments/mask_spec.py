@@ -6,7 +6,6 @@ from dataclasses import dataclass, fields
 from typing import Any, ClassVar
 
 from ..names import check_known
-from ..pruning.criteria import get_criterion
 from .spec import FIELDS, RunSpec, Spec
 
 REFERENCES = ("exact", "mc")
@@ -78,9 +77,6 @@ class MaskSpec(Spec):
             object.__setattr__(self, name, tuple(sorted(values)))
             if len(set(values)) < len(values):
                 raise ValueError(f"{name}={getattr(self, name)}: it holds a value twice.")
-        needing = [key for key in self.criteria if "row_norm" in get_criterion(key).needs]
-        if needing and self.probes < 2:
-            raise ValueError(f"probes={self.probes} with {needing[0]!r}: it must be at least 2.")
 
     def as_run(self, criterion: str, sparsity: float) -> RunSpec:
         """The run that one of the masks is that of."""

@@ -14,20 +14,22 @@ from typing import Any
 import torch
 from torch import nn
 
-from ..curvature.calls import ByParameter, evaluation_mode
-from ..data.dataset import Dataset
-from ..data.loading import load_data
+from ..curvature.calls import ByParameter
+from ..curvature.diagonals import check_exact
+from ..data.dataset import Dataset, digest_of
+from ..data.loading import is_augmented, load_data
 from ..draws import random_stream
 from ..models import build_model
 from ..names import checked_keywords
 from ..pruning import masks
+from ..pruning.criteria import get_criterion
 from ..pruning.inspection import effective_sparsity
 from ..pruning.masks import prune
 from ..pruning.ranking import ScoresNotFiniteError, make_mask
 from ..pruning.scoring import score
 from ..training.checkpoint import Checkpoint, epochs_done
 from ..training.device import in_channels_last, resolve_device
-from ..training.loop import TrainingDivergedError, evaluate, train, warm_up
+from ..training.loop import TrainingDivergedError, check_trainable, evaluate, train, warm_up
 from .mask_spec import AnySpec
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
@@ -88,6 +90,8 @@ def recorded(
     check_name("dataset", spec.dataset)
     if whole is None:
         whole = load_data(spec.dataset, image_size=spec.image_size)
+    else:
+        _check_given(spec, whole)
     spec = spec.with_data(whole.fingerprint)
     if store is None:
         return work(spec, whole, at).record(None)
@@ -103,6 +107,17 @@ def recorded(
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record
+
+
+def _check_given(spec: AnySpec, whole: Dataset) -> None:
+    """Raise ValueError for data of which a record would say what they are not."""
+    if spec.image_size not in (None, whole.image_shape[-1]):
+        raise ValueError(f"image_size={spec.image_size}: data has {whole.image_shape[-1]} pixels.")
+    if whole.augment != is_augmented(spec.dataset):
+        raise ValueError(f"data.augment={whole.augment}: {spec.dataset} is otherwise in all runs.")
+    tensors = whole.train_images, whole.train_labels, whole.test_images, whole.test_labels
+    if type(whole) is Dataset and whole.fingerprint != digest_of(*tensors):
+        raise ValueError("data is a part of what its fingerprint is of, or changed: give it whole.")
 
 
 def perform(
@@ -139,6 +154,12 @@ def perform(
     """
     spec = spec.with_data(whole.fingerprint)
     return Work(spec, whole, device, stop=stop, shared=shared or Shared()).record(checkpoint)
+
+
+def needs_exact(spec: RunSpec) -> bool:
+    """Whether a run's criterion needs the exact diagonal, which not every network has."""
+    dense = spec.criterion == "dense"
+    return not dense and "exact" in get_criterion(spec.criterion, spec.variant).needs
 
 
 # Fields that do not shape the network that is scored.
@@ -187,8 +208,9 @@ class Work:
         seed = self.drawn("resample") if resampled else spec.seed
         self.batch = self.data.scoring_batch(samples, seed)
         self.model = self.build(spec.seed)
-        with torch.no_grad(), evaluation_mode(self.model):
-            self.model(self.batch.inputs[:1])  # refuses images that do not fit
+        check_trainable(self.model, self.data, {}, spec.batch_size, spec.seed)
+        if needs_exact(spec):
+            check_exact(self.model, self.batch)
         later = _SCORING if spec.when == "trained" else _SCORING + _TRAINING
         shaping = [getattr(spec, name) for name in FIELDS if name not in later]
         network = (spec.when, resampled, self.whole.fingerprint, str(self.device), *shaping)

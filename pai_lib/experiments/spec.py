@@ -185,7 +185,10 @@ class RunSpec(Spec):
             reason = 'the dense network is criterion="dense" with sparsity=0, one way to say it'
             self._refuse("criterion with sparsity", reason)
         if not dense:
-            get_criterion(self.criterion, self.variant)
+            rule = get_criterion(self.criterion, self.variant)
+            if "row_norm" in rule.needs and self.probes < 2:
+                said = f"probes={self.probes} with {self.criterion!r}"
+                raise ValueError(f"{said}: it must be at least 2.")
         elif (self.variant, self.control, self.when) != ("cited", "none", "init"):
             reason = "without a mask there is nothing to vary, control or postpone"
             self._refuse("criterion with variant and control and when", reason)
@@ -244,6 +247,8 @@ def field_value(name: str, value: Any) -> Any:
         kinds = "a list of numbers" if several else f"of type {kind.__name__}"
         raise ValueError(f"{name}={value!r}: it must be {kinds}, not {type(value).__name__}.")
     if kind is str:
+        if value != value.encode(errors="replace").decode():
+            raise ValueError(f"{name}={value!r}: it is not UTF-8, which records are: rename it.")
         if name not in ("dataset", "criterion"):
             check_name(name, value)
         return value

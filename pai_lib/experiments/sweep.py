@@ -36,7 +36,7 @@ from .mask_run import MaskWork
 from .mask_spec import AnySpec, MaskSpec
 from .provenance import now, run_provenance
 from .records import AnyRecord, Store, failed
-from .run import Work, perform
+from .run import Work, needs_exact, perform
 from .shared import Shared
 
 Loaded = dict[AnySpec, Dataset]
@@ -247,7 +247,8 @@ def _checked_once(spec: AnySpec) -> Hashable:
     if isinstance(spec, MaskSpec):
         return replace(spec, seed=0, warmup=0)
     samples = spec.criterion == "dense" or spec.samples_per_class
-    return spec.dataset, spec.image_size, spec.train_fraction, samples, spec.model, spec.width
+    data = spec.dataset, spec.image_size, spec.train_fraction, samples
+    return *data, spec.model, spec.width, spec.batch_size == 1, needs_exact(spec)
 
 
 # One run, and where it is done

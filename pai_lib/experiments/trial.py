@@ -153,7 +153,7 @@ def _scores(base: RunSpec, own: Own, key: str, data: Dataset) -> ByParameter:
     stream = random_stream(base.seed, "scores")
     before = {name: weight.detach().clone() for name, weight in model.named_parameters()}
     with own.file.blamed():
-        scores = score(model, batch, key, probes=1, generator=stream, progress=False)
+        scores = score(model, batch, key, probes=2, generator=stream, progress=False)
     start = f"{own.file.at(CRITERIA[key].function)}: the scores of {key}"
     for name, value in scores.items():
         wanted, given = tuple(model.get_parameter(name).shape), getattr(value, "shape", None)

@@ -123,6 +123,7 @@ def load_mask(path: str | Path) -> dict[str, Tensor]:
         ValueError: for a file that holds no mask.
         OSError: for a file that cannot be read.
     """
+    Path(path).open("rb").close()  # a folder, or nothing, has an error of its own
     try:
         mask = load_file(path)
     except SafetensorError as error:

@@ -122,7 +122,7 @@ def check_bools(mask: ByParameter, title: str = "The mask") -> None:
     if not mask:
         raise ValueError(f"{title} is no mask: there is no tensor in it.")
     for name, kept in mask.items():
-        if not isinstance(kept, Tensor) or kept.dtype != torch.bool:
+        if not _described(kept).startswith("torch.bool") or not kept.numel():
             right = f"{name!r} must be a bool tensor, not {_described(kept)}"
             raise ValueError(f"{title} is no mask: {right}.")
 
@@ -196,7 +196,7 @@ def invert_scores(scores: ByParameter) -> ByParameter:
 def layer_density(mask: ByParameter) -> dict[str, float]:
     """Fraction kept in each layer."""
     check_bools(mask)
-    return host_numbers(lambda kept: kept.float().mean(), mask)
+    return host_numbers(lambda kept: kept.sum(dtype=torch.float64) / kept.numel(), mask)
 
 
 def collapsed_layers(mask: ByParameter) -> list[str]:

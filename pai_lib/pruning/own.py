@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 from ..names import nearest
@@ -24,7 +26,10 @@ class OwnFile:
     @classmethod
     def read(cls, path: str | Path) -> OwnFile:
         """The file of this path."""
-        return cls(str(path), Path(path).read_text("utf-8"))
+        try:
+            return cls(str(path), Path(path).read_text("utf-8-sig"))
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{path} is not UTF-8: {error}.") from None
 
     @property
     def digest(self) -> str:
@@ -46,7 +51,7 @@ class OwnFile:
         """Raise what the file's own lines raise as a ValueError that names the last of them."""
         try:
             yield
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             line, at = 0, error.__traceback__
             while at:
                 line = at.tb_lineno if at.tb_frame.f_code.co_filename == self.name else line
@@ -91,8 +96,9 @@ def known(file: OwnFile) -> Iterator[Own]:
     criteria, profiles = dict(CRITERIA), dict(PROFILES)
     try:
         with file.blamed():
-            space = {"__name__": "own", "__file__": file.name}
-            exec(compile(file.text, file.name, "exec"), space)
+            sys.modules["own"] = module = ModuleType("own")  # where dataclasses look
+            module.__file__ = file.name
+            exec(compile(file.text, file.name, "exec"), vars(module))
         own = Own(file, _new(file, CRITERIA, criteria), _new(file, PROFILES, profiles))
         if not own.keys:
             way = "decorate one with @pai.criterion(…) or @pai.profile(…)"
@@ -106,6 +112,7 @@ def known(file: OwnFile) -> Iterator[Own]:
         CRITERIA.update(criteria)
         PROFILES.clear()
         PROFILES.update(profiles)
+        sys.modules.pop("own", None)
         if KNOWN and KNOWN[-1] is file:
             KNOWN.pop()
 

@@ -153,6 +153,8 @@ def ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter
     ties: dict[str, Ties] = {}
     for title, names, part in rankings:
         values = [scores[name] for name in names]
+        if len({value.dtype for value in values}) > 1:  # float16 cannot hold what others do
+            values = [value.double() for value in values]
         flat = torch.cat([value.flatten().to(values[0].device) for value in values])
         kept, tied, share = _keep_highest(flat, _count(part, flat.numel(), title))
         sizes = [value.numel() for value in values]

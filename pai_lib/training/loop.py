@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from tqdm import tqdm
 
-from ..curvature.calls import ByParameter, called, plain_attention
+from ..curvature.calls import ByParameter, called, fails_in_a_sentence, plain_attention
 from ..data.batch import Batch, as_batch, check_labels, each_of
 from ..data.dataset import Dataset
 from ..draws import random_stream
@@ -119,6 +119,9 @@ def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
     """Raise ValueError for a model whose tensors cannot be updated from these data."""
     check_model(model)
     count_of("batch_size", batch_size)
+    if not isinstance(data, Dataset):
+        kind = type(data).__name__
+        raise TypeError(f"data is a {kind}: it must be a Dataset, as load_data returns.")
     check_labels(data.train_labels, len(data.train_images))
     tensors, device = [*model.parameters(), *model.buffers()], data.train_labels.device
     if any(tensor.is_inference() for tensor in tensors):
@@ -131,7 +134,7 @@ def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
         raise ValueError(f"There are {images} training images: at least 2 are needed.")
 
 
-def _check_trainable(
+def check_trainable(
     model: nn.Module, data: Dataset, mask: ByParameter, batch_size: int, seed: int
 ) -> int:
     """Return the highest label; raise ValueError for what would go wrong in the first step."""
@@ -147,7 +150,7 @@ def _check_trainable(
     if lowest < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     blank = torch.zeros(2, *data.image_shape, dtype=torch.float32, device=data.train_labels.device)
-    with measuring(model, seed):
+    with measuring(model, seed), fails_in_a_sentence(blank):
         check_logits(called(model, fitting(model)(blank)), len(blank), highest)
         if batch_size == 1:  # norms may need more than one number a channel
             model.train()
@@ -224,9 +227,10 @@ def train(
         TrainingStoppedError: when ``stop`` said so.
     """
     _check_options(locals())
-    mask, drops, device = mask or {}, checked_drops(lr_drops), data.train_labels.device
+    mask, drops = mask or {}, checked_drops(lr_drops)
     checkpoint = checkpoint or Checkpoint(None, {})
-    highest = _check_trainable(model, data, mask, batch_size, seed)
+    highest = check_trainable(model, data, mask, batch_size, seed)
+    device = data.train_labels.device
     descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
     order = random_stream(seed, "order")
     with training(model, seed) as fit, products(device, precision, compile):

@@ -45,6 +45,11 @@ def test_one_seed_shows_a_direction():
     assert text.endswith(told)
 
 
+def test_without_a_dense_network_nothing_is_said_of_it():
+    rows = runs(snip=0.5, fts=0.4)
+    assert "dense" not in lead(rows[rows["criterion"] != "dense"])
+
+
 def test_one_pruned_network_is_not_spoken_of_in_the_plural():
     text = lead(runs(random=0.3))
     assert "Random pruning to sparsity 0.98 reaches 30.0 %, the dense network 60.0 %." in text

@@ -66,3 +66,11 @@ def test_a_pair_counts_with_all_criteria_and_at_full_size():
     narrow = masks(lambda criterion, seed, warmup: seed, width=16)
     assert judge_collapse(narrow)["empty"][0] == "not tested yet"
     assert judge_collapse(table.assign(sparsity=0.9))["cut"][0] == "not tested yet"
+
+
+def test_masks_that_were_scored_differently_are_no_pair():
+    table = masks(lambda criterion, seed, warmup: 0 if warmup else 1)
+    apart = table.assign(samples_per_class=table["warmup"] + 1)
+    assert {word for word, _, _ in judge_collapse(apart).values()} == {"not tested yet"}
+    by_key = table.assign(group=table["criterion"].map({key: n for n, key in enumerate(SEE_DATA)}))
+    assert judge_collapse(by_key) == judge_collapse(table)

@@ -81,3 +81,9 @@ def test_the_machines_are_named():
     runs = pd.DataFrame({"device": ["b", "a", None, "b"]})
     assert protocols.machines(runs) == "a, b"
     assert protocols.machines(runs.iloc[2:3]) == "a device that is not recorded"
+
+
+def test_runs_of_other_data_are_no_twins(frame):
+    other = frame.assign(warmup=0, fingerprint="ff" * 32)
+    assert len(protocols.twins(pd.concat([frame, frame.assign(warmup=0)], ignore_index=True), "warmup"))
+    assert protocols.twins(pd.concat([frame, other], ignore_index=True), "warmup").empty

@@ -77,3 +77,8 @@ def test_a_spread_is_given_only_where_there_is_one():
     assert statistics.mean_sd(pd.Series([1.0, None])) == "1.0 (n = 1)"
     assert statistics.mean_sd(pd.Series([1.0, 2.0]), digits=2) == "1.50\u00a0±\u00a00.71 (n = 2)"
     assert statistics.mean_sd(pd.Series(dtype=float)) == "–"
+
+
+@pytest.mark.parametrize("value", [1.0, -1.0])
+def test_what_is_the_bound_itself_is_not_shown_to_be_within_it(value):
+    assert statistics.equivalence_p_value(pd.Series([value] * 5), 1.0) == 1

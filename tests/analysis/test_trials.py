@@ -157,6 +157,15 @@ def test_missing_lots_are_no_verdict():
     assert "ERK" in judgement.told(trials.UNTESTED)
 
 
+@pytest.mark.parametrize("missing", [("weight_noise", "none"), ("mine", "shuffle")])
+def test_without_a_placebo_or_its_own_profile_nothing_works(missing):
+    with known(FILE):
+        frame = frame_of({})
+        lacks = (frame["criterion"] == missing[0]) & (frame["control"] == missing[1])
+        judgement = trials.judge_trial(frame[~lacks], BASE, "mine")
+    assert judgement.word == "not judged"
+
+
 def test_prices_are_those_of_the_chapter_on_cost():
     assert trials.gradients(("weight", "gradient", "fisher"), 10, 10) == 2
     assert trials.gradients(("weight", "row_norm"), 10, 10) == 21

@@ -112,3 +112,20 @@ def test_everything_that_is_imported_is_found():
     loaded = subprocess.check_output([sys.executable, "-c", program], text=True).split()
     assert pai_lib.__file__ in loaded
     assert set(loaded) <= {str(path) for path in keys.imported_files(["import pai_lib"])}
+
+
+def test_files_and_records_that_are_given_make_a_page_stale(tmp_path):
+    (tmp_path / "records").mkdir()
+    (tmp_path / "idea.py").write_text("x = 1\n")
+    job = chapters.Job(
+        chapters.load_chapters(REPO)["trial"],
+        "smoke",
+        {"file": str(tmp_path / "idea.py"), "records": str(tmp_path / "records")},
+        "mine",
+    )
+    seen = {keys.data_digest(job)}
+    (tmp_path / "records" / "one.json").write_text("{}")
+    seen.add(keys.data_digest(job))
+    (tmp_path / "idea.py").write_text("x = 10\n")
+    seen.add(keys.data_digest(job))
+    assert len(seen) == 3

@@ -320,6 +320,16 @@ def test_what_else_lies_in_folders_changes_nothing(tmp_path, where):
     assert load_data(folder).fingerprint == before
 
 
+@pytest.mark.parametrize("where", [".", "train", "test"])
+def test_pictures_beside_the_class_folders_are_not_left_out_in_silence(tmp_path, where):
+    for part in ("train", "test") if where != "." else (".",):
+        fill(tmp_path / part)
+    cat = tmp_path / ("train" if where != "." else ".") / "cat"
+    (tmp_path / where / "0.png").write_bytes((cat / "0.png").read_bytes())
+    with pytest.raises(ValueError, match=r"^0\.png and 0 more are in no class folder"):
+        load_data(tmp_path)
+
+
 @pytest.mark.parametrize("size", [10**6, 10**9, 10**18])
 def test_pictures_that_no_memory_holds_are_refused_before_one_is_read(tmp_path, size):
     fill(tmp_path)

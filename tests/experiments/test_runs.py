@@ -244,6 +244,41 @@ def test_other_data_set_the_old_record_aside(store, record):
     assert len(files(store.root)) == 3  # nothing was lost
 
 
+def test_data_that_a_record_would_take_for_others_are_refused(store):
+    whole = load_data("digits")
+    cases = {
+        "a part of what its fingerprint is of": whole.split(0.2)[0],
+        "data.augment=True: digits is otherwise": replace(whole, augment=True),
+    }
+    for sentence, data in cases.items():
+        with pytest.raises(ValueError, match=sentence):
+            quick(store=store, data=data)
+    with pytest.raises(ValueError, match="image_size=16: data has 8 pixels"):
+        run(replace(SPEC, image_size=16), store, data=whole)
+    assert files(store.root) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "sentence"),
+    [
+        ({"model": "vit_cifar", "dataset": "digits32", "criterion": "exact_pruning"}, "not known to be piecewise"),
+        ({"model": "resnet18", "image_size": 8, "batch_size": 1}, "more than 1 value per channel"),
+    ],
+)
+def test_what_a_network_cannot_is_said_before_it_is_trained(changes, sentence, monkeypatch):
+    monkeypatch.setattr(runs, "warm_up", lambda *args, **options: pytest.fail("it began"))
+    spec = replace(SPEC, width=None, when="trained", **changes)
+    with pytest.raises(ValueError, match=sentence):
+        run(spec)
+
+
+def test_too_few_probes_and_names_that_no_record_can_hold_are_refused_at_once():
+    with pytest.raises(ValueError, match="probes=1 with 'row_norm': it must be at least 2"):
+        replace(SPEC, criterion="row_norm", probes=1)
+    with pytest.raises(ValueError, match=r"dataset=.*: it is not UTF-8, which records are: rename it"):
+        replace(SPEC, dataset="caf\udce9")
+
+
 def test_a_record_that_cannot_be_read_is_set_aside_when_its_run_is_done(store, record):
     path = store.save(record)
     path.write_text("{")

@@ -148,6 +148,19 @@ def test_what_cannot_be_scored_is_one_sentence_before_any_run(recorded, capsys, 
     assert not (recorded.root.parent / "trials").exists()
 
 
+def test_a_criterion_may_ask_for_the_row_norm(recorded, capsys):
+    text = HEAD + MINE.removeprefix(HEAD).replace("gradient", "row_norm")
+    (recorded.root.parent / "idea.py").write_text(text.format("weight.abs() / (row_norm + 1e-9)"))
+    assert main(["trial", "idea.py", "--protocol", "tiny", "--sparsity", "0.9", "--dry-run"]) == 0
+
+
+@pytest.mark.parametrize("levels", ["none", "0.9,0.9"])
+def test_levels_are_given_once_each(recorded, capsys, levels):
+    (recorded.root.parent / "idea.py").write_text(GOOD)
+    assert main(["trial", "idea.py", "--protocol", "tiny", "--sparsity", levels, "--dry-run"]) == 2
+    assert "give one or more, each once" in capsys.readouterr().err
+
+
 def test_nothing_recorded_is_said_before_any_run(tree, capsys):
     (tree / "idea.py").write_text(GOOD)
     assert main(["trial", "idea.py", "--protocol", "tiny", "--sparsity", "0.9"]) == 2

@@ -654,3 +654,18 @@ def test_flops_left_of_tokens():
     net = Net(lambda net, x: net.head(net.body(x).mean(1)), body=linear(4, 6), head=linear(6, 3))
     kept = {"body.weight": torch.arange(24).view(6, 4) < 6}
     assert pai.flops_left(net, kept, batch_of(2, 5, 4)) == 0.25
+
+
+def test_scores_of_different_types_are_compared_by_value():
+    scores = {
+        "a": torch.tensor([100_000, 70_000, 80_000, 90_000]),
+        "b": torch.tensor([1.0, 2.0], dtype=torch.float16),
+    }
+    assert pai.make_mask(scores, 0.5)["a"].tolist() == [True, False, True, True]
+
+
+def test_densities_are_exact_and_masks_without_numbers_are_none():
+    assert pai.layer_density({"a": torch.tensor([True, False, False])})["a"] == 1 / 3
+    for kept in (torch.ones(0, dtype=torch.bool), torch.ones(2, dtype=torch.bool, device="meta")):
+        with pytest.raises(ValueError, match="must be a bool tensor"):
+            pai.sparsity_of({"a": kept})

@@ -1,5 +1,7 @@
 """A file of one's own: known within the block, to nothing else, and refused with the line where it is wrong."""
 
+import sys
+
 import pytest
 
 import pai_lib as pai
@@ -9,6 +11,7 @@ from pai_lib.pruning.ranking import scopes
 
 HEAD = "import pai_lib as pai\n"
 MINE = '@pai.criterion("mine", "Mine", "Mine", "", "")\ndef mine(weight):\n    return weight.abs()\n'
+EXIT = HEAD + MINE + "raise SystemExit(0)\n"
 FLAT = '@pai.profile("flat")\ndef flat(shapes, density):\n    return dict.fromkeys(shapes, density)\n'
 
 
@@ -70,3 +73,25 @@ def test_an_error_within_the_block_leaves_nothing_either():
         raise KeyError
     assert "mine" not in pai.CRITERIA
     assert not KNOWN
+
+
+def test_a_file_is_a_module_of_its_own_while_it_is_known():
+    text = "from __future__ import annotations\nfrom dataclasses import dataclass\n" + HEAD
+    text += "@dataclass\nclass Part:\n    size: int = 1\n" + MINE
+    with known(OwnFile("idea.py", text)) as own:
+        assert own.keys == ("mine",)
+    assert "own" not in sys.modules
+
+
+def test_an_exit_in_a_file_is_an_error_of_the_file():
+    with pytest.raises(ValueError, match=r"^idea.py, line 5: SystemExit: 0$"), known(OwnFile("idea.py", EXIT)):
+        pass
+
+
+def test_a_files_letters_are_utf_8_with_or_without_a_mark(tmp_path):
+    path = tmp_path / "idea.py"
+    path.write_bytes(b"\xef\xbb\xbf" + (HEAD + MINE).encode())
+    assert OwnFile.read(path).text == HEAD + MINE
+    path.write_bytes(b"# caf\xe9")
+    with pytest.raises(ValueError, match=r"idea\.py is not UTF-8"):
+        OwnFile.read(path)

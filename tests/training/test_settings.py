@@ -1042,3 +1042,12 @@ def test_threads_leave_the_settings_of_the_process():
         thread.join()
     assert not failures
     assert (torch.get_default_dtype(), flash_sdp_enabled(), torch.backends.cudnn.allow_tf32) == before
+
+
+@pytest.mark.parametrize("call", [pai.warm_up, pai.train])
+def test_what_is_no_data_set_and_images_that_do_not_fit_are_told(call):
+    with pytest.raises(TypeError, match="data is a Batch: it must be a Dataset"):
+        call(network(), DATA.scoring_batch(1))
+    if call is pai.train:
+        with pytest.raises(ValueError, match="The model's forward pass fails for inputs of float32 of shape"):
+            call(torch.nn.Linear(3, 4), DATA)
