@@ -229,8 +229,7 @@ def train(
     _check_options(locals())
     mask, drops = mask or {}, checked_drops(lr_drops)
     checkpoint = checkpoint or Checkpoint(None, {})
-    highest = check_trainable(model, data, mask, batch_size, seed)
-    device = data.train_labels.device
+    highest, device = check_trainable(model, data, mask, batch_size, seed), data.train_labels.device
     descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
     order = random_stream(seed, "order")
     with training(model, seed) as fit, products(device, precision, compile):
