@@ -140,7 +140,7 @@ def test_accuracies_are_named_or_said_to_be_absent(page, visit, masks):
 
 def test_a_criterion_scored_in_another_way_is_apart(page):
     choose(page, network="cifar10-vgg19")
-    page.wait_for_function("document.getElementById('masks-scored').innerText.includes('vgg19')")
+    page.wait_for_function("document.getElementById('masks-scored').innerText.includes('VGG-19')")
     offered = page.locator("#masks-criterion option").all_inner_texts()
     assert offered == ["SNIP", "FD", "HP", "HP (group size 5)"]
     choose(page, second="hutchinson_pruning (group size 5)", sparsity=1)
