@@ -14,7 +14,8 @@ from synthetic_records import FAILURE, PLAIN, record_of, write_records
 
 from pai_lib import cli
 from pai_lib.analysis.frames import full_frame, records_csv
-from pai_lib.experiments.records import Store
+from pai_lib.experiments.records import Record, Store
+from pai_lib.experiments.spec import RunSpec
 
 figures = pytest.importorskip("pai_lib.analysis.figures")
 pytest.importorskip("sphinx")
@@ -212,3 +213,10 @@ def test_an_export_that_fails_leaves_nothing(store, tmp_path, monkeypatch, capsy
     assert code == 2
     assert "No space left on device" in err
     assert files(tmp_path) == []
+
+
+def test_fractions_in_the_csv_are_whole_to_the_last_digit():
+    spec = RunSpec(dataset="digits", lr_drops=(1 / 3, 2 / 3))
+    record = Record(spec, {}, None, {"fingerprint": "f" * 64}, {"device": "CPU"})
+    back = pd.read_csv(io.BytesIO(records_csv([record])))
+    assert [float(drop) for drop in back["lr_drops"][0].split(",")] == [1 / 3, 2 / 3]

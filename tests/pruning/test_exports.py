@@ -153,3 +153,8 @@ def test_what_a_mask_would_not_reach_is_refused_before_anything_is_attached(buil
     assert before.keys() == net.state_dict().keys()
     assert all(torch.equal(before[key], value) for key, value in net.state_dict().items())
     assert not any(key.endswith("_mask") and key not in before for key in net.state_dict())
+
+
+def test_a_folder_is_no_file_of_a_mask(tmp_path):
+    with pytest.raises(IsADirectoryError):
+        pai.load_mask(tmp_path)
