@@ -52,7 +52,6 @@ class Judgement:
     def word(self) -> str:
         """The verdict: of the reasons against it the gravest, or that it works."""
         better, tested = self.told("supported"), set(self.verdicts) - set(self.told(UNTESTED))
-        needed = {*LOTS, *PLACEBOS, *self.verdicts.keys() & {PROFILE}}
         if self.seeds < SEEDS or not tested.issuperset(LOTS):
             return "not judged"
         if 2 * self.cut > self.seeds:
@@ -65,7 +64,8 @@ class Judgement:
         for word, rivals in steps.items():
             if tested.intersection(rivals).difference(better):
                 return word
-        return WORKS if tested.issuperset(needed) else "not judged"
+        needed = {*PLACEBOS, *self.verdicts.keys() & {PROFILE}}  # a profile has no other
+        return WORKS if needed <= tested else "not judged"
 
     def __str__(self) -> str:
         words = {"supported": "better than", "undecided": "no difference found from"}

@@ -196,7 +196,7 @@ def invert_scores(scores: ByParameter) -> ByParameter:
 def layer_density(mask: ByParameter) -> dict[str, float]:
     """Fraction kept in each layer."""
     check_bools(mask)
-    return host_numbers(lambda kept: kept.sum(dtype=torch.float64) / kept.numel(), mask)
+    return {name: n / mask[name].numel() for name, n in host_numbers(torch.sum, mask).items()}
 
 
 def collapsed_layers(mask: ByParameter) -> list[str]:

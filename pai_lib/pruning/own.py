@@ -79,6 +79,7 @@ class Own:
         return self.criteria + self.profiles
 
 
+MODULE = "pai_own_file"  # its name while it is known: a user may have imported an ``own``
 KNOWN: list[OwnFile] = []
 """The files that are known now; records made meanwhile hold their texts, and workers load them."""
 
@@ -96,7 +97,7 @@ def known(file: OwnFile) -> Iterator[Own]:
     criteria, profiles = dict(CRITERIA), dict(PROFILES)
     try:
         with file.blamed():
-            sys.modules["own"] = module = ModuleType("own")  # where dataclasses look
+            sys.modules[MODULE] = module = ModuleType(MODULE)  # where dataclasses look
             module.__file__ = file.name
             exec(compile(file.text, file.name, "exec"), vars(module))
         own = Own(file, _new(file, CRITERIA, criteria), _new(file, PROFILES, profiles))
@@ -112,7 +113,7 @@ def known(file: OwnFile) -> Iterator[Own]:
         CRITERIA.update(criteria)
         PROFILES.clear()
         PROFILES.update(profiles)
-        sys.modules.pop("own", None)
+        sys.modules.pop(MODULE, None)
         if KNOWN and KNOWN[-1] is file:
             KNOWN.pop()
 

@@ -5,7 +5,7 @@ import sys
 import pytest
 
 import pai_lib as pai
-from pai_lib.pruning.own import KNOWN, OwnFile, known
+from pai_lib.pruning.own import KNOWN, MODULE, OwnFile, known
 from pai_lib.pruning.profiles import PROFILES
 from pai_lib.pruning.ranking import scopes
 
@@ -80,7 +80,8 @@ def test_a_file_is_a_module_of_its_own_while_it_is_known():
     text += "@dataclass\nclass Part:\n    size: int = 1\n" + MINE
     with known(OwnFile("idea.py", text)) as own:
         assert own.keys == ("mine",)
-    assert "own" not in sys.modules
+        assert MODULE in sys.modules
+    assert MODULE not in sys.modules
 
 
 def test_an_exit_in_a_file_is_an_error_of_the_file():
