@@ -4,7 +4,9 @@ import contextlib
 import itertools
 import subprocess
 import sys
+import time
 from collections import OrderedDict, deque
+from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 
 import numpy as np
@@ -366,3 +368,233 @@ def test_what_is_compiled_is_scored_as_it_was_written_and_stays_compiled(key, wh
     with torch.no_grad():
         model(batch.inputs)
     assert compilations
+
+
+# --- one's own criteria, threads, experts, and what else shares memory
+
+
+@pytest.fixture
+def in_place():
+    """A criterion that changes its gradient in place."""
+    pai.criterion("in_place", "In place", "in place", "", "")(lambda weight, gradient: gradient.abs_() * weight)
+    yield "in_place"
+    del CRITERIA["in_place"]
+
+
+def test_a_criterion_of_one_s_own_changes_no_other_one(in_place):
+    model, batch = mlp(4, 6, 3), batch_of()
+    known = {}
+    alone = pai.score(model, batch, "fts")
+    kept = lambda key, compute: known.setdefault(key, compute())  # noqa: E731
+    pai.score_many(model, batch, [in_place], remember=kept)
+    after = pai.score_many(model, batch, ["fts"], remember=kept)["fts"]
+    assert all(torch.equal(alone[name], after[name]) for name in alone)
+
+
+def test_a_criterion_that_changes_weights_is_refused_and_a_returned_weight_is_a_copy():
+    model, batch = mlp(4, 6, 3), batch_of()
+    before = model[0].weight.detach().clone()
+    try:
+        pai.criterion("changes", "Changes", "changes", "", "")(lambda weight: weight.abs_())
+        pai.criterion("weights", "Weights", "weights", "", "")(lambda weight: weight)
+        with pytest.raises(ValueError, match="changes changes the weights"):
+            pai.score(model, batch, "changes")
+        pai.score(model, batch, "weights")["0.weight"].zero_()
+    finally:
+        for key in ("changes", "weights"):
+            CRITERIA.pop(key, None)
+    assert torch.equal(model[0].weight, before)
+
+
+class Slow(nn.Sequential):
+    """Calls on eight samples take long enough for another thread to come in between."""
+
+    def forward(self, x):
+        time.sleep(0.02 * (len(x) == 8))
+        return super().forward(x)
+
+
+def test_two_threads_score_one_model():
+    torch.manual_seed(0)
+    model = Slow(nn.Linear(4, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+    batch, weight = batch_of(64), model[0].weight
+    right = pai.gradient(model, batch)["0.weight"]
+    with ThreadPoolExecutor(2) as pool:
+        calls = [
+            pool.submit(pai.gradient, model, batch, chunk=8),
+            pool.submit(pai.gradient, model, batch, chunk=64),
+        ]
+        calls.append(pool.submit(pai.prune, model, batch, "snip", 0.5, rounds=2))
+    for call in calls[:2]:
+        assert torch.allclose(call.result()["0.weight"], right, rtol=1e-4, atol=1e-7)
+    assert model.training
+    assert model[0].weight is weight
+
+
+class Experts(nn.Module):
+    """Two convolutions, each for the images whose mean has its sign."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.a, self.b, self.head = nn.Conv2d(1, 4, 3), nn.Conv2d(1, 4, 3), nn.Linear(4, 3)
+
+    def forward(self, x):
+        positive, sums = x.mean((1, 2, 3)) > 0, x.new_zeros(len(x), 4)
+        for expert, rows in ((self.a, positive), (self.b, ~positive)):
+            sums = sums.index_add(0, rows.nonzero()[:, 0], expert(x[rows]).relu().mean((2, 3)))
+        return self.head(sums)
+
+
+@pytest.mark.parametrize("diagonal", [pai.fisher_diag, pai.exact_diag])
+def test_a_piece_may_have_no_row_for_a_convolution(diagonal):
+    model = Experts()
+    images = torch.cat([torch.rand(20, 1, 6, 6), -torch.rand(20, 1, 6, 6)])
+    batch = pai.Batch(images, torch.arange(40) % 3)
+    whole, pieces = (diagonal(model, batch, parameters="all", chunk=chunk) for chunk in (40, 8))
+    for name, values in whole.items():
+        assert torch.allclose(pieces[name], values, rtol=1e-3, atol=1e-7)
+
+
+def test_a_loaded_mask_has_the_layers_in_their_order(tmp_path):
+    model, batch = mlp(*[4] * 13, 3), batch_of()
+    mask = pai.prune(model, batch, "random", 0.5)
+    pai.save_mask(mask, tmp_path / "mask", criterion="random")
+    loaded = pai.load_mask(tmp_path / "mask")
+    assert list(loaded) == list(mask)
+    shuffled = [pai.shuffle_within_layers(each, pai.random_stream(0, "s")) for each in (mask, loaded)]
+    assert pai.jaccard(*shuffled) == 1
+    with pytest.raises(TypeError, match="This mask has the name 0"):
+        pai.save_mask({0: torch.ones(2).bool()}, tmp_path / "other")
+
+
+class Causal(nn.Module):
+    """The first token sees itself alone."""
+
+    def __init__(self, blocked):
+        super().__init__()
+        self.v, self.u, self.head, self.blocked = nn.Linear(4, 6), nn.Linear(4, 6), nn.Linear(6, 3), blocked
+
+    def forward(self, x):
+        scores = (x @ x.mT + self.blocked * torch.ones(3, 3).triu(1)).softmax(-1)
+        return self.head((scores @ torch.cat([self.v(x[:, :1]), self.u(x[:, 1:])], 1))[:, 0])
+
+
+@pytest.mark.parametrize("blocked", [-1e9, -1e4, -1e3])
+def test_finite_attention_masks_let_nothing_pass(blocked):
+    batch = torch.rand(1, 3, 4), torch.zeros(1, dtype=torch.int64)
+    model = Causal(blocked)
+    mask = ones_like(model, ["v.weight"])
+    assert pai.effective_sparsity(model, {n: kept.bool() for n, kept in mask.items()}, batch) == 0
+    with pytest.raises(ValueError, match=r"Flow does not pass 'u.weight'"):
+        pai.effective_sparsity(model, {"u.weight": torch.ones(6, 4).bool()}, batch)
+
+
+def test_sparse_buffers_are_left_alone():
+    model, batch = mlp(4, 6, 3), batch_of()
+    model.register_buffer("adjacency", torch.eye(6).to_sparse())
+    mask = pai.prune(model, batch, "snip", 0.5)
+    assert 0 <= pai.evaluate(model, [batch])[0] <= 1
+    assert pai.effective_sparsity(model, mask, batch) >= 0.5
+
+
+class Gamma(nn.Module):
+    """A function without a derivative in its first operand."""
+
+    def __init__(self):
+        super().__init__()
+        self.p, self.head = nn.Parameter(torch.rand(4) + 1), nn.Linear(4, 3)
+
+    def forward(self, x):
+        return self.head(torch.special.gammainc(self.p, x.abs()))
+
+
+def test_what_pytorch_cannot_differentiate_is_named():
+    bag = nn.Sequential(nn.EmbeddingBag(9, 4), nn.Linear(4, 6), nn.Tanh(), nn.Linear(6, 3))
+    tokens = pai.Batch(torch.arange(30).view(6, 5) % 9, torch.arange(6) % 3)
+    with pytest.raises(ValueError, match="no second derivative of the operation 'embedding_bag'"):
+        pai.hutchinson_diag(bag, tokens, parameters="all")
+    with pytest.raises(ValueError, match="no derivative of the operation 'igamma'"):
+        pai.gradient(Gamma(), batch_of(), parameters="all")
+
+
+def test_operations_left_need_no_labels():
+    model, batch = mlp(4, 6, 3), batch_of()
+    mask = pai.prune(model, batch, "random", 0.5)
+    for labels in (None, torch.rand(6, 3), torch.full((6,), 9)):
+        assert pai.flops_left(model, mask, pai.Batch(batch.inputs, labels)) == 0.5
+
+
+def test_parameters_that_share_memory_take_no_masks():
+    memory, model = torch.ones(3, 3), mlp(3, 3, 3, 3)
+    model[0].weight, model[2].weight = nn.Parameter(memory), nn.Parameter(memory)
+    mask = {"0.weight": torch.eye(3).bool()}
+    with pytest.raises(ValueError, match=r"'0.weight' shares its memory with '2.weight'"):
+        pai.apply_mask(model, mask)
+    assert memory.all()
+
+
+def test_pruning_in_rounds_leaves_a_graph_of_the_caller_usable():
+    model, batch = mlp(4, 6, 6, 3), batch_of()
+    loss = nn.functional.cross_entropy(model(batch.inputs), batch.labels)
+    pai.prune(model, batch, "synflow", 0.9, rounds=3)
+    loss.backward()
+    assert torch.allclose(model[0].weight.grad, pai.gradient(model, batch)["0.weight"])
+
+
+def test_an_attention_mask_among_the_inputs_may_hold_minus_infinity():
+    class Attention(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.head = nn.MultiheadAttention(4, 1, batch_first=True), nn.Linear(4, 3)
+
+        def forward(self, x, mask):
+            return self.head(self.a(x, x, x, attn_mask=mask[0])[0].mean(1))
+
+    masks = torch.full((6, 5, 5), -torch.inf).triu(1)
+    batch = pai.Batch((torch.rand(6, 5, 4), masks), torch.arange(6) % 3)
+    assert pai.gradient(Attention(), batch)["a.in_proj_weight"].abs().sum() > 0
+    for wrong in (torch.nan, torch.inf):
+        with pytest.raises(ValueError, match="The inputs hold NaN or infinite values"):
+            pai.gradient(mlp(4, 6, 3), (torch.full((6, 4), wrong), batch.labels))
+
+
+def test_equal_numbers_are_whole():
+    scores = {name: torch.rand(size) for name, size in (("a", 49), ("b", 49), ("c", 100))}
+    for each in (1, 16, 49):
+        mask = pai.make_mask(scores, 1 - 3 * each / 198, "equal")
+        assert [int(kept.sum()) for kept in mask.values()] == [each] * 3
+
+
+def test_slips_are_answered_in_words(tmp_path):
+    model, batch = mlp(4, 6, 3), batch_of()
+    cases = {
+        "the model has no '0.weigth': did you mean '0.weight'": lambda: pai.synaptic_flow(
+            model, batch, state={"0.weigth": torch.rand(6, 4)}
+        ),
+        "The scores of 'w' are a list": lambda: pai.rank_correlation({"w": [1, 2]}, {"w": [1, 2]}),
+        "one number of samples": lambda: pai.gradient(model, (torch.tensor(1.0), batch.labels)),
+        "store='results': it must be a Store": lambda: pai.run(pai.RunSpec(dataset="digits"), "results"),
+        "spec is a MaskSpec: it must be a RunSpec": lambda: pai.run(pai.MaskSpec(criteria=("snip",))),
+        "spec is a RunSpec: it must be a MaskSpec": lambda: pai.run_masks(pai.RunSpec()),
+        "data is a str": lambda: pai.run(pai.RunSpec(dataset="digits"), data="digits"),
+        "forward pass fails for inputs of float32": lambda: pai.evaluate(model, [batch_of(width=5)]),
+    }
+    for sentence, call in cases.items():
+        with pytest.raises((ValueError, TypeError), match=sentence):
+            call()
+    assert pai.Batch(batch.inputs, None).to("cpu").labels is None
+    spec = pai.RunSpec(dataset=tmp_path, seed=np.int64(3), lr=np.float32(0.5))
+    assert (type(spec.dataset), type(spec.seed), type(spec.lr)) == (str, int, float)
+
+
+def test_numbers_of_other_types_train_as_plain_ones_do():
+    data = pai.load_data("digits")
+    numbers = {"lr": Fraction(1, 20), "momentum": Fraction(1, 2), "weight_decay": np.float16(0)}
+    plain = {name: float(value) for name, value in numbers.items()}
+    curves = []
+    for options in ({**numbers, "batch_size": np.int64(256)}, {**plain, "batch_size": 256}):
+        model = pai.build_model("resnet8", 10, in_channels=1, width=2)
+        curves.append(pai.train(model, data, epochs=1, lr_warmup=0, progress=False, **options))
+    assert curves[0] == curves[1]
+    assert len(data.split(np.float32(0.5))[0].train_labels) == len(data.train_labels) // 2

@@ -80,7 +80,7 @@ def fails_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     """Raise ValueError where a model's forward pass fails in the block, with the inputs' shapes."""
     try:
         yield
-    except (RuntimeError, TypeError, IndexError) as error:
+    except (RuntimeError, TypeError, IndexError, AssertionError) as error:
         if exhausted(error):
             raise
         said = ", ".join(
@@ -102,7 +102,13 @@ def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> Non
     try:
         with torch.no_grad(), PlainOperations():
             first, second = (called(model, of_each(inputs, Tensor.clone)) for _ in range(2))
-    except (RuntimeError, TypeError, ValueError, IndexError):  # so few samples are too few for it
+    except (
+        RuntimeError,
+        TypeError,
+        ValueError,
+        IndexError,
+        AssertionError,
+    ):  # so few samples are too few for it
         return
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
         return  # refused elsewhere
@@ -230,13 +236,14 @@ def plain_attention() -> Iterator[None]:
 @contextlib.contextmanager
 def numbers_restored(tensors: Iterable[Tensor]) -> Iterator[None]:
     """Give tensors the numbers that they hold now back at the end."""
-    before = [(tensor, tensor.detach().clone()) for tensor in tensors]
+    dense = [tensor for tensor in tensors if tensor.layout == torch.strided]
+    before = [(tensor, tensor.detach().clone()) for tensor in dense]
     try:
         yield
     finally:
         for tensor, numbers in before:
-            if not torch.equal(tensor, numbers):  # others keep their version, which graphs look at
-                tensor.detach().copy_(numbers)
+            if not torch.equal(tensor, numbers):
+                tensor.data.copy_(numbers)  # whose version, which graphs look at, stays
 
 
 @contextlib.contextmanager
@@ -283,37 +290,40 @@ def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]
     What ``torch.compile`` made runs as it was written: compiled, it has no second derivative, nor a
     graph that tells what ran.
     """
-    held: list[Any] = [vars(module) for module in model.modules()]
-    seen, attributes = set(map(id, held)), list[Tensor]()
-    registered = (*model.parameters(), *model.buffers())
-    seen.update(map(id, registered))
-    for container in held:  # and those within, which join them
-        for value in container.values() if isinstance(container, dict) else container:
-            if id(value) in seen:
-                continue
-            seen.add(id(value))
-            if isinstance(value, _CONTAINERS):
-                held.append(value)
-            elif type(value) is Tensor and value.layout == torch.strided and not value.is_meta:
-                attributes.append(value)
-            elif (
-                isinstance(value, np.ndarray) and value.dtype.name in _SHARED and value.flags.carray
-            ):
-                attributes.append(torch.from_numpy(value))  # of the same memory
-    # A ``train`` of a module's own may write as well: it may merge weights.
-    own = any(getattr(m.train, "__func__", None) is not nn.Module.train for m in model.modules())
-    tensors = registered if own or not on_copies else ()
-    gpus = list({tensor.device for tensor in registered if tensor.is_cuda})
-    compiling = "torch._dynamo" in sys.modules  # importing it takes a second
-    with (
-        torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext(),
-        torch.random.fork_rng(gpus),
-        numbers_restored((*tensors, *attributes)),
-        modes_given_back(model),
-        restored(held),
-    ):
-        model.eval()
-        yield
+    with ONE_THREAD:  # else another thread takes what is set here for the model's own
+        held: list[Any] = [vars(module) for module in model.modules()]
+        seen, attributes = set(map(id, held)), list[Tensor]()
+        registered = (*model.parameters(), *model.buffers())
+        seen.update(map(id, registered))
+        for container in held:  # and those within, which join them
+            for value in container.values() if isinstance(container, dict) else container:
+                if id(value) in seen:
+                    continue
+                seen.add(id(value))
+                if isinstance(value, _CONTAINERS):
+                    held.append(value)
+                elif type(value) is Tensor and value.layout == torch.strided and not value.is_meta:
+                    attributes.append(value)
+                elif _is_shareable(value):
+                    attributes.append(torch.from_numpy(value))  # of the same memory
+        # A ``train`` of a module's own may write as well: it may merge weights.
+        trains = (getattr(module.train, "__func__", None) for module in model.modules())
+        own = any(train is not nn.Module.train for train in trains)
+        tensors = registered if own or not on_copies else ()
+        gpus = list({tensor.device for tensor in registered if tensor.is_cuda})
+        compiling = "torch._dynamo" in sys.modules  # importing it takes a second
+        with (
+            torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext(),
+            torch.random.fork_rng(gpus),
+            numbers_restored((*tensors, *attributes)),
+            modes_given_back(model),
+            restored(held),
+        ):
+            model.eval()
+            yield
 
 
-_SHARED = {"float64", "float32", "int64", "int32", "uint8", "bool"}  # types of arrays and tensors
+def _is_shareable(value: Any) -> bool:
+    """Whether a value is an array that a tensor may share the memory of."""
+    kinds = ("float64", "float32", "int64", "int32", "uint8", "bool")
+    return isinstance(value, np.ndarray) and value.dtype.name in kinds and value.flags.carray

@@ -21,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from ..data.batch import Batch, as_batch, each_of, of_each
 from ..draws import default_dtype
-from ..names import checked_keywords
+from ..names import checked_keywords, nearest
 from ..progress import steps
 from .adjoints import DirectAdjoints
 from .calls import ByParameter, answered, evaluation_mode, repeating, substituted
@@ -192,11 +192,16 @@ def synaptic_flow(
         contextlib.nullcontext() if all(floating) else lookups,
     ):
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
+        for name in (state or {}).keys() - tensors.keys():
+            raise ValueError(f"state: the model has no {name!r}: {nearest(name, tensors)}")
         values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         again = repeating(model, lambda _: of_each(inputs, ones), [slice(0, 1)], always=0)
         with substituted(model, values), again:
-            output = answered(model, of_each(inputs, ones))
+            try:
+                output = answered(model, of_each(inputs, ones))
+            except ValueError as error:
+                raise ValueError(f"{error} (Synaptic flow runs in float64.)") from error
             if not isinstance(output, Tensor) or not output.requires_grad:
                 raise ValueError("Synaptic flow needs a model that returns a tensor of weights.")
             if not any(floating) and not lookups.used:

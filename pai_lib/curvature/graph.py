@@ -158,7 +158,8 @@ def _understand(node: Any, position: int, parameter: Tensor, transposed: bool) -
 
 
 def _one_a_channel(node: Any, parameter: Tensor) -> bool:
-    return node._input_metadata[0].shape[-1] == len(parameter)
+    shape = node._input_metadata[0].shape  # of a sum of two biases there is no channel
+    return len(shape) > 1 and shape[-1] == len(parameter)
 
 
 def _normalised(node: Any) -> Tensor:

@@ -208,12 +208,15 @@ def sentences() -> Iterator[None]:
         yield
     except RuntimeError as error:
         text = str(error)
-        lacking = re.match(r"derivative for aten::(\w+?)(_backward)? is not", text)
-        lacking = lacking or re.match(r"double backwards on (\w+) not supported", text)
+        wording = r"(?:the )?derivative for '?(?:aten::)?_?(\w+?)(_backward)?(?:: \w+)?'? is not"
+        lacking = re.match(wording, text) or re.match(r"double backwards on (\w+) not", text)
         if "use_reentrant" in text:
             raise ValueError(REENTRANT) from error
         if lacking is None:
             raise
+        if "backward" not in text:
+            without = f"PyTorch has no derivative of the operation {lacking[1]!r}"
+            raise ValueError(f"{without}, which this model uses.") from error
         without = f"PyTorch has no second derivative of the operation {lacking[1]!r}"
         raise ValueError(f"{without}: Hessians cannot be had of this model.") from error
 
@@ -228,7 +231,9 @@ def _check_batch(batch: Batch) -> None:
     check_labels(labels, len(inputs[0]))
     if (lowest := int(labels.long().min())) < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in inputs):
+    # -inf may be an attention's mask; what it makes infinite is seen in the logits.
+    signed = (tensor.masked_fill(tensor == -torch.inf, 0) for tensor in inputs)
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in signed):
         raise ValueError("The inputs hold NaN or infinite values.")
 
 

@@ -117,8 +117,8 @@ def squared_gradients(use: Use, gradient: Tensor, groups: list[slice], layout: L
     """
     if use.kind == "channel":
         product = gradient if use.inputs is None else gradient * use.inputs
-        if use.channel_axis == 1:
-            product = product.reshape(*product.shape[:2], -1).sum(2)
+        if use.channel_axis == 1 and product.ndim > 2:
+            product = product.flatten(2).sum(2)
         parts = grouped(groups, layout, product.flatten(0, -2))  # rows × channels
         return torch.stack([rows.sum(0) for (rows,) in parts]).square_().sum(0)
     assert use.inputs is not None  # only a bias has none
@@ -138,7 +138,7 @@ def _convolution_squares(
 ) -> Tensor:
     stride, padding, dilation, channel_groups = use.options
     total = torch.zeros_like(use.parameter)
-    few = gradient.ndim == 4 and gradient[0, 0].numel() <= FEW_POSITIONS
+    few = gradient.ndim == 4 and gradient.shape[2:].numel() <= FEW_POSITIONS
     if few and channel_groups == 1:
         inputs = F.unfold(inputs, total.shape[2:], dilation, padding, stride)
         gradient = gradient.flatten(2)  # rows × out × positions, as inputs rows × in·kernel × …

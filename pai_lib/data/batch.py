@@ -24,7 +24,8 @@ class Batch(NamedTuple):
 
     def to(self, device: str | torch.device) -> Batch:
         """Return the batch on `device`."""
-        return Batch(of_each(self.inputs, lambda tensor: tensor.to(device)), self.labels.to(device))
+        labels: Any = None if self.labels is None else self.labels.to(device)
+        return Batch(of_each(self.inputs, lambda tensor: tensor.to(device)), labels)
 
 
 def each_of(inputs: Inputs) -> list[Tensor]:
@@ -54,7 +55,7 @@ def as_batch(batch: Any) -> Batch:
     if isinstance(labels, np.ndarray | list | tuple | range):
         labels = _from_array(labels)
     sizes = [len(tensor) if tensor.ndim else 0 for tensor in each_of(inputs)]
-    if len(set(sizes)) != 1:
+    if len(set(sizes)) != 1 or not all(tensor.ndim for tensor in each_of(inputs)):
         raise ValueError(f"The inputs must have one number of samples, their first axis: {sizes}.")
     return Batch(inputs, labels)
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils import prune as torch_prune
@@ -16,7 +17,9 @@ from torch.utils._pytree import tree_leaves
 
 from ..curvature.calls import ByParameter
 from ..files import plain_copy, write_whole
-from .masks import PRUNED_ALREADY, check_bools, check_mask
+from .masks import PRUNED_ALREADY, check_bools, check_mask, overlap
+
+ORDER = "pai_lib.order"  # of layers, in the header of a mask's file, which sorts them by name
 
 
 def to_torch_prune(model: nn.Module, mask: ByParameter) -> nn.Module:
@@ -70,7 +73,7 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
                 places.append((module, attribute))
                 if f"{attribute.removesuffix('_orig')}_mask" in tensors:
                     raise ValueError(f"{name!r} {PRUNED_ALREADY}")
-            elif tensor is not None and _overlap(tensor, parameter):
+            elif tensor is not None and overlap(tensor, parameter):
                 other = f"{path}.{attribute}".lstrip(".")
                 right = "make them one parameter first"
                 raise ValueError(f"{name!r} shares its memory with {other!r}: {right}.")
@@ -84,13 +87,6 @@ def _owners(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[nn.Mod
                 reason = "where its mask would not reach it"
                 raise ValueError(f"{name!r} is also held in {other!r}, {reason}.")
     return places
-
-
-def _overlap(first: Tensor, second: Tensor) -> bool:
-    if first.untyped_storage()._cdata != second.untyped_storage()._cdata:
-        return False
-    starts = [int(tensor.storage_offset()) for tensor in (first, second)]
-    return starts[0] < starts[1] + second.numel() and starts[1] < starts[0] + first.numel()
 
 
 def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -> None:
@@ -113,7 +109,10 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
     """
     check_bools(mask, "This mask")
     plain = {name: plain_copy(kept) for name, kept in mask.items()}
-    write_whole(Path(path), save(plain, {name: str(value) for name, value in about.items()}))
+    said = {name: str(value) for name, value in about.items()}
+    if list(mask) != sorted(mask):
+        said[ORDER] = json.dumps(list(mask))
+    write_whole(Path(path), save(plain, said))
 
 
 def load_mask(path: str | Path) -> dict[str, Tensor]:
@@ -125,8 +124,12 @@ def load_mask(path: str | Path) -> dict[str, Tensor]:
     """
     Path(path).open("rb").close()  # a folder, or nothing, has an error of its own
     try:
-        mask = load_file(path)
+        with safe_open(path, "pt") as file:
+            mask = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            order = json.loads((file.metadata() or {}).get(ORDER, "[]"))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}.") from None
+    if set(order) == set(mask):
+        mask = {name: mask[name] for name in order}
     check_bools(mask, f"{path}: what it holds")
     return mask

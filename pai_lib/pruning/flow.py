@@ -20,7 +20,7 @@ aten = torch.ops.aten
 Pattern = Tensor | None  # None is 0 everywhere
 Patterns = tuple[Any, Any]  # constant and flow, of one result or of a list of them
 Rule = Callable[[Any, dict[str, Any]], Patterns]
-BLOCKED = -1e4  # a score as low as this, as a rule -inf, tells a softmax to leave a position out
+BLOCKED = 800  # so far below the highest score, as a rule -inf, a softmax is 0 in doubles, too
 
 
 @dataclass(frozen=True)
@@ -239,7 +239,8 @@ def _reduced(function: Any, arguments: dict[str, Any]) -> Patterns:
 def _softmax(function: Any, arguments: dict[str, Any]) -> Patterns:
     """Not zero wherever it may look, and every score there counts."""
     value, dim = arguments["self"], arguments["dim"]
-    seen = (value.tensor > BLOCKED).to(torch.float32)
+    highest = value.tensor.amax(dim, keepdim=True)
+    seen = (value.tensor.double() > highest.double() - BLOCKED).to(torch.float32)
     if value.flow is None:
         return seen, None
     return seen, (value.flow * seen).sum(dim, keepdim=True) * seen

@@ -114,7 +114,9 @@ class _ForwardPass:
 
 def _copy(tensor: Tensor) -> Tensor:
     """A copy with memory of its own."""
-    copy = tensor.detach().clone(memory_format=torch.contiguous_format)
+    copy = tensor.detach().clone()
+    if copy.layout == torch.strided:
+        copy = copy.contiguous()
     return copy.requires_grad_(copy.is_floating_point())
 
 
@@ -126,9 +128,8 @@ def flops_left(model: nn.Module, mask: ByParameter, batch: Batch) -> float:
     it is not the density.
     """
     check_mask(model, mask)
-    inputs, labels = as_batch(batch)
-    some = torch.zeros(1, dtype=torch.int64, device="cpu") if labels is None else labels[:1]
-    first = Batch(of_each(inputs, lambda tensor: tensor[:1]), some)
+    label = torch.zeros(1, dtype=torch.int64, device="cpu")
+    first = Batch(of_each(as_batch(batch).inputs, lambda tensor: tensor[:1]), label)
     with problem_at(model, first, 1.0, list(mask)) as problem:
         uses = find_uses(problem.logits(slice(0, 1)), problem.theta)
         problem.reached.update(uses)

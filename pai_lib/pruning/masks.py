@@ -6,15 +6,18 @@ A mask is ``{parameter name: bool tensor}`` with True = kept, over prunable para
 from __future__ import annotations
 
 import warnings
+from collections import defaultdict
 from collections.abc import Mapping
 from typing import Any, Unpack
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..curvature.calls import ByParameter, generator_or_new, numbers_restored
 from ..curvature.parameters import meant, resolve_parameters
 from ..data.batch import Batch
+from ..draws import ONE_THREAD
 from ..names import check_known, checked_keywords, count_of
 from ..progress import Bar, steps
 from .criteria import get_criterion
@@ -84,9 +87,9 @@ def prune(
     ties: dict[str, Ties] = {}
     earlier = EarlierTies()
     written = model.parameters() if rounds > 1 else ()
-    with Bar("pruning", options.get("progress", True)), numbers_restored(written):
+    with Bar("pruning", options.get("progress", True)), ONE_THREAD, numbers_restored(written):
         for k in steps(range(1, rounds + 1), "round"):
-            apply_mask(model, mask)
+            _remove(model, mask, by_the_way=True)
             earlier.note(mask, ties)
             scores = checked_scores(score(model, batch, key, variant=variant, **options))
             for name, value in scores.items():  # one's own criterion may give others
@@ -122,6 +125,8 @@ def check_bools(mask: ByParameter, title: str = "The mask") -> None:
     if not mask:
         raise ValueError(f"{title} is no mask: there is no tensor in it.")
     for name, kept in mask.items():
+        if not isinstance(name, str):
+            raise TypeError(f"{title} has the name {name!r}: it must be that of a parameter.")
         if not _described(kept).startswith("torch.bool") or not kept.numel():
             right = f"{name!r} must be a bool tensor, not {_described(kept)}"
             raise ValueError(f"{title} is no mask: {right}.")
@@ -157,17 +162,40 @@ def apply_mask(model: nn.Module, mask: ByParameter) -> None:
     """Set the removed weights of a model to zero, in place.
 
     Raises:
-        ValueError: for a mask that does not fit, or a weight whose entries share memory.
+        ValueError: for a mask that does not fit, or a weight that shares memory with another, or
+            whose entries do.
     """
+    _remove(model, mask)
+
+
+def _remove(model: nn.Module, mask: ByParameter, by_the_way: bool = False) -> None:
+    """As ``apply_mask``; without a trace for graphs that look at the weights' version."""
     check_mask(model, mask)
     weights = {name: model.get_parameter(name) for name in mask}
     for name, weight in weights.items():
         if any(n > 1 and not step for n, step in zip(weight.shape, weight.stride(), strict=True)):
             raise ValueError(f"{name!r} is expanded, its entries share memory: register a clone.")
+    held: dict[int, list[tuple[str, Tensor]]] = defaultdict(list)  # by memory
+    for name, parameter in model.named_parameters():
+        held[parameter.untyped_storage()._cdata].append((name, parameter))
+    for name, weight in weights.items():
+        for other, tensor in held[weight.untyped_storage()._cdata]:
+            if tensor is not weight and overlap(tensor, weight):
+                said = f"{name!r} shares its memory with {other!r}"
+                raise ValueError(f"{said}: make them one parameter first.")
     for name, weight in weights.items():
         # What was made in inference mode can be written in it alone.
         with torch.inference_mode(weight.is_inference()), torch.no_grad():
-            weight.masked_fill_(~mask[name].to(weight.device), 0)
+            numbers: Tensor = weight.data if by_the_way else weight
+            numbers.masked_fill_(~mask[name].to(weight.device), 0)
+
+
+def overlap(first: Tensor, second: Tensor) -> bool:
+    """Whether two tensors share memory."""
+    if first.untyped_storage()._cdata != second.untyped_storage()._cdata:
+        return False
+    starts = [int(tensor.storage_offset()) for tensor in (first, second)]
+    return starts[0] < starts[1] + second.numel() and starts[1] < starts[0] + first.numel()
 
 
 def shuffle_within_layers(
@@ -212,7 +240,7 @@ def sparsity_of(mask: ByParameter) -> float:
 
 
 def _check_same(first: ByParameter, second: ByParameter) -> None:
-    shapes = [{name: part.shape for name, part in parts.items()} for parts in (first, second)]
+    shapes = [{name: np.shape(part) for name, part in parts.items()} for parts in (first, second)]
     if shapes[0] != shapes[1]:
         right = "their names and shapes must agree"
         raise ValueError(f"The two are not about the same parameters: {right}.")

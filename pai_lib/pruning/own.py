@@ -94,12 +94,13 @@ def known(file: OwnFile) -> Iterator[Own]:
         ValueError: naming the line, for an error in the file, no function, a name that exists or
             cannot be a file's, and an argument that is no quantity of ``criteria.py``.
     """
-    criteria, profiles = dict(CRITERIA), dict(PROFILES)
+    criteria, profiles, path = dict(CRITERIA), dict(PROFILES), list(sys.path)
     try:
         with file.blamed():
             sys.modules[MODULE] = module = ModuleType(MODULE)  # where dataclasses look
             module.__file__ = file.name
-            exec(compile(file.text, file.name, "exec"), vars(module))
+            sys.path.insert(0, str(Path(file.name).parent))  # of what it imports, as of a program's
+            exec(compile(file.text, file.name, "exec", dont_inherit=True), vars(module))
         own = Own(file, _new(file, CRITERIA, criteria), _new(file, PROFILES, profiles))
         if not own.keys:
             way = "decorate one with @pai.criterion(…) or @pai.profile(…)"
@@ -113,6 +114,7 @@ def known(file: OwnFile) -> Iterator[Own]:
         CRITERIA.update(criteria)
         PROFILES.clear()
         PROFILES.update(profiles)
+        sys.path[:] = path
         sys.modules.pop(MODULE, None)
         if KNOWN and KNOWN[-1] is file:
             KNOWN.pop()

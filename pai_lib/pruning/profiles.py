@@ -60,7 +60,9 @@ def equal(shapes: Shapes, density: float) -> dict[str, float]:
     Of all masks with random positions it leaves a chain of layers the most paths from input to
     output: their number is in proportion to Π kₗ, which is greatest at equal kₗ.
     """
-    return _in_proportion({n: 1 / math.prod(d) for n, d in shapes.items()}, shapes, density)
+    sizes = {name: math.prod(shape) for name, shape in shapes.items()}
+    shares = _in_proportion({n: 1 / size for n, size in sizes.items()}, shapes, density)
+    return {name: _whole(share, sizes[name]) for name, share in shares.items()}
 
 
 @profile("equal_worth")
@@ -120,6 +122,12 @@ def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) ->
             whole = round(shares[name] * count)
             shares[name] = min(1.0, math.nextafter(whole / count, whole))
     return shares
+
+
+def _whole(share: float, size: int) -> float:
+    """A share that gives a whole number of weights but for rounding, so that it does."""
+    count = round(share * size)
+    return share if abs(share * size - count) > 1e-9 else min(1.0, math.nextafter(count / size, 1))
 
 
 def _in_proportion(

@@ -9,6 +9,7 @@ from typing import Any, TypedDict, Unpack
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_map_only
 
 from ..curvature.calls import ByParameter, generator_or_new
 from ..curvature.derivatives import gradient, hessian_vector_product, synaptic_flow
@@ -119,16 +120,20 @@ def score_many(
         chunk=chunk,
         remember=remember,
     )
-    scores = {}
+    scores: dict[str, ByParameter] = {}
     with Bar("scoring", progress):
         for rule in steps(rules, "criterion"):
             t = rule.default_temperature(variant) if temperature is None else temperature
             needs = inspect.signature(rule.function).parameters
             values = {need: quantities.get(need, t) for need in needs}
-            scores[rule.key] = {
-                name: rule.function(**{need: value[name] for need, value in values.items()})
-                for name in quantities.names
-            }
+            own = not rule.function.__module__.startswith(__package__)  # it may work in place
+            scores[rule.key] = {}
+            for name in quantities.names:
+                given = {need: value[name] for need, value in values.items()}
+                given = tree_map_only(Tensor, Tensor.clone, given) if own else given
+                scores[rule.key][name] = rule.function(**given)
+                if own and getattr(given.get("weight"), "_version", False):
+                    raise ValueError(f"{rule.key} changes the weights: it must work on a copy.")
     return scores
 
 

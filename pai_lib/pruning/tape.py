@@ -178,6 +178,8 @@ class _Memory:
     def place(self, tensor: Tensor) -> tuple[tuple[int, int], int, Any]:
         """Return the key of a tensor's memory, its length, and which window, None for all of it."""
         root = self.root(tensor)
+        if tensor.is_complex() != root.is_complex():  # its real part, or two floats as a number
+            raise ValueError(f"what a {tensor.dtype} look at {root.dtype} holds is not known")
         key = id(root), tensor.element_size()
         steps = zip(root.shape, root.stride(), strict=True)
         length = 1 + sum((n - 1) * step for n, step in steps) if root.numel() else 0

@@ -79,7 +79,8 @@ def warm_up(
         for norm in norms:
             norm.training = True
         for batch in itertools.islice(itertools.chain.from_iterable(epochs), updates):
-            called(model, fit(batch.inputs))
+            with fails_in_a_sentence(batch.inputs):
+                called(model, fit(batch.inputs))
         statistics = [(buffer, buffer.clone()) for norm in norms for buffer in norm.buffers()]
     for buffer, statistic in statistics:
         buffer.copy_(statistic)
@@ -112,7 +113,7 @@ def learning_rate(
         lr *= (1 + math.cos(math.pi * (epoch - warmup) / (epochs - warmup))) / 2
     else:
         lr *= factor ** sum(epoch >= max(1, round(drop * epochs)) for drop in drops)
-    return float(f"{lr:.12g}")
+    return float(f"{float(lr):.12g}")
 
 
 def _check_place(model: nn.Module, data: Dataset, batch_size: int) -> None:
@@ -240,7 +241,7 @@ def train(
             with _bf16(device) if precision == "bf16" else contextlib.nullcontext():
                 logits = called(network, fit(inputs))
             logits = _wide(check_logits(logits, len(labels), highest)).to(labels.device)  # N×C
-            return logits, F.cross_entropy(logits, labels, label_smoothing=label_smoothing)
+            return logits, F.cross_entropy(logits, labels, label_smoothing=float(label_smoothing))
 
         first, curves, seconds = _resumed(checkpoint, model, descent, order)
         start = time.perf_counter() - seconds
@@ -292,11 +293,10 @@ def checked_drops(lr_drops: Any) -> tuple[float, ...]:
 def _descent(
     name: str, model: nn.Module, lr: float, momentum: float, weight_decay: float, fused: bool
 ) -> torch.optim.Optimizer:
-    parameters = model.parameters()
+    options: dict[str, Any] = {"lr": float(lr), "weight_decay": float(weight_decay), "fused": fused}
     if name == "sgd":
-        return torch.optim.SGD(parameters, lr, momentum, weight_decay=weight_decay, fused=fused)
-    betas = (momentum, 0.999)
-    return torch.optim.AdamW(parameters, lr, betas, weight_decay=weight_decay, fused=fused)
+        return torch.optim.SGD(model.parameters(), momentum=float(momentum), **options)
+    return torch.optim.AdamW(model.parameters(), betas=(float(momentum), 0.999), **options)
 
 
 def _resumed(
@@ -374,7 +374,9 @@ def evaluate(model: nn.Module, batches: Iterable[Batch]) -> tuple[float, float]:
             check_labels(labels, len(each_of(inputs)[0]))
             if not len(labels):
                 continue
-            logits = _wide(check_logits(called(model, fit(inputs)), len(labels)))  # N×C
+            with fails_in_a_sentence(inputs):
+                output = called(model, fit(inputs))
+            logits = _wide(check_logits(output, len(labels)))  # N×C
             labels, classes = labels.to(logits.device, torch.int64), logits.shape[1]
             # What is out of range is told below; a GPU would not survive it.
             loss = F.cross_entropy(logits, labels.clamp(0, classes - 1), reduction="sum")

@@ -96,3 +96,15 @@ def test_a_files_letters_are_utf_8_with_or_without_a_mark(tmp_path):
     path.write_bytes(b"# caf\xe9")
     with pytest.raises(ValueError, match=r"idea\.py is not UTF-8"):
         OwnFile.read(path)
+
+
+def test_a_file_is_compiled_by_itself_and_imports_what_lies_beside_it(tmp_path):
+    (tmp_path / "beside.py").write_text("FACTOR = 2\n")
+    text = (
+        HEAD + "from beside import FACTOR\n" + MINE + "def f(x: int): ...\nassert f.__annotations__['x'] is int\n"
+    )
+    before = list(sys.path)
+    with known(OwnFile(str(tmp_path / "idea.py"), text)) as own:
+        assert own.criteria == ("mine",)
+    assert sys.path == before
+    sys.modules.pop("beside", None)
