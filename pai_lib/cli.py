@@ -130,7 +130,7 @@ def run_one(args: argparse.Namespace) -> int:
 
 def _store(args: argparse.Namespace) -> Store:
     """The records of ``--results``: a folder that is there, or the usual one."""
-    if args.results != RESULTS and not Path(args.results).is_dir():
+    if not args.results or (args.results != RESULTS and not Path(args.results).is_dir()):
         missing = f"--results {args.results}: there is no such folder"
         raise ValueError(f"{missing}; make it first, or correct its name")
     return Store(args.results)
@@ -231,7 +231,7 @@ def run_export(args: argparse.Namespace) -> None:
     records = _store(args).records()
     if not records:
         raise ValueError(f"{args.results} holds no records: give their folder with --results DIR")
-    write_whole(args.file, records_csv(records))
+    write_whole(args.file.resolve(), records_csv(records))  # a link stays one
     failed = sum(record.failure is not None for record in records)
     print(f"{args.file}: {len(records)} records, {failed} of failed runs")
 
@@ -334,7 +334,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _call(_make_parser(), words)
     except BrokenPipeError:  # the reader, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
+        return 141  # as of what SIGPIPE ends: work may be left
     except (ValueError, OSError, RuntimeError, MemoryError) as error:
         if not _is_meant(error):
             raise
@@ -384,7 +384,8 @@ def _call(parser: Parser, words: list[str]) -> int:
         told = partial(print, "pai: warning:", file=sys.stderr)
         warnings.showwarning = lambda said, *_, **__: told(said)
         status = args.call(args) or 0
-    sys.stdout.flush()
+    if sys.stdout is not None:
+        sys.stdout.flush()
     return status
 
 

@@ -115,6 +115,11 @@ def write_whole(path: Path, content: bytes) -> None:
             temporary.unlink(missing_ok=True)
 
 
+def whole_path(path: str | Path) -> Path:
+    """A path from the root on, without ~ and links as far as that can be had."""
+    return Path(os.path.realpath(os.path.expanduser(path)))
+
+
 def plain_copy(tensor: Tensor) -> Tensor:
     """A plain copy on the CPU: safetensors holds no two tensors that share memory."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import warnings
 from collections import Counter
 from dataclasses import fields
 
@@ -525,3 +526,41 @@ def test_images_of_different_sizes_are_checked_at_one(capsys, tmp_path):
     code, out, _ = call(capsys, "data", "check", str(tmp_path), "--image-size", "4")
     assert code == 0
     assert "3×4×4" in out
+
+
+def test_links_that_lead_nowhere_are_left_out_and_a_link_to_a_file_stays_one(capsys, elsewhere):
+    assert call(capsys, *QUICK)[0] == 0
+    folder = elsewhere / "results" / "digits" / "resnet8"
+    (folder / ".#lock.json").symlink_to("user@host.1:2")
+    (folder / "gone.json").symlink_to("nowhere")
+    (elsewhere / "real.csv").write_text("old")
+    (elsewhere / "link.csv").symlink_to("real.csv")
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        code, out, err = call(capsys, "export", "link.csv", "--overwrite")
+    assert (code, out) == (0, "link.csv: 1 records, 0 of failed runs\n")
+    assert err.count("\n") == err.count("gone.json: No such file or directory. It is left out.") == 1
+    assert (elsewhere / "link.csv").is_symlink()
+    assert (elsewhere / "real.csv").read_text().startswith("id,")
+
+
+def test_paths_that_cannot_be_are_unknown_data(capsys, elsewhere):
+    (elsewhere / "loop").symlink_to("loop")
+    for name in ("~nobodyx/pets", "loop"):
+        code, _, err = call(capsys, "data", "check", name)
+        assert (code, err.count("\n")) == (2, 1)
+        assert f"unknown dataset '{name}'" in err
+    code, _, err = call(capsys, "run", "--dataset", "seed=3/petz")
+    assert (code, "Unknown dataset 'seed=3/petz'" in err) == (2, True)
+    code, _, err = call(capsys, *QUICK, "--results", "")
+    assert (code, "there is no such folder" in err) == (2, True)
+
+
+def test_a_reader_that_has_seen_enough_is_no_success():
+    command = f"{sys.executable} -m pai_lib.cli criteria"
+    # It reads nothing, and waits until the other end has it all to write.
+    script = f"{command} | sleep 0; echo ${{PIPESTATUS[0]}}"
+    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True)
+    assert done.stdout == "141\n"
+    closed = subprocess.run(["bash", "-c", f"{command} >&-; echo $? >&2"], capture_output=True, text=True)
+    assert closed.stderr == "0\n"

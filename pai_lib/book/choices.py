@@ -16,6 +16,7 @@ from ..data.loading import dataset_names, find_own
 from ..experiments import spec
 from ..experiments.spec import FIELDS, RunSpec, is_list
 from ..experiments.trial import protocol_file
+from ..files import whole_path
 from ..names import LIMIT, within
 from ..training.device import resolve_device
 from .parameters import INJECTED, checked, comment_of, kind_of, text_of
@@ -109,7 +110,7 @@ def located(values: Mapping[str, Any]) -> dict[str, Any]:
     """Return the values with files of one's own by their whole path: a notebook runs elsewhere."""
     result = dict(values)
     for name, value in values.items():
-        path = Path(str(value)).expanduser().resolve()
+        path = whole_path(str(value))
         own = field_of(name) == "dataset" and value not in dataset_names()
         if value and (name in PLACES or (own and find_own(value) == path)):
             result[name] = str(path)

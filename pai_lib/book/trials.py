@@ -1,5 +1,6 @@
 """`pai trial`: the runs of a user's own criterion, the words about it, and its page."""
 
+import re
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -10,7 +11,7 @@ from ..analysis.trials import judge_trial
 from ..experiments.campaign import show_plan
 from ..experiments.records import Store, default_results, records_frame
 from ..experiments.sweep import SweepOptions, sweep
-from ..experiments.trial import Protocol, check_trial, read_protocol, trial_specs
+from ..experiments.trial import Protocol, check_trial, read_protocol, trial_specs, with_campaigns
 from ..files import write_whole
 from ..pruning.own import OwnFile, known
 from ..training.device import resolve_device
@@ -48,7 +49,8 @@ def put_on_trial(
     if not sparsities or len({*sparsities}) < len(sparsities):
         raise ValueError(f"sparsity={list(sparsities)}: give one or more, each once.")
     begun, budget = time.monotonic(), options.get("budget")
-    committed, store = Store(default_results()), Store(folder / file.title)
+    committed = Store(with_campaigns(default_results()))
+    store = Store(folder / file.title)
     with known(file) as own:
         protocols = [read_protocol(name, sparsity) for sparsity in sparsities]
         recorded = {protocol: protocol.records(committed) for protocol in protocols}
@@ -75,7 +77,7 @@ def put_on_trial(
                 print(judge_trial(frame, protocol.base, key))
     if counts["left"]:
         print("The same command goes on, and makes the page when all runs are recorded.")
-    elif (default_results().parent / "notebooks").is_dir():  # not where a wheel brought the records
+    elif (committed.root.parent / "notebooks").is_dir():  # not where a wheel brought the records
         for protocol in protocols:
             make_page_of(protocol, store, Path(file.name).name)
     else:
@@ -86,12 +88,13 @@ def put_on_trial(
 def make_page_of(protocol: Protocol, store: Store, name: str) -> None:
     """Execute the chapter's notebook for a trial, to a page beside the chapters."""
     run = f"{store.root.name}-{protocol.name}-{protocol.base.sparsity:g}"
+    run = re.sub(r"[^A-Za-z0-9_.+-]+", "-", run)[-100:].lstrip("_.+-")  # its digest tells it apart
     pairs = [
         f"file={store.root.resolve() / name}",
         f"records={store.root.resolve()}",
         f"protocol={protocol.name}",
         f"sparsity={protocol.base.sparsity}",
     ]
-    root = default_results().parent
+    root = with_campaigns(default_results()).parent
     build_book(root, names=["trial"], pairs=pairs, html=False, run=run)
     print(f"The page is {root / 'book' / 'runs' / run}.ipynb; pai book shows it with the others.")

@@ -37,6 +37,7 @@ class Dataset:
     augment: bool  # random crop and flip in training; not of digits: a mirrored one is none
     fingerprint: str  # SHA-256 over shapes, pixels and labels, training and test
     location: str = ""  # where it was read from
+    resized: int | None = None  # to squares of so many pixels
 
     @classmethod
     def from_arrays(
@@ -61,7 +62,8 @@ class Dataset:
         labels = [torch.from_numpy(y.astype(np.int64)) for y in (y_train, y_test)]
         tensors = images[0], labels[0], images[1], labels[1]
         classes, (mean, std) = int(labels[0].max()) + 1, _mean_std(images[0])
-        return cls(name, *tensors, classes, mean, std, augment, digest_of(*tensors), str(location))
+        about = augment, digest_of(*tensors), str(location), image_size
+        return cls(name, *tensors, classes, mean, std, *about)
 
     def to(self, device: str | torch.device) -> Self:
         """Return the data set with its tensors on `device`."""
@@ -94,6 +96,7 @@ class Dataset:
         """
         images, labels = self.train_images, self.train_labels
         check_number("fraction", fraction, "above 0 and at most 1")
+        fraction = float(fraction)
         count_of("seed", seed, 0, below=2**32)
         if fraction == 1:
             return self, (images[:0], labels[:0])
@@ -127,6 +130,7 @@ class Dataset:
         for a batch size below 1.
         """
         augment = self.augment if augment is None else augment
+        batch_size = count_of("batch_size", batch_size)
         count, device = len(self.train_labels), self.train_images.device
         order = shuffled(count, batch_size, generator)
         shifts = torch.randint(2 * PADDING + 1, (2, count), generator=generator, device="cpu")
@@ -143,7 +147,7 @@ class Dataset:
 
     def test_batches(self, batch_size: int = 1000) -> Iterator[Batch]:
         """Iterate once over the test images, in order."""
-        count_of("batch_size", batch_size)
+        batch_size = count_of("batch_size", batch_size)
         images, labels = self.test_images.split(batch_size), self.test_labels.split(batch_size)
         return map(Batch, map(self.normalize, images), labels)
 

@@ -85,9 +85,13 @@ class ImageStream(Dataset):
         )
         with torch.device("cpu"):  # where it draws the seed of its workers
             pictures = iter(loader)
-        for pixels, index in zip(pictures, order.to(device).split(batch_size), strict=True):
-            inputs = self.normalize(pixels.to(device, non_blocking=True))  # B×C×H×W
-            yield Batch(inputs, labels[index])
+        try:
+            for pixels, index in zip(pictures, order.to(device).split(batch_size), strict=True):
+                inputs = self.normalize(pixels.to(device, non_blocking=True))  # B×C×H×W
+                yield Batch(inputs, labels[index])
+        except ValueError as error:  # a worker's, whose traceback is in its text
+            *_, sentence = str(error).strip().splitlines()
+            raise ValueError(sentence.removeprefix("ValueError: ")) from None
 
 
 class _Images(torch.utils.data.Dataset[Any]):

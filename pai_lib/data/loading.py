@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from ..files import whole_path
 from ..names import closest, count_of
 from .dataset import TRAINING_PART, Dataset, stratified_split
 from .folders import read_folder, stamp
@@ -42,7 +43,7 @@ def is_augmented(name: str) -> bool:
 
 
 def _root(root: str | Path | None) -> Path:
-    return Path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib").expanduser().resolve()
+    return whole_path(root or os.environ.get("PAI_DATA") or "~/.cache/pai_lib")
 
 
 @contextlib.contextmanager
@@ -62,7 +63,7 @@ def find_own(name: str | Path, root: str | Path | None = None) -> Path | None:
     if not name:
         return None
     folder = _root(root)
-    for path in (Path(name).expanduser().resolve(), folder / name, folder / f"{name}.npz"):
+    for path in (whole_path(name), folder / name, folder / f"{name}.npz"):
         if path.is_dir() or (path.suffix == ".npz" and path.is_file()):
             return path
     return None

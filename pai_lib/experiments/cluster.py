@@ -12,6 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
+from ..data.loading import find_own
 from ..pruning.own import KNOWN
 from ..training.device import resolve_device
 from .mask_spec import AnySpec
@@ -42,7 +43,8 @@ class Cluster:
     def submit(self, spec: AnySpec, checkpoint: Path, seconds: float) -> Any:
         """Have a worker do a run."""
         event, own = self.event.name, tuple(KNOWN)  # by text: a worker may come at any time
-        arguments = (spec, self.device, checkpoint.resolve(), seconds, event, own)
+        data = str(find_own(spec.dataset) or spec.dataset)  # by its path, not from where we are
+        arguments = (spec, self.device, checkpoint.resolve(), seconds, event, own, data)
         return self.client.submit(self.work, *arguments, pure=False)
 
     def wait(self, futures: list[Any]) -> list[Any]:
@@ -60,6 +62,10 @@ class Cluster:
             return future.result()
         except ImportError as error:
             raise RuntimeError(f"A worker has not what it needs: {error}") from error
+        except ValueError as error:
+            if getattr(error, "__notes__", ()):  # a run raised it
+                raise
+            raise ValueError(f"A worker: {error}") from error
         except self.dask.KilledWorker as error:
             address = error.last_worker.address
             machine = self.machines.get(_host(address))

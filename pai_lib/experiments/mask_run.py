@@ -60,6 +60,8 @@ def run_masks(
             for scores that cannot be ranked.
         OSError: for a store that cannot be written, before work starts.
     """
+    if not isinstance(spec, MaskSpec):
+        raise TypeError(f"spec is a {type(spec).__name__}: it must be a MaskSpec.")
     work = partial(MaskWork, progress=progress, shared=shared or Shared())
     return recorded(spec, store, data, work, device)
 

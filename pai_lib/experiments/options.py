@@ -53,4 +53,5 @@ def in_options(sentence: str) -> str:
         words = re.findall(r"""[^\s(),"']+""", match[2])
         return f"{flag(match[1])} {','.join(words)}"
 
-    return re.sub(rf"\b({'|'.join(FIELDS)})={value}", option, sentence)
+    start = r"(?<![\w/\\'\"-])"  # not within a path or a name
+    return re.sub(rf"{start}({'|'.join(FIELDS)})={value}", option, sentence)

@@ -213,11 +213,12 @@ class Store:
 
     def _all(self, kind: type[R]) -> list[R]:
         records, paths = [], dict[str, Path]()
-        for path in sorted(self.folder(kind.of).glob("*/*/*.json")):
+        for path in sorted(self.folder(kind.of).glob("*/*/[!.]*.json")):
             try:
                 record = _read(path, kind)
-            except ValueError as error:
-                _warn(f"{error} It is left out.")
+            except (ValueError, OSError) as error:
+                reason = f"{path}: {error.strerror}." if isinstance(error, OSError) else error
+                _warn(f"{reason} It is left out.")
                 continue
             first = paths.setdefault(path.stem, path)
             if first is path:
@@ -296,14 +297,18 @@ def default_results() -> Path:
 
     The campaigns and measurements beside them are there, too.
     """
-    library, here = Path(__file__).resolve().parents[1], Path("results")
-    places = (library.parent / "results", here, library / "committed" / "results")
-    return next((place for place in places if place.is_dir()), here)
+    return next((place for place in results_folders() if place.is_dir()), Path("results"))
+
+
+def results_folders() -> list[Path]:
+    """Where committed records may be, in the order in which they are looked for."""
+    library = Path(__file__).resolve().parents[1]
+    return [library.parent / "results", Path("results"), library / "committed" / "results"]
 
 
 def _short(dataset: str) -> str:
     """Name of a data set in paths and tables: of a folder, its last part."""
-    return Path(os.path.abspath(Path(dataset).expanduser())).name
+    return Path(os.path.abspath(os.path.expanduser(dataset))).name
 
 
 def _read(path: Path, kind: type[R]) -> R:

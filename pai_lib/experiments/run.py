@@ -16,8 +16,8 @@ from torch import nn
 
 from ..curvature.calls import ByParameter
 from ..curvature.diagonals import check_exact
-from ..data.dataset import Dataset, digest_of
-from ..data.loading import is_augmented, load_data
+from ..data.dataset import Dataset
+from ..data.loading import load_data
 from ..draws import random_stream
 from ..models import build_model
 from ..names import checked_keywords
@@ -34,7 +34,7 @@ from .mask_spec import AnySpec
 from .provenance import now, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
 from .shared import Shared, seconds
-from .spec import FIELDS, RunSpec, check_name
+from .spec import FIELDS, RunSpec, check_given, check_name
 
 
 @checked_keywords
@@ -69,6 +69,8 @@ def run(
         ValueError: for a device, data set or scoring batch that cannot be had, before work starts.
         OSError: for a store that cannot be written, before work starts.
     """
+    if not isinstance(spec, RunSpec):
+        raise TypeError(f"spec is a {type(spec).__name__}: it must be a RunSpec.")
     work = partial(Work, progress=progress, shared=shared or Shared())
     return recorded(spec, store, data, work, device)
 
@@ -86,12 +88,14 @@ def recorded(
             refuses it.
         device: as in ``run``.
     """
+    if store is not None and not isinstance(store, Store):
+        raise TypeError(f"store={store!r}: it must be a Store, or None to keep no record.")
     at = resolve_device(device)
     check_name("dataset", spec.dataset)
     if whole is None:
         whole = load_data(spec.dataset, image_size=spec.image_size)
     else:
-        _check_given(spec, whole)
+        check_given(spec, whole)
     spec = spec.with_data(whole.fingerprint)
     if store is None:
         return work(spec, whole, at).record(None)
@@ -107,17 +111,6 @@ def recorded(
         store.save(record)
         store.checkpoint(spec).unlink(missing_ok=True)
     return record
-
-
-def _check_given(spec: AnySpec, whole: Dataset) -> None:
-    """Raise ValueError for data of which a record would say what they are not."""
-    if spec.image_size not in (None, whole.image_shape[-1]):
-        raise ValueError(f"image_size={spec.image_size}: data has {whole.image_shape[-1]} pixels.")
-    if whole.augment != is_augmented(spec.dataset):
-        raise ValueError(f"data.augment={whole.augment}: {spec.dataset} is otherwise in all runs.")
-    tensors = whole.train_images, whole.train_labels, whole.test_images, whole.test_labels
-    if type(whole) is Dataset and whole.fingerprint != digest_of(*tensors):
-        raise ValueError("data is a part of what its fingerprint is of, or changed: give it whole.")
 
 
 def perform(

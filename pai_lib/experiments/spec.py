@@ -6,11 +6,14 @@ import copy
 import hashlib
 import json
 import math
+import numbers
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import Field, dataclass, field, fields
 from typing import Any, ClassVar, NoReturn, Self
 
-from ..data.loading import dataset_names, find_own, load_data
+from ..data.dataset import Dataset, digest_of
+from ..data.loading import dataset_names, find_own, is_augmented, load_data
 from ..models import model_names
 from ..names import check_known, nearest, within
 from ..pruning.criteria import CRITERIA, get_criterion
@@ -229,6 +232,23 @@ def check_name(name: str, value: str) -> None:
         check_known(name, value, known)
 
 
+def check_given(spec: Any, whole: Dataset) -> None:
+    """Raise ValueError for data of which a record would say what they are not."""
+    if not hasattr(whole, "fingerprint"):
+        raise TypeError(f"data is a {type(whole).__name__}: give a Dataset, as of load_data.")
+    if spec.dataset in choices("dataset") and whole.name != spec.dataset:
+        raise ValueError(f"data is {whole.name!r}, and the run's data set {spec.dataset!r}.")
+    if spec.image_size is None and getattr(whole, "resized", None):
+        raise ValueError(f"data is resized: give the run image_size={whole.resized}, too.")
+    if spec.image_size not in (None, whole.image_shape[-1]):
+        raise ValueError(f"image_size={spec.image_size}: data has {whole.image_shape[-1]} pixels.")
+    if whole.augment != is_augmented(spec.dataset):
+        raise ValueError(f"data.augment={whole.augment}: {spec.dataset} is otherwise in all runs.")
+    tensors = whole.train_images, whole.train_labels, whole.test_images, whole.test_labels
+    if type(whole) is Dataset and whole.fingerprint != digest_of(*tensors):
+        raise ValueError("data is a part of what its fingerprint is of, or changed: give it whole.")
+
+
 def field_value(name: str, value: Any) -> Any:
     """Return a value as its field holds it.
 
@@ -237,11 +257,12 @@ def field_value(name: str, value: Any) -> Any:
             criteria there are is asked elsewhere: ``dense`` is none, and own data may be gone.
     """
     option = FIELDS[name]
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
     if type(value) is type(option.default) and value == option.default:
         return option.default
     kind, several = option.metadata["kind"], is_list(name)
     items = tuple(value) if isinstance(value, tuple | list) else (value,)
-    wanted = (int, float) if kind is float else kind
+    wanted = {int: numbers.Integral, float: numbers.Real}.get(kind, kind)  # those of NumPy, too
     sound = all(isinstance(item, wanted) and not isinstance(item, bool) for item in items)
     if several != isinstance(value, tuple | list) or not sound:
         kinds = "a list of numbers" if several else f"of type {kind.__name__}"
@@ -252,12 +273,12 @@ def field_value(name: str, value: Any) -> Any:
         if name not in ("dataset", "criterion"):
             check_name(name, value)
         return value
-    if any(isinstance(item, int) and abs(item) >= 2**63 for item in items):
+    if any(isinstance(item, numbers.Integral) and abs(int(item)) >= 2**63 for item in items):
         raise ValueError(f"{name}={value!r}: it must be below 2**63.")
     if not all(map(math.isfinite, items)):
         raise ValueError(f"{name}={value!r}: it must be finite.")
-    numbers = tuple(kind(item) + 0 for item in items)  # 1 is 1.0, and -0.0 is 0.0
-    value = numbers if several else numbers[0]
-    if not all(within(number, option.metadata["bounds"]) for number in numbers):
+    converted = tuple(kind(item) + 0 for item in items)  # 1 is 1.0, and -0.0 is 0.0
+    value = converted if several else converted[0]
+    if not all(within(number, option.metadata["bounds"]) for number in converted):
         raise ValueError(f"{name}={value}: it must be {option.metadata['bounds']}.")
     return value

@@ -99,14 +99,14 @@ def sweep(
         if value is not None and not value > 0:
             raise ValueError(f"{name}={value}: it must be above 0.")
     end = time.monotonic() + (float("inf") if budget is None else budget)
-    at = resolve_device(device) if workers is None and scheduler is None else None
+    at = resolve_device(device) if scheduler is None else None  # else the workers know theirs
     store.check_writable()
     load = cache(load_data)  # each is read once
     data = {spec: load(spec.dataset, image_size=spec.image_size) for spec in specs}
     work = _Sweep(specs, data, store, retry_failed, quiet)
     asked = threading.Event()
     engine: Any = connected(_on_worker, device, asked, workers, scheduler)
-    if at is not None:
+    if at is not None and workers is None:
         engine = contextlib.nullcontext(_Here(at, asked, data))
     with _signals(asked), engine as work.engine:
         work.go(Estimate(store, at, basis), end)
@@ -329,6 +329,7 @@ def _on_worker(
     seconds: float,
     event: str,
     own: Sequence[OwnFile],
+    data: str,
 ) -> AnyRecord | None:
     from distributed import Event
 
@@ -340,7 +341,8 @@ def _on_worker(
         for file in own:
             stack.enter_context(known(file))
         stop = _Stop(Event(event).is_set, seconds)
-        whole = load_data(spec.dataset, image_size=spec.image_size)
+        name = data if Path(data).exists() else spec.dataset  # on another machine it is elsewhere
+        whole = load_data(name, image_size=spec.image_size)
         path = checkpoint if seen else None
         return _attempt(spec, whole, resolve_device(device), path, stop, _SHARED)
 
@@ -348,8 +350,11 @@ def _on_worker(
 @contextlib.contextmanager
 def _signals(asked: threading.Event) -> Iterator[None]:
     """Let the first SIGINT or SIGTERM ask for an end, and the second one make it."""
+    process = os.getpid()
 
     def ask(number: int, frame: object) -> None:
+        if os.getpid() != process:  # one that loads pictures, which ends with this one
+            return
         if asked.is_set():
             raise KeyboardInterrupt
         asked.set()

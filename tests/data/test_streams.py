@@ -268,6 +268,15 @@ def test_a_single_last_image_is_dropped(stream):
         stream.epoch(0, generator())
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_picture_that_cannot_be_read_is_one_sentence(root, tmp_path, workers):
+    shutil.copytree(root / "imagenet", tmp_path / "imagenet")
+    (broken := next((tmp_path / "imagenet" / "train").rglob("*.*"))).write_bytes(b"none")
+    data = replace(load_data("imagenet", tmp_path), workers=workers)
+    with pytest.raises(ValueError, match=rf"^{broken} is not a readable image[^\n]*$"):
+        list(data.epoch(4, generator()))
+
+
 def test_the_fingerprint_tells_names_and_sizes(root, tmp_path):
     def fingerprint():
         return load_data("imagenet", tmp_path).fingerprint

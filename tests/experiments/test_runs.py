@@ -642,3 +642,12 @@ def test_the_revision_of_a_folder(tmp_path):
 def test_versions_without_importing():
     assert provenance.version("torch") == torch.__version__.partition("+")[0]
     assert provenance.version("no-such-package") == "(not installed)"
+
+
+def test_data_of_another_name_or_size_are_refused(store):
+    small = load_data("digits", image_size=6)
+    with pytest.raises(ValueError, match="data is resized: give the run image_size=6, too"):
+        quick(store=store, data=small)
+    with pytest.raises(ValueError, match="data is 'noise', and the run's data set 'digits'"):
+        quick(store=store, data=replace(load_data("digits"), name="noise"))
+    assert files(store.root) == []

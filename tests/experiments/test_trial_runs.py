@@ -1,8 +1,11 @@
 """`pai trial`: which runs it makes, what it refuses before the first, and where their records go."""
 
 import json
+import re
 import shutil
 from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -20,6 +23,7 @@ from pai_lib.pruning.own import OwnFile, known
 HEAD = "import torch\nimport pai_lib as pai\n"
 MINE = HEAD + '@pai.criterion("mine", "Mine", "Mine", "", "")\ndef mine(weight, gradient):\n    return {}\n'
 FLAT = HEAD + '@pai.profile("flat")\ndef flat(shapes, density):\n    return {}\n'
+MAKE_PAGE_OF = command.make_page_of
 GOOD = MINE.format("(weight * gradient).abs()")
 TINY = """
 base: {dataset: digits, model: resnet8, width: 2, samples_per_class: 1, warmup: 1, epochs: 1, batch_size: 512}
@@ -222,3 +226,28 @@ def test_workers_load_the_file_too(recorded, capsys):
     words = ["trial", "idea.py", "--protocol", "tiny", "--sparsity", "0.9", "--quiet", "--workers", "1"]
     assert main(words) == 0
     assert "8 runs: 8 done" in capsys.readouterr().out
+
+
+def test_records_of_two_data_sets_are_refused_before_any_run(recorded):
+    protocol = trial.read_protocol("tiny", 0.9)
+    records = protocol.records(recorded)
+    other = replace(records[-1], data={**records[-1].data, "fingerprint": "e" * 64})
+    with known(OwnFile("idea.py", GOOD)) as own, pytest.raises(ValueError, match="holds other data"):
+        trial.check_trial(protocol, own, [*records[:-1], other])
+
+
+def test_a_page_may_have_any_file_s_name(tmp_path, monkeypatch):
+    made = []
+    monkeypatch.setattr(command, "build_book", lambda root, **options: made.append(options["run"]))
+    protocol = SimpleNamespace(name="tiny", base=SimpleNamespace(sparsity=0.9))
+    for stem in ("my idea", "_idée", "long" * 40):
+        MAKE_PAGE_OF(protocol, Store(tmp_path / f"{stem}-0123456789ab"), f"{stem}.py")
+    assert all(re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,99}", run) for run in made)
+    assert [run[-21:] for run in made] == ["-0123456789ab-tiny-0.9"[-21:]] * 3
+
+
+def test_a_folder_of_records_without_campaigns_takes_no_protocol_away(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "results").mkdir()
+    monkeypatch.setattr(trial, "default_results", lambda: Path("results"))
+    assert trial.protocol_file("digits-trial").is_file()
