@@ -9,9 +9,11 @@ from .frames import data_note
 from .protocols import width_in_words
 from .statistics import differences_by_sparsity, in_a_list, most_pairs, paired, span, told_apart
 from .tables import in_order, summarize
+from .verdicts import SEEDS
 
 REFERENCE = "snip"  # needs one gradient and no curvature, which the others have to be worth
 PLACEBOS = ("scaled_noise", "weight_noise")  # no criteria, see the book's glossary
+FEW = f"Fewer than {SEEDS} seeds show a direction and test nothing."
 
 
 def pairs_with_reference(rows: pd.DataFrame) -> dict[float, dict[str, pd.Series]]:
@@ -69,17 +71,26 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
         better, worse, unsettled = (
             [key for key in keys if key not in PLACEBOS] for keys in groups.values()
         )
-        n = span(pd.Series([differences.count() for differences in pairs.values()]))
-        others = len(better + worse + unsettled)
+        tested = {key: pairs[key] for keys in groups.values() for key in keys}
+        counts = pd.Series([differences.count() for differences in tested.values()])
+        n, others = span(counts), len(better + worse + unsettled)
         text = (
             "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{others} other{'s' * (others > 1)} on equal seeds ({n}) {counted(better)} shown to "
-            f"be better, {counted(worse)} worse, {len(unsettled) or 'none'} not told apart"
+            f"{others} other{'s' * (others > 1)} on equal seeds ({n}) "
         )
+        if counts.max() < SEEDS:
+            ahead = [key for key in better + worse + unsettled if pairs[key].mean() > 0]
+            which = f": {names(ahead)}" if ahead else ""
+            return f"{text}{len(ahead) or 'none'} had a higher mean{which}. {FEW}"
+        text += f"{counted(better)} shown to be better, {counted(worse)} worse, "
+        text += f"{len(unsettled) or 'none'} not told apart"
         if unsettled:
             first = max(unsettled, key=lambda key: pairs[key].mean())
-            text += f" ({criterion_label(first)}: {paired(pairs[first])} points"
-            text += f" before correction for {len(pairs)} comparisons)"
+            most = paired(pairs[first])
+            text += f" ({criterion_label(first)}: {most} points"
+            text += f" before correction for {len(tested)} comparisons"
+            fewer = "; corrected for fewer, as [elsewhere](evidence.ipynb), it may be told apart"
+            text += f"{fewer * (most.told == 'better than')})"
         for key in [key for key in PLACEBOS if key in groups["better"]]:
             text += f". {criterion_label(key)}, a [placebo](term:placebo), is shown to be better"
         return f"{text}."

@@ -5,10 +5,10 @@ sparsity of the other contrasts, the criteria that see data. A pair is one netwo
 with one seed; its two outcomes are the number of empty layers and whether the mask is cut, each
 averaged over the criteria. The claim is *supported* of an outcome if it is lower after the warm-up
 by a two-sided exact sign test at 5 %, corrected for the two (Holm, 1979), *not supported* if it is
-higher, *undecided* if neither.
+higher, *undecided* if neither: as it has to be with fewer than seven pairs that differ.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -72,22 +72,45 @@ def by_criterion(frame: pd.DataFrame, outcome: str) -> dict[str, tuple[Signs, fl
     return {key: (test, adjusted[key]) for key, test in tests.items()}
 
 
-def judge_collapse(frame: pd.DataFrame) -> Mapping[str, tuple[str, Signs, float]]:
+def judged_pairs(
+    frame: pd.DataFrame, outcome: str, criteria: Sequence[str] = SEE_DATA
+) -> pd.Series:
+    """The change of an outcome with the warm-up, mean over the criteria, by pair that has them all.
+
+    Args:
+        frame: rows of ``masks_frame``, all sparsities and criteria.
+        outcome: ``"empty"`` or ``"cut"``.
+        criteria: those averaged.
+    """
+    full = frame[frame["width"].isna() & (frame["sparsity"] == SPARSITY)]
+    change = after_minus_before(full, outcome).reindex(columns=list(criteria))
+    return change.mean(axis=1, skipna=False).dropna()
+
+
+def judge_collapse(
+    frame: pd.DataFrame, criteria: Sequence[str] = SEE_DATA
+) -> Mapping[str, tuple[str, Signs, float]]:
     """Judge the claim by rows of ``masks_frame``, all sparsities and criteria.
 
     Returns:
         Outcome to its word, its signs over the pairs that have every criterion, and the corrected
         p value; without such a pair ``"not tested yet"``.
     """
-    full = frame[frame["width"].isna() & (frame["sparsity"] == SPARSITY)]
-    tests = {}
-    for outcome in OUTCOMES:
-        change = after_minus_before(full, outcome).reindex(columns=list(SEE_DATA))
-        tests[outcome] = signs(change.mean(axis=1, skipna=False).dropna())
+    tests = {outcome: signs(judged_pairs(frame, outcome, criteria)) for outcome in OUTCOMES}
     adjusted = holm({outcome: test.p for outcome, test in tests.items() if test.n})
     return {
         outcome: (_word(test, adjusted.get(outcome, 1.0)), test, adjusted.get(outcome, 1.0))
         for outcome, test in tests.items()
+    }
+
+
+def decided_by(frame: pd.DataFrame) -> dict[str, dict[str, str]]:
+    """Outcome to the criteria without any one of which the word would be another, and that word."""
+    word = {outcome: judged[0] for outcome, judged in judge_collapse(frame).items()}
+    others = {key: judge_collapse(frame, [c for c in SEE_DATA if c != key]) for key in SEE_DATA}
+    return {
+        outcome: {key: o[outcome][0] for key, o in others.items() if o[outcome][0] != word[outcome]}
+        for outcome in OUTCOMES
     }
 
 

@@ -35,16 +35,16 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
     Args:
         frame: rows of ``masks_frame`` of one network.
     """
-    updates = sorted(frame["warmup"].unique())
-    counts = {count: _table(frame, count, "empty") for count in updates}
-    size = (1.4 + 2.9 * len(updates), 1.5 + 0.26 * max(map(len, counts.values())))
+    updates, shape = sorted(frame["warmup"].unique()), _table(frame, "empty")
+    counts = {count: _table(frame, "empty", count).reindex_like(shape) for count in updates}
+    size = (1.4 + 2.9 * len(updates), 1.5 + 0.26 * len(shape))
     figure, grid = plt.subplots(1, len(updates), figsize=size, sharey=True, squeeze=False)
     most = max(table.max().max() for table in counts.values())
     scale = LinearSegmentedColormap.from_list("", ["#D55E0014", "#D55E00"])
     look = {"fmt": "", "annot_kws": {"fontsize": 8}, "cmap": scale, "vmax": max(most, 1)}
     said = []
     for axes, (count, table) in zip(grid[0], counts.items(), strict=True):
-        cut = _table(frame, count, "cut").reindex_like(table) > 0
+        cut = _table(frame, "cut", count).reindex_like(table) > 0
         text = table.map("{:.3g}".format, na_action="ignore").fillna("")
         text = text.mask(cut, text + " ✂")
         _by_sparsity(axes, table, annot=text, **look)
@@ -60,10 +60,15 @@ def empty_layers(frame: pd.DataFrame) -> tuple[Figure, str]:
 def in_words(frame: pd.DataFrame) -> str:
     """From which sparsity on each criterion empties layers, and cuts the network: two sentences.
 
+    What happens in one seed or more is told, of criteria that have every sparsity.
+
     Args:
         frame: rows of ``masks_frame`` of one network; those of the longest warm-up are told.
     """
     rows = frame[frame["warmup"] == frame["warmup"].max()]
+    levels = rows.groupby("criterion")["sparsity"].nunique()
+    partly = levels.index[levels < levels.max()]
+    rows = rows[~rows["criterion"].isin(partly)]
     emptied, cut = rows[rows["empty"] > 0], rows[rows["cut"]]
     spared = set(rows["criterion"]) - set(emptied["criterion"])
     others = names(spared) if len(spared) < 4 else f"the other {len(spared)} criteria"
@@ -74,7 +79,11 @@ def in_words(frame: pd.DataFrame) -> str:
     closed = "No mask is *cut*: each leaves a path from input to output."
     if len(cut):
         closed = f"Masks are *cut*, with no path from input to output left, by {_first(cut)}."
-    return f"{after(rows['warmup'].iloc[0]).capitalize()}, {text} {closed}"
+    told = f"{after(rows['warmup'].iloc[0]).capitalize()}, {text} {closed}"
+    if len(partly):
+        told += f" {names(partly)} {'are' if len(partly) > 1 else 'is'} left out of this: "
+        told += "not all sparsities are recorded."
+    return told
 
 
 def _first(rows: pd.DataFrame) -> str:
@@ -137,13 +146,15 @@ def connectivity(networks: Mapping[str, pd.DataFrame]) -> tuple[Figure, str]:
 
 def _when_cut(frame: pd.DataFrame) -> pd.DataFrame:
     """Number of the state in ``WHEN_CUT`` by criterion and sparsity; NaN unless both are known."""
-    cold, warm = (_table(frame, updates, "cut") for updates in sorted(frame["warmup"].unique()))
+    cold, warm = (_table(frame, "cut", updates) for updates in sorted(frame["warmup"].unique()))
     known = cold.notna() & warm.notna()
     return ((warm > 0) * 1.0 + (cold > 0) * 2.0).where(known)
 
 
-def _table(frame: pd.DataFrame, warmup: int, what: str) -> pd.DataFrame:
-    rows = frame[frame["warmup"] == warmup].astype({what: float})
+def _table(frame: pd.DataFrame, what: str, warmup: int | None = None) -> pd.DataFrame:
+    """Means by criterion and sparsity, of one warm-up or of all."""
+    rows = frame[frame["warmup"] == warmup] if warmup is not None else frame
+    rows = rows.astype({what: float})
     return by_criterion(rows.pivot_table(what, "criterion", "sparsity"))
 
 

@@ -49,12 +49,13 @@ def one_protocol(frame: pd.DataFrame, *but: str) -> pd.DataFrame:
 def by_protocol(frame: pd.DataFrame) -> list[tuple[str, pd.DataFrame]]:
     """Split plain records by protocol and warm-up: (its words, its rows).
 
-    First is the group of most criteria, and of most records among equals; one without pruned
-    networks is left out.
+    First is the group of most criteria, and of most records among equals; seeds without a pruned
+    network are left out, as those are on which a learning rate was sought.
     """
     plain = plain_runs(frame)
     groups = [rows for _, rows in plain.groupby(_joined(plain, [*PROTOCOL, "warmup"]))]
-    pruned = [rows for rows in groups if (rows["sparsity"] > 0).any()]
+    pruned = [rows[rows["seed"].isin(rows.loc[rows["sparsity"] > 0, "seed"])] for rows in groups]
+    pruned = [rows for rows in pruned if len(rows)]
     pruned.sort(key=lambda rows: (rows["criterion"].nunique(), len(rows)), reverse=True)
     return [(in_words(rows), rows) for rows in pruned]
 

@@ -82,3 +82,17 @@ def test_without_the_yardstick_nothing_is_compared_with_it():
 def test_names_are_in_the_table_s_order():
     assert accuracy_words.names(["snip", "random", "fts"]) == "Random, SNIP and FTS"
     assert accuracy_words.names([]) == ""
+
+
+def test_fewer_than_five_seeds_are_not_tested():
+    text = lead(runs(n=3, snip=0.5, fts=0.4, hts=0.6))
+    assert "of 2 others on equal seeds (3) 1 had a higher mean: HTS. Fewer than 5 seeds show a direction" in text
+    assert "shown to be" not in text
+
+
+def test_comparisons_that_have_one_seed_are_not_counted():
+    rows = runs(n=5, snip=0.5, fts=0.4, hts=0.505)
+    alone = rows[(rows["criterion"] == "fts") & (rows["seed"] > 0)].index
+    text = lead(rows.drop(alone))
+    assert "of 1 other on equal seeds (5)" in text
+    assert "3 comparisons" not in text

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pai_lib.analysis.collapse import by_criterion, judge_collapse, signs
+from pai_lib.analysis.collapse import by_criterion, decided_by, judge_collapse, judged_pairs, signs
 from pai_lib.analysis.verdicts import SEE_DATA
 
 
@@ -74,3 +74,12 @@ def test_masks_that_were_scored_differently_are_no_pair():
     assert {word for word, _, _ in judge_collapse(apart).values()} == {"not tested yet"}
     by_key = table.assign(group=table["criterion"].map({key: n for n, key in enumerate(SEE_DATA)}))
     assert judge_collapse(by_key) == judge_collapse(table)
+
+
+def test_a_criterion_that_alone_makes_the_word_is_named():
+    table = masks(lambda criterion, seed, warmup: 1 if criterion == "fisher_diag" and warmup else 0)
+    word, _, _ = judge_collapse(table)["cut"]
+    assert word == "not supported"
+    assert decided_by(table) == {outcome: {"fisher_diag": "undecided"} for outcome in ("empty", "cut")}
+    assert decided_by(masks(lambda criterion, seed, warmup: 1 if warmup else 0)) == {"empty": {}, "cut": {}}
+    assert list(judged_pairs(table, "cut")) == [pytest.approx(1 / len(SEE_DATA))] * 8

@@ -1,5 +1,6 @@
 """The heat maps of which masks are cut with and without the warm-up."""
 
+import numpy as np
 import pandas as pd
 
 from pai_lib.analysis.mask_figures import WHEN_CUT, connectivity, empty_layers, in_words
@@ -60,3 +61,23 @@ def test_the_first_sparsity_of_each_event_is_told():
     assert "layers are left without a weight by SNIP from sparsity 0.99 on; by FD never." in in_words(rows)
     assert in_words(rows).endswith("No mask is *cut*: each leaves a path from input to output.")
     assert in_words(rows[rows["warmup"] == 0]).startswith("Without warm-up, layers")
+
+
+def test_warm_ups_of_other_criteria_and_sparsities_share_their_rows():
+    rows = network(set()).assign(empty=0)
+    rows = rows[(rows["criterion"] == "snip") | (rows["warmup"] == 98)]  # FD with the warm-up only
+    rows.loc[(rows["criterion"] == "snip"), "empty"] = 2
+    figure, _ = empty_layers(rows)
+    labels = [text.get_text() for text in figure.axes[0].get_yticklabels()]
+    assert labels == ["SNIP", "FD"]
+    for axes, masked in zip(figure.axes, ([False, True], [False, False]), strict=True):
+        shown = axes.collections[0].get_array().reshape(2, 2)
+        assert np.ma.getmaskarray(shown).any(axis=1).tolist() == masked
+        assert shown[0].tolist() == [2, 2]
+
+
+def test_a_criterion_without_all_sparsities_is_left_out_of_the_words():
+    rows = network({("fisher_diag", 0.99, 98, 1)}).assign(empty=0)
+    told = in_words(rows[(rows["criterion"] == "snip") | (rows["sparsity"] == 0.99)])
+    assert "No mask is *cut*" in told
+    assert told.endswith("FD is left out of this: not all sparsities are recorded.")

@@ -87,3 +87,11 @@ def test_runs_of_other_data_are_no_twins(frame):
     other = frame.assign(warmup=0, fingerprint="ff" * 32)
     assert len(protocols.twins(pd.concat([frame, frame.assign(warmup=0)], ignore_index=True), "warmup"))
     assert protocols.twins(pd.concat([frame, other], ignore_index=True), "warmup").empty
+
+
+def test_seeds_without_a_pruned_network_are_left_out(frame):
+    ((_, rows), *_) = protocols.by_protocol(frame)
+    alone = rows[rows["criterion"] == "dense"].head(1).assign(seed=99, id="alone")
+    ((_, again), *_) = protocols.by_protocol(pd.concat([frame, alone]))
+    assert len(again) == len(rows)
+    assert 99 not in set(again["seed"])
