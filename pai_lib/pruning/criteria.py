@@ -83,7 +83,10 @@ def criterion(
     rounds: int = 1,
     variants: tuple[str, ...] = ("cited",),
 ) -> Callable[[Rule], Rule]:
-    """Register the decorated function as a criterion, described as in ``Criterion``."""
+    """Register the decorated function as a criterion, described as in ``Criterion``.
+
+    What it is given are copies: it may work in place, but on the weight.
+    """
 
     def register(function: Rule) -> Rule:
         about = (key, label, name, formula, source)
