@@ -37,7 +37,7 @@ from .experiments.trial import SPARSITY
 from .files import write_whole
 from .names import closest
 from .pruning.criteria import CRITERIA, criterion_label
-from .pruning.own import OwnFile
+from .pruning.own import OwnFile, known
 from .training.device import keep_freed_memory, resolve_device
 
 
@@ -228,7 +228,10 @@ def run_export(args: argparse.Namespace) -> None:
     if args.file.exists() and not args.overwrite:
         there = f"{args.file} is there already"
         raise ValueError(f"{there}: give another name, or --overwrite to replace it")
-    records = _store(args).records()
+    store = _store(args)
+    own = [known(OwnFile.read(path)) for path in sorted(store.root.glob("*.py"))[:1]]  # a trial's
+    with own[0] if own else contextlib.nullcontext():
+        records = store.records()
     if not records:
         raise ValueError(f"{args.results} holds no records: give their folder with --results DIR")
     write_whole(args.file.resolve(), records_csv(records))  # a link stays one

@@ -251,3 +251,11 @@ def test_a_folder_of_records_without_campaigns_takes_no_protocol_away(tmp_path, 
     (tmp_path / "results").mkdir()
     monkeypatch.setattr(trial, "default_results", lambda: Path("results"))
     assert trial.protocol_file("digits-trial").is_file()
+
+
+def test_the_records_of_a_trial_are_exported(recorded, capsys, tmp_path):
+    (recorded.root.parent / "idea.py").write_text(GOOD)
+    assert main(["trial", "idea.py", "--protocol", "tiny", "--sparsity", "0.9", "--quiet"]) == 0
+    (folder,) = (recorded.root.parent / "trials").glob("idea-*")
+    assert main(["export", "t.csv", "--results", str(folder)]) == 0
+    assert "t.csv: 8 records, 0 of failed runs" in capsys.readouterr().out
