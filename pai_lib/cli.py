@@ -229,8 +229,9 @@ def run_export(args: argparse.Namespace) -> None:
         there = f"{args.file} is there already"
         raise ValueError(f"{there}: give another name, or --overwrite to replace it")
     store = _store(args)
-    own = [known(OwnFile.read(path)) for path in sorted(store.root.glob("*.py"))[:1]]  # a trial's
-    with own[0] if own else contextlib.nullcontext():
+    files = map(OwnFile.read, store.root.glob("*.py"))
+    own = next((file for file in files if file.title == store.root.name), None)  # of a trial
+    with known(own) if own else contextlib.nullcontext():
         records = store.records()
     if not records:
         raise ValueError(f"{args.results} holds no records: give their folder with --results DIR")
