@@ -3,6 +3,7 @@
 import hashlib
 import multiprocessing
 import os
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -90,6 +91,9 @@ class ImageStream(Dataset):
                 inputs = self.normalize(pixels.to(device, non_blocking=True))  # B×C×H×W
                 yield Batch(inputs, labels[index])
         except ValueError as error:  # a worker's, whose traceback is in its text
+            time.sleep(
+                0.2
+            )  # the thread that feeds the workers may not write when its pipe is closed
             *_, sentence = str(error).strip().splitlines()
             raise ValueError(sentence.removeprefix("ValueError: ")) from None
 
