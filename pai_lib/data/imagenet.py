@@ -91,9 +91,7 @@ class ImageStream(Dataset):
                 inputs = self.normalize(pixels.to(device, non_blocking=True))  # B×C×H×W
                 yield Batch(inputs, labels[index])
         except ValueError as error:  # a worker's, whose traceback is in its text
-            time.sleep(
-                0.2
-            )  # the thread that feeds the workers may not write when its pipe is closed
+            time.sleep(0.2)  # the thread that feeds the workers may be writing to their pipe
             *_, sentence = str(error).strip().splitlines()
             raise ValueError(sentence.removeprefix("ValueError: ")) from None
 
