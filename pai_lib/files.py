@@ -120,6 +120,11 @@ def whole_path(path: str | Path) -> Path:
     return Path(os.path.realpath(os.path.expanduser(path)))
 
 
+def tensors_of(file: Any) -> dict[str, Tensor]:
+    """All tensors of an open safetensors file, by name."""
+    return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+
+
 def plain_copy(tensor: Tensor) -> Tensor:
     """A plain copy on the CPU: safetensors holds no two tensors that share memory."""
     return torch.empty(tensor.shape, dtype=tensor.dtype, device="cpu").copy_(tensor.detach())

@@ -35,6 +35,7 @@ UNREPEATABLE = (
     "off (as of F.dropout without training=self.training), or the state that it keeps."
 )
 
+FAILURES = RuntimeError, TypeError, IndexError, AssertionError  # of a forward pass
 # In words alone: of PyTorch's allocator, CUDA and its libraries, C++, Linux.
 _EXHAUSTED = (
     r"DefaultCPUAllocator: (not enough|can't allocate) memory|CUDA error: out of memory|bad_alloc"
@@ -80,7 +81,7 @@ def fails_in_a_sentence(inputs: Inputs) -> Iterator[None]:
     """Raise ValueError where a model's forward pass fails in the block, with the inputs' shapes."""
     try:
         yield
-    except (RuntimeError, TypeError, IndexError, AssertionError) as error:
+    except FAILURES as error:
         if exhausted(error):
             raise
         said = ", ".join(
@@ -102,13 +103,7 @@ def check_repeats(model: nn.Module, inputs: Inputs, random_state: Tensor) -> Non
     try:
         with torch.no_grad(), PlainOperations():
             first, second = (called(model, of_each(inputs, Tensor.clone)) for _ in range(2))
-    except (
-        RuntimeError,
-        TypeError,
-        ValueError,
-        IndexError,
-        AssertionError,
-    ):  # so few samples are too few for it
+    except (*FAILURES, ValueError):  # so few samples are too few for it
         return
     if not (isinstance(first, Tensor) and isinstance(second, Tensor) and first.is_floating_point()):
         return  # refused elsewhere

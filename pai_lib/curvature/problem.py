@@ -232,8 +232,8 @@ def _check_batch(batch: Batch) -> None:
     if (lowest := int(labels.long().min())) < 0:
         raise ValueError(f"Label {lowest} is out of range: labels start at 0.")
     # -inf may be an attention's mask; what it makes infinite is seen in the logits.
-    signed = (tensor.masked_fill(tensor == -torch.inf, 0) for tensor in inputs)
-    if not all(bool(torch.isfinite(tensor).all()) for tensor in signed):
+    usable = (torch.isfinite(tensor) | (tensor == -torch.inf) for tensor in inputs)
+    if not all(bool(values.all()) for values in usable):
         raise ValueError("The inputs hold NaN or infinite values.")
 
 

@@ -92,7 +92,7 @@ class ImageStream(Dataset):
                 yield Batch(inputs, labels[index])
         except ValueError as error:  # a worker's, whose traceback is in its text
             time.sleep(0.2)  # the thread that feeds the workers may be writing to their pipe
-            *_, sentence = str(error).strip().splitlines()
+            sentence = str(error).strip().rpartition("\n")[2]
             raise ValueError(sentence.removeprefix("ValueError: ")) from None
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from threading import Event
 from typing import Any
 
-from ..data.loading import find_own
+from ..data.loading import dataset_names, find_own
 from ..pruning.own import KNOWN
 from ..training.device import resolve_device
 from .mask_spec import AnySpec
@@ -43,7 +43,8 @@ class Cluster:
     def submit(self, spec: AnySpec, checkpoint: Path, seconds: float) -> Any:
         """Have a worker do a run."""
         event, own = self.event.name, tuple(KNOWN)  # by text: a worker may come at any time
-        data = str(find_own(spec.dataset) or spec.dataset)  # by its path, not from where we are
+        registered = spec.dataset in dataset_names()
+        data = str((not registered and find_own(spec.dataset)) or spec.dataset)  # by its path
         arguments = (spec, self.device, checkpoint.resolve(), seconds, event, own, data)
         return self.client.submit(self.work, *arguments, pure=False)
 

@@ -341,7 +341,7 @@ def _on_worker(
         for file in own:
             stack.enter_context(known(file))
         stop = _Stop(Event(event).is_set, seconds)
-        name = data if Path(data).exists() else spec.dataset  # on another machine it is elsewhere
+        name = data if Path(data).is_absolute() and Path(data).exists() else spec.dataset
         whole = load_data(name, image_size=spec.image_size)
         path = checkpoint if seen else None
         return _attempt(spec, whole, resolve_device(device), path, stop, _SHARED)

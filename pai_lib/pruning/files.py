@@ -16,7 +16,7 @@ from torch.nn.utils import prune as torch_prune
 from torch.utils._pytree import tree_leaves
 
 from ..curvature.calls import ByParameter
-from ..files import plain_copy, write_whole
+from ..files import plain_copy, tensors_of, write_whole
 from .masks import PRUNED_ALREADY, check_bools, check_mask, overlap
 
 ORDER = "pai_lib.order"  # of layers, in the header of a mask's file, which sorts them by name
@@ -125,7 +125,7 @@ def load_mask(path: str | Path) -> dict[str, Tensor]:
     Path(path).open("rb").close()  # a folder, or nothing, has an error of its own
     try:
         with safe_open(path, "pt") as file:
-            mask = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no dict)
+            mask = tensors_of(file)
             order = json.loads((file.metadata() or {}).get(ORDER, "[]"))
     except SafetensorError as error:
         raise ValueError(f"{path} is not a safetensors file: {error}.") from None

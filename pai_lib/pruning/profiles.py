@@ -118,16 +118,20 @@ def _lottery(shapes: Shapes, density: float, above: Callable[[float], float]) ->
     if max(shares[name] * count for name, count in size.items()) < 0.5:
         return shares
     for name, count in size.items():
-        if shares[name] * count < 1:  # none or one; 1/49 · 49 is below one in doubles
-            whole = round(shares[name] * count)
-            shares[name] = min(1.0, math.nextafter(whole / count, whole))
+        if shares[name] * count < 1:  # none or one
+            shares[name] = _exactly(round(shares[name] * count), count)
     return shares
 
 
 def _whole(share: float, size: int) -> float:
     """A share that gives a whole number of weights but for rounding, so that it does."""
     count = round(share * size)
-    return share if abs(share * size - count) > 1e-9 else min(1.0, math.nextafter(count / size, 1))
+    return _exactly(count, size) if count and abs(share * size - count) < 1e-9 else share
+
+
+def _exactly(count: int, size: int) -> float:
+    """The share that keeps so many weights: 1/49 · 49 is below one in doubles."""
+    return min(1.0, math.nextafter(count / size, count))
 
 
 def _in_proportion(

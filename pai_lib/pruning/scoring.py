@@ -126,7 +126,7 @@ def score_many(
             t = rule.default_temperature(variant) if temperature is None else temperature
             needs = inspect.signature(rule.function).parameters
             values = {need: quantities.get(need, t) for need in needs}
-            own = not rule.function.__module__.startswith(__package__)  # it may work in place
+            own = not str(rule.function.__module__).startswith(__package__)  # it may work in place
             scores[rule.key] = {}
             for name in quantities.names:
                 given = {need: value[name] for need, value in values.items()}

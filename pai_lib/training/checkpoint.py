@@ -14,7 +14,7 @@ from safetensors.torch import save
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from ..files import plain_copy, write_whole
+from ..files import plain_copy, tensors_of, write_whole
 
 
 class CheckpointWarning(UserWarning):
@@ -55,7 +55,7 @@ class Checkpoint:
             header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
             if header.get("key") != self.key:
                 raise ValueError(f"it belongs to {header.get('key')}, not to {self.key}.")
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+            tensors = tensors_of(file)
         self.values, self.training = header["values"], header["training"]
         self._state = _below("training/", tensors)
         self.tensors = {n: t for n, t in tensors.items() if not n.startswith("training/")}

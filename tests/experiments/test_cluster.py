@@ -13,6 +13,7 @@ from pai_lib.data.loading import load_data
 from pai_lib.experiments import cluster
 from pai_lib.experiments import sweep as engine
 from pai_lib.experiments.records import Store
+from pai_lib.experiments.spec import RunSpec
 from pai_lib.experiments.sweep import sweep
 
 WORKERS = ("tcp://10.0.0.7:4000", "tcp://10.0.0.7:4001", "tcp://10.0.0.9:4000")
@@ -170,3 +171,16 @@ def test_a_killed_worker_is_recorded_with_its_own_machine(store, monkeypatch, ad
     assert record.provenance["precision"] == "float32"
     assert record.provenance.get("torch") == (None if device.startswith("unknown") else "its own")
     assert record.data == {"fingerprint": load_data("digits").fingerprint}
+
+
+def test_a_folder_of_a_data_set_s_name_takes_no_data_set_s_place(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "digits").mkdir()
+    (tmp_path / "pets").mkdir()
+    sent = []
+    client = types.SimpleNamespace(submit=lambda work, *arguments, pure: sent.append(arguments[-1]))
+    dask = types.SimpleNamespace(Event=lambda *_, **__: types.SimpleNamespace(name="e"))
+    one = cluster.Cluster(dask, client, None, None, None)
+    for name in ("digits", "pets"):
+        one.submit(RunSpec(dataset=name), tmp_path / "c", 1.0)
+    assert sent == ["digits", str(tmp_path / "pets")]
