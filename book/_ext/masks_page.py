@@ -59,7 +59,7 @@ def page_data(root: Path) -> tuple[dict, dict[str, dict]]:
         key = name = slug(first)
         while key in networks:  # the same network, other data
             key = f"{name}-{sum(other.startswith(name) for other in networks) + 1}"
-        networks[key] = network(rows, sizes[first["id"]], root) | {
+        networks[key] = network(rows, sizes[first["id"]], runs, root) | {
             "accuracies": [
                 found
                 for kind, found in trained
@@ -89,9 +89,9 @@ def slug(row: pd.Series) -> str:
     return "-".join(parts)
 
 
-def network(rows: pd.DataFrame, sizes: dict[str, int], root: Path) -> dict:
+def network(rows: pd.DataFrame, sizes: dict[str, int], runs: pd.DataFrame, root: Path) -> dict:
     """Return the layers of one network and its masks, over seeds: sums, so that they are whole."""
-    from pai_lib.analysis.frames import data_note
+    from pai_lib.analysis.frames import masks_note
     from pai_lib.analysis.protocols import proper, width_in_words
 
     first = rows.iloc[0]
@@ -122,7 +122,7 @@ def network(rows: pd.DataFrame, sizes: dict[str, int], root: Path) -> dict:
     scored = dict(zip(SCORING, usual, strict=True))
     return {
         "title": f"{proper(first['model'])}, {width}, {dataset}{size}",
-        "data": f"{dataset}{data_note(first['fingerprint'], root)}",
+        "data": f"{dataset}{masks_note(first, runs, root)}",
         "scored": ", ".join(IN_WORDS[name].format(scored[name]) for name in SCORING[:-1]),
         "reference": REFERENCE[scored["reference"]],
         "layers": list(sizes),

@@ -35,7 +35,7 @@ IN_FULL = {  # where a name says too little
     "scaled_noise": "fresh noise of the scale of HP's estimate",
     "weight_noise": "noise times θ² that has seen no data",
 }
-PLUS = ", with a plus as in the released code ({doc}`audit`, section 10)"
+PLUS = ", with a plus as the released code has it in FTS and HTS ({doc}`audit`, section 10)"
 # What the formulas of the registry are made of, in letters: a page need not have MathJax for them.
 LETTERS = [
     (r"\\left|\\right|\\textstyle|\\mathcal|\\;", ""),
@@ -108,10 +108,11 @@ class CriteriaTerms(SphinxDirective):
         lines = ["```{glossary}"]
         for rule in CRITERIA.values():
             full = f", {IN_FULL[rule.key]}" if rule.key in IN_FULL else ""
+            hot = f" at temperature {rule.temperature:g}" * (rule.temperature != 1)
             plus = PLUS if r"\theta\, g + \tfrac12" in rule.formula else ""
             lines += [
                 rule.label,
-                f"  {rule.name}{full}: ${rule.formula}${plus}; {cost(rule.needs)} "
+                f"  {rule.name}{full}: ${rule.formula}${hot}{plus}; {cost(rule.needs)} "
                 f"({{cite:t}}`{rule.source}`; `{rule.key}`, {{doc}}`criteria`).",
                 "",
             ]

@@ -16,9 +16,15 @@ PLACEBOS = ("scaled_noise", "weight_noise")  # no criteria, see the book's gloss
 FEW = f"Fewer than {SEEDS} seeds show a direction and test nothing."
 
 
+def reference(rows: pd.DataFrame) -> str:
+    """SNIP, or Random where all of SNIP's masks are cut: to beat chance shows nothing."""
+    own = rows.loc[rows["criterion"] == REFERENCE, "effective_sparsity"]
+    return "random" if len(own) and (own == 1).all() else REFERENCE
+
+
 def pairs_with_reference(rows: pd.DataFrame) -> dict[float, dict[str, pd.Series]]:
-    """``differences_by_sparsity`` of each criterion with SNIP."""
-    return differences_by_sparsity(rows, rows[rows["criterion"] == REFERENCE])
+    """``differences_by_sparsity`` of each criterion with the reference."""
+    return differences_by_sparsity(rows, rows[rows["criterion"] == reference(rows)])
 
 
 def lead(rows: pd.DataFrame) -> str:
@@ -37,15 +43,19 @@ def lead(rows: pd.DataFrame) -> str:
     scale = "Here" if pd.isna(run["width"]) else "At a reduced scale"
     of_dense = "" if pd.isna(dense) else f", the dense network {dense:.1f} %"
     sentences = [f"{scale} ({size}) {_levels(means, pruned)}{of_dense}."]
-    if dense < means.max():
+    best = 100 * summarize(rows[rows["sparsity"] > 0]).set_index(["sparsity", "criterion"])["mean"]
+    if dense < best.max():
+        level, key = best.idxmax()
+        which = f"{criterion_label(key)} at sparsity {level:g} ({best.max():.1f} %)"
         sentences.append(
-            "That is less than the best pruned one: the dense network is not trained well here, "
-            "and these numbers may say more about training than about pruning."
+            f"That is less than {'the best pruned one' if level == at else which}: either the "
+            "dense network is not trained well here, or pruning helps where images are few; these "
+            "runs do not tell."
         )
     note = data_note(run["fingerprint"]).removeprefix(" (").removesuffix(")")
     if "classes" in note:  # another question than that of the data's name
         sentences.append(f"The data are {note}: fewer classes make higher accuracies.")
-    return " ".join([*sentences, _told(pruned, pairs.get(at, {}))])
+    return " ".join([*sentences, _told(pruned, pairs.get(at, {}), reference(rows))])
 
 
 def _levels(means: pd.Series, pruned: pd.DataFrame) -> str:
@@ -64,7 +74,7 @@ def _levels(means: pd.Series, pruned: pd.DataFrame) -> str:
     )
 
 
-def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
+def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series], yardstick: str) -> str:
     """What the seeds tell of the criteria at one sparsity: with one seed, nothing."""
     groups = told_apart(pairs)
     if any(groups.values()):
@@ -74,13 +84,16 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
         tested = {key: pairs[key] for keys in groups.values() for key in keys}
         counts = pd.Series([differences.count() for differences in tested.values()])
         n, others = span(counts), len(better + worse + unsettled)
-        text = (
-            "SNIP is the yardstick, a first-order criterion that needs one gradient: of "
-            f"{others} other{'s' * (others > 1)} on equal seeds ({n}) "
-        )
+        text = "SNIP is the yardstick, a first-order criterion that needs one gradient"
+        if yardstick != REFERENCE:
+            text = f"SNIP is cut, so that {criterion_label(yardstick)} is the yardstick here"
+        text += f": of {others} other{'s' * (others > 1)} on equal seeds ({n}) "
         if counts.max() < SEEDS:
             ahead = [key for key in better + worse + unsettled if pairs[key].mean() > 0]
             which = f": {names(ahead)}" if ahead else ""
+            single = [key for key in pairs if key not in (*tested, *PLACEBOS)]
+            if single:
+                which += f"; {names(single)} {'have' if len(single) > 1 else 'has'} one seed"
             return f"{text}{len(ahead) or 'none'} had a higher mean{which}. {FEW}"
         text += f"{counted(better)} shown to be better, {counted(worse)} worse, "
         text += f"{len(unsettled) or 'none'} not told apart"
@@ -89,8 +102,13 @@ def _told(pruned: pd.DataFrame, pairs: Mapping[str, pd.Series]) -> str:
             most = paired(pairs[first])
             text += f" ({criterion_label(first)}: {most} points"
             text += f" before correction for {len(tested)} comparisons"
-            fewer = "; corrected for fewer, as [elsewhere](evidence.ipynb), it may be told apart"
-            text += f"{fewer * (most.told == 'better than')})"
+            alone = {key: paired(pairs[key]).told for key in unsettled}
+            for word, told in {"ahead": "better than", "behind": "worse than"}.items():
+                if keys := [key for key in unsettled if alone[key] == told]:
+                    text += f"; {word} by a test of its own: {names(keys)}"
+            if "better than" in alone.values():
+                text += "; [What the evidence says](evidence.ipynb) corrects for fewer"
+            text += ")"
         for key in [key for key in PLACEBOS if key in groups["better"]]:
             text += f". {criterion_label(key)}, a [placebo](term:placebo), is shown to be better"
         return f"{text}."

@@ -82,3 +82,18 @@ def data_note(fingerprint: str | None, results: str | Path | None = None) -> str
     if not isinstance(known, dict):
         raise ValueError(f"{path}: it must hold lines of a fingerprint: what the data are.")
     return f" ({known[fingerprint]})" if fingerprint in known else ""
+
+
+def masks_note(mask: pd.Series, runs: pd.DataFrame, results: str | Path | None = None) -> str:
+    """``data_note`` of a row of ``masks_frame``, whose images may be those of runs, enlarged.
+
+    Args:
+        mask: the row.
+        runs: rows of ``records_frame``.
+        results: as ``data_note``.
+    """
+    if mask["image_size"] != mask["image_size"]:  # NaN: as they are
+        return data_note(mask["fingerprint"], results)
+    small = runs[(runs["dataset"] == mask["dataset"]) & runs["image_size"].isna()]
+    note = data_note(small["fingerprint"].iloc[0], results) if len(small) else ""
+    return f" at {mask['image_size']:.0f} pixels{note}"

@@ -1,11 +1,13 @@
 """Which runs may be compared: plain ones, of one protocol, or that differ in one setting."""
 
+import itertools
 from typing import Any
 
 import pandas as pd
 
 from ..experiments.records import Store, default_results
 from ..experiments.spec import FIELDS as SETTINGS
+from ..models import own_width
 
 PLAIN = {"control": "none", "variant": "cited", "scope": "global", "when": "init"}
 VARIED = ("criterion", "sparsity", "seed", "temperature", "rounds", "warmup", *PLAIN)
@@ -92,7 +94,9 @@ def proper(name: str) -> str:
 
 def width_in_words(run: pd.Series) -> str:
     """The width of a run's network, or of that of masks."""
-    return "its own width" if pd.isna(run["width"]) else f"width {run['width']:.0f}"
+    if pd.isna(run["width"]):
+        return f"its own width, {own_width(run['model'])}"
+    return f"width {run['width']:.0f}"
 
 
 def machines(rows: pd.DataFrame) -> str:
@@ -107,11 +111,11 @@ def twins(frame: pd.DataFrame, setting: str) -> pd.DataFrame:
     """
     values, kept = frame[setting].map(str), []
     for _, rows in frame.groupby(same_but(frame, setting, "seed")):
-        seeds = rows["seed"].groupby(values[rows.index]).agg(set)
-        seeds = seeds.sort_values(key=lambda sets: -sets.map(len), kind="stable")
+        seeds = rows["seed"].groupby(values[rows.index]).agg(set).to_dict()
         shared = [
-            (set.intersection(*seeds.iloc[:count]), seeds.index[:count])
+            (set.intersection(*map(seeds.__getitem__, names)), names)
             for count in range(2, len(seeds) + 1)
+            for names in itertools.combinations(seeds, count)
         ]
         if shared:
             common, names = max(shared, key=lambda both: len(both[0]) * len(both[1]))

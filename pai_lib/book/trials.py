@@ -58,13 +58,14 @@ def put_on_trial(
             check_trial(protocol, own, recorded[protocol])
         specs = [spec for protocol in protocols for spec in trial_specs(protocol, own)]
         basis = [record for protocol in protocols for record in recorded[protocol]]
+        again, calibration = protocols[0].calibration(committed), Store(folder / CALIBRATION)
         if dry_run:
             device, retry = resolve_device(options.get("device")), options.get("retry_failed")
+            show_plan(again, calibration, device, bool(retry), basis)
             show_plan(specs, store, device, bool(retry), basis)
             return Counter()
-    again = protocols[0].calibration(committed)
     write_whole(store.root / Path(file.name).name, file.text.encode())
-    counts = sweep(again, Store(folder / CALIBRATION), **options)
+    counts = sweep(again, calibration, **options)
     if counts["interrupted"]:
         return counts
     if budget is not None:

@@ -169,7 +169,7 @@ def hutchinson_taylor(weight, gradient, hutchinson):
     return (weight * gradient + weight**2 * hutchinson / 2).abs()
 
 
-@criterion("exact_diag", "ED", "Exact diagonal", r"H_{ii}", "lecun1989")
+@criterion("exact_diag", "ED", "Exact diagonal (ours)", r"H_{ii}", "lecun1989")
 def exact_diagonal(exact):
     return exact
 
@@ -179,7 +179,7 @@ def exact_pruning(weight, exact):
     return weight**2 * exact / 2
 
 
-@criterion("exact_taylor", "ETS", "Exact Taylor sensitivity", taylor(" H_{ii}"), "lecun1989")
+@criterion("exact_taylor", "ETS", "Exact Taylor sensitivity (ours)", taylor(" H_{ii}"), "lecun1989")
 def exact_taylor(weight, gradient, exact):
     return (weight * gradient + weight**2 * exact / 2).abs()
 

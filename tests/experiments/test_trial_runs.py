@@ -156,6 +156,7 @@ def test_a_criterion_may_ask_for_the_row_norm(recorded, capsys):
     text = HEAD + MINE.removeprefix(HEAD).replace("gradient", "row_norm")
     (recorded.root.parent / "idea.py").write_text(text.format("weight.abs() / (row_norm + 1e-9)"))
     assert main(["trial", "idea.py", "--protocol", "tiny", "--sparsity", "0.9", "--dry-run"]) == 0
+    assert "2 runs: 2 to do." in capsys.readouterr().out  # of the calibration
 
 
 @pytest.mark.parametrize("levels", ["none", "0.9,0.9"])
