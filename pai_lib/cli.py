@@ -334,6 +334,8 @@ def _is_meant(error: Exception) -> bool:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code."""
     words = sys.argv[1:] if argv is None else list(argv)
+    with contextlib.suppress(AttributeError):  # where there is none, or another kind
+        sys.stdout.reconfigure(errors="replace")  # type: ignore[union-attr]
     try:
         return _call(_make_parser(), words)
     except BrokenPipeError:  # the reader, such as head, has seen enough

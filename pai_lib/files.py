@@ -99,6 +99,8 @@ def load_yaml(path: Path) -> Any:
 
 def write_whole(path: Path, content: bytes) -> None:
     """Write a file whole or not at all, down to the disk. OSError names it and the reason."""
+    if not path.name or "\0" in str(path):
+        raise ValueError(f"{str(path)!r} is no name of a file.")
     # Of mkstemp's file nobody else could read what becomes of it.
     temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}.tmp")
     try:

@@ -39,6 +39,13 @@ def nearest(name: object, names: Iterable[str]) -> str:
     return f"did you mean {close!r}? Known: {listed}." if close else f"known: {listed}."
 
 
+class NameTakenError(ValueError):
+    """A name that the library has given."""
+
+    def __init__(self, name: str):
+        super().__init__(f"the name {name!r} exists already: give another.")
+
+
 def check_known(what: str, name: Any, names: Iterable[str]) -> None:
     """Raise ValueError unless a name is known.
 

@@ -2,6 +2,7 @@
 
 import contextlib
 import itertools
+import random
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ from fractions import Fraction
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch import nn
 from torch.nn.utils import parametrizations, parametrize
 from torch.nn.utils.parametrizations import weight_norm
@@ -598,3 +600,154 @@ def test_numbers_of_other_types_train_as_plain_ones_do():
         curves.append(pai.train(model, data, epochs=1, lr_warmup=0, progress=False, **options))
     assert curves[0] == curves[1]
     assert len(data.split(np.float32(0.5))[0].train_labels) == len(data.train_labels) // 2
+
+
+def test_a_set_of_names_is_in_the_order_of_the_model():
+    model, batch = mlp(4, 6, 6, 3), batch_of()
+    names = ["4.weight", "0.weight", "2.weight"]
+    diagonal = pai.gradient(model, batch, parameters=set(names))
+    assert list(diagonal) == sorted(names)
+    assert list(pai.gradient(model, batch, parameters=names)) == names
+
+
+class DrawsElsewhere(nn.Module):
+    """Takes a branch by Python's random numbers, and noise from NumPy's, as some stochastic depth does."""
+
+    def __init__(self):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(64, 16), nn.Linear(16, 10)
+
+    def forward(self, x):
+        x = self.body(x.flatten(1)).relu() * float(np.random.rand())  # noqa: NPY002
+        return self.head(x + x.sin() if random.random() < 0.5 else x)
+
+
+def test_what_models_draw_from_python_and_numpy_comes_from_the_seed_and_comes_back():
+    data = pai.load_data("digits")
+    before = random.getstate(), np.random.get_state()[1].tolist()  # noqa: NPY002
+    losses = {pai.evaluate(DrawsElsewhere(), data.test_batches(20)) for _ in range(3)}
+    assert len(losses) == 1
+    options = {"epochs": 1, "batch_size": 256, "seed": 7, "progress": False}
+    trained = [pai.train(DrawsElsewhere(), data, **options) for _ in range(2)]
+    assert trained[0] == trained[1]
+    assert (random.getstate(), np.random.get_state()[1].tolist()) == before  # noqa: NPY002
+
+
+class Counts(nn.Module):
+    """Counts its calls in arrays of several kinds, and in a parameter that it has not registered."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.head = nn.Linear(4, 6), nn.Linear(6, 3)
+        self.short, self.strided = np.zeros(1, np.int16), np.zeros((4, 4))[:, ::2]
+        self.free = [nn.Parameter(torch.ones(2))]
+
+    def forward(self, x):
+        self.short += 1
+        self.strided += 1
+        self.free[0].data += 1
+        return self.head(self.body(x).relu())
+
+
+def test_arrays_of_every_kind_and_free_parameters_come_back():
+    model, batch = Counts(), batch_of()
+    pai.prune(model, batch, "snip", 0.5)
+    pai.evaluate(model, [batch])
+    assert model.short == 0
+    assert not model.strided.any()
+    assert torch.equal(model.free[0], torch.ones(2))
+
+
+def test_vectors_and_states_that_are_no_real_numbers_are_refused():
+    model, batch, one = mlp(4, 6, 3), batch_of(), torch.ones(6, 4)
+    for vector in (one * 1j, one.to("meta")):
+        with pytest.raises(ValueError, match=r"vectors\['0.weight'\] is a .*: it must hold real numbers"):
+            pai.hessian_vector_product(model, batch, {"0.weight": vector})
+    with pytest.raises(ValueError, match=r"state\['0.weight'\] must be a tensor of the shape \(6, 4\)"):
+        pai.synaptic_flow(model, batch, state={"0.weight": torch.ones(2, 2)})
+
+
+class CausalMask(nn.Module):
+    """Attention under a mask that is a buffer of minus infinities, or of truths."""
+
+    def __init__(self, mask):
+        super().__init__()
+        torch.manual_seed(0)
+        self.body, self.head = nn.Linear(3, 8), nn.Linear(8, 3)
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.register_buffer("mask", mask)
+
+    def forward(self, x):
+        x = self.body(x)
+        return self.head(self.attention(x, x, x, attn_mask=self.mask)[0][:, 0])
+
+
+def test_a_causal_mask_of_minus_infinity_blocks_synaptic_flow_as_one_of_truths():
+    blocked = torch.triu(torch.ones(5, 5, dtype=torch.bool), 1)
+    batch = pai.Batch(torch.randn(6, 5, 3), torch.arange(6) % 3)
+    one, other = (
+        pai.synaptic_flow(CausalMask(mask), batch)["body.weight"]
+        for mask in (blocked, torch.zeros(5, 5).masked_fill(blocked, -torch.inf))
+    )
+    assert one.abs().sum() > 0
+    torch.testing.assert_close(one, other)
+
+
+def test_names_of_the_library_cannot_be_given_again():
+    snip, erk = CRITERIA["snip"], PROFILES["erk"]
+    with pytest.raises(ValueError, match="the name 'snip' exists already"):
+        pai.criterion("snip", "Mine", "Mine", "x", "me")(lambda noise: noise)
+    with pytest.raises(ValueError, match="the name 'erk' exists already"):
+        pai.profile("erk")(lambda shapes, density: dict.fromkeys(shapes, density))
+    assert CRITERIA["snip"] is snip
+    assert PROFILES["erk"] is erk
+
+
+def test_what_is_no_score_mask_or_profile_is_told(monkeypatch):
+    with pytest.raises(TypeError, match="scores is a NoneType"):
+        pai.rank_correlation(None, None)
+    with pytest.raises(TypeError, match="The scores of 'a' are a <U1"):
+        pai.make_mask({"a": np.array(["x"])}, 0.5)
+    with pytest.raises(TypeError, match="The scores of 'a' are a meta tensor"):
+        pai.make_mask({"a": torch.rand(3, device="meta")}, 0.5)
+    monkeypatch.setitem(PROFILES, "nothing", lambda shapes, density: None)
+    with pytest.raises(TypeError, match="The profile nothing gives None"):
+        pai.make_mask({"a": torch.rand(4)}, 0.5, "nothing")
+    mask = {"0.weight": torch.ones(6, 4, dtype=torch.bool)}
+    with pytest.raises(TypeError, match="The model is of type NoneType"):
+        pai.apply_mask(None, mask)
+    old = nn.utils.spectral_norm(nn.Linear(4, 6))
+    with pytest.raises(ValueError, match="'weight', which the model has not"):
+        pai.apply_mask(old, {"weight": mask["0.weight"]})
+
+
+def test_training_refuses_odd_arguments_before_it_removes_a_weight():
+    data, model = pai.load_data("digits"), pai.build_model("resnet8", 10, in_channels=1, width=2)
+    mask = {"stem.0.weight": torch.zeros(2, 1, 3, 3, dtype=torch.bool)}
+    before = model.stem[0].weight.clone()
+    for odd in ({"stop": True}, {"checkpoint": "c.safetensors"}):
+        with pytest.raises(TypeError, match="it must be a"):
+            pai.train(model, data, mask, epochs=1, **odd)
+    for odd in (torch.ones(3), []):
+        with pytest.raises(TypeError, match="mask"):
+            pai.train(model, data, odd, epochs=1)
+    assert torch.equal(model.stem[0].weight, before)
+
+
+@pytest.mark.parametrize("path", ["", "/", "a\0b"])
+def test_a_mask_is_written_to_a_file_with_a_name(path):
+    with pytest.raises(ValueError, match="is no name of a file"):
+        pai.save_mask({"w": torch.ones(2).bool()}, path)
+
+
+def test_a_mask_file_can_be_read_back_or_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="__metadata__"):
+        pai.save_mask({"__metadata__": torch.ones(2).bool()}, tmp_path / "m.safetensors")
+    mask = {"w": torch.ones(2).bool()}
+    for order in ("5", "[[1]]"):
+        save_file(mask, tmp_path / "o.safetensors", {"pai_lib.order": order})
+        assert list(pai.load_mask(tmp_path / "o.safetensors")) == ["w"]
+    save_file(mask, tmp_path / "o.safetensors", {"pai_lib.order": "no"})
+    with pytest.raises(ValueError, match=r"o\.safetensors"):
+        pai.load_mask(tmp_path / "o.safetensors")

@@ -92,7 +92,9 @@ def masks_note(mask: pd.Series, runs: pd.DataFrame, results: str | Path | None =
         runs: rows of ``records_frame``.
         results: as ``data_note``.
     """
-    if mask["image_size"] != mask["image_size"]:  # NaN: as they are
+    import pandas as pd
+
+    if pd.isna(mask["image_size"]):
         return data_note(mask["fingerprint"], results)
     small = runs[(runs["dataset"] == mask["dataset"]) & runs["image_size"].isna()]
     note = data_note(small["fingerprint"].iloc[0], results) if len(small) else ""

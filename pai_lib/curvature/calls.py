@@ -276,12 +276,24 @@ def modes_given_back(model: nn.Module) -> Iterator[None]:
 
 
 @contextlib.contextmanager
+def random_states_restored(gpus: list[torch.device]) -> Iterator[None]:
+    """Give back the global random states at the end: PyTorch's, Python's and NumPy's."""
+    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (models draw from it)
+    try:
+        with torch.random.fork_rng(gpus):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(of_numpy)  # noqa: NPY002
+
+
+@contextlib.contextmanager
 def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]:
     """Put every module in evaluation mode, and leave the model as it was.
 
     What it holds comes back: modes, attributes (and what is in their containers, as caches are, and
-    the numbers of tensors and arrays), parameters and buffers with their numbers; and PyTorch's
-    global random states. ``on_copies`` tells that no forward pass writes to parameters or buffers.
+    the numbers of tensors and arrays), parameters and buffers with their numbers; and the global
+    random states. ``on_copies`` tells that no forward pass writes to parameters or buffers.
     What ``torch.compile`` made runs as it was written: compiled, it has no second derivative, nor a
     graph that tells what ran.
     """
@@ -297,10 +309,15 @@ def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]
                 seen.add(id(value))
                 if isinstance(value, _CONTAINERS):
                     held.append(value)
-                elif type(value) is Tensor and value.layout == torch.strided and not value.is_meta:
-                    attributes.append(value)
-                elif _is_shareable(value):
-                    attributes.append(torch.from_numpy(value))  # of the same memory
+                elif (
+                    type(value) in (Tensor, nn.Parameter)
+                    and value.layout == torch.strided
+                    and not value.is_meta
+                ):
+                    attributes.append(value.detach())
+                elif isinstance(value, np.ndarray) and value.flags.writeable:
+                    with contextlib.suppress(TypeError, ValueError):  # of other kinds than tensors
+                        attributes.append(torch.from_numpy(value))  # of the same memory
         # A ``train`` of a module's own may write as well: it may merge weights.
         trains = (getattr(module.train, "__func__", None) for module in model.modules())
         own = any(train is not nn.Module.train for train in trains)
@@ -309,16 +326,10 @@ def evaluation_mode(model: nn.Module, on_copies: bool = False) -> Iterator[None]
         compiling = "torch._dynamo" in sys.modules  # importing it takes a second
         with (
             torch.compiler.set_stance("force_eager") if compiling else contextlib.nullcontext(),
-            torch.random.fork_rng(gpus),
+            random_states_restored(gpus),
             numbers_restored((*tensors, *attributes)),
             modes_given_back(model),
             restored(held),
         ):
             model.eval()
             yield
-
-
-def _is_shareable(value: Any) -> bool:
-    """Whether a value is an array that a tensor may share the memory of."""
-    kinds = ("float64", "float32", "int64", "int32", "uint8", "bool")
-    return isinstance(value, np.ndarray) and value.dtype.name in kinds and value.flags.carray

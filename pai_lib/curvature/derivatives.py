@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -138,13 +139,20 @@ def hessian_vector_product(
     names, what = list(vectors), "Hessian product"
     with problem_at(model, batch, temperature, names, what, progress) as problem:
         for name, leaf in problem.theta.items():
-            if not isinstance(vectors[name], Tensor) or vectors[name].shape != leaf.shape:
-                shape = tuple(leaf.shape)
-                raise ValueError(f"vectors[{name!r}] must be a tensor of the shape {shape}.")
+            check_real(f"vectors[{name!r}]", vectors[name], leaf.shape)
         whole = slice(0, problem.samples)
         values = [vectors[name].to(leaf) for name, leaf in problem.theta.items()]
         ((_, product),) = hessian_products(problem, whole, lambda: values, 1, chunk)
         return problem.mapped(product)
+
+
+def check_real(title: str, value: Any, shape: torch.Size) -> None:
+    """Raise ValueError unless a value is a tensor of this shape that holds real numbers."""
+    if not isinstance(value, Tensor) or value.shape != shape:
+        raise ValueError(f"{title} must be a tensor of the shape {tuple(shape)}.")
+    if value.is_complex() or value.is_meta:
+        kind = "meta tensor, without values" if value.is_meta else f"{value.dtype} tensor"
+        raise ValueError(f"{title} is a {kind}: it must hold real numbers.")
 
 
 @checked_keywords
@@ -175,7 +183,10 @@ def synaptic_flow(
 
     def positive(tensor: Tensor) -> Tensor:
         tensor = tensor.detach()
-        return tensor.double().abs() if tensor.is_floating_point() else tensor.clone()
+        if not tensor.is_floating_point():
+            return tensor.clone()
+        wide = tensor.double()
+        return torch.where(wide == -math.inf, wide, wide.abs())  # what blocks attention does so
 
     def ones(tensor: Tensor) -> Tensor:
         if not tensor.is_floating_point():
@@ -194,6 +205,8 @@ def synaptic_flow(
         tensors = dict([*model.named_parameters(), *model.named_buffers()])
         for name in (state or {}).keys() - tensors.keys():
             raise ValueError(f"state: the model has no {name!r}: {nearest(name, tensors)}")
+        for name, value in (state or {}).items():
+            check_real(f"state[{name!r}]", value, tensors[name].shape)
         values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         again = repeating(model, lambda _: of_each(inputs, ones), [slice(0, 1)], always=0)

@@ -92,7 +92,10 @@ def resolve_parameters(model: nn.Module, parameters: str | Iterable[str] = "prun
         dtype = tensors[name].dtype
         if not dtype.is_floating_point:
             raise ValueError(f"The parameter {name!r} is {dtype}: only real weights can be scored.")
-    return names
+    # The order of a set is another in each process, and with it what is drawn for each weight.
+    return (
+        sorted(names, key=list(tensors).index) if isinstance(parameters, set | frozenset) else names
+    )
 
 
 def meant(model: nn.Module, name: str) -> str:

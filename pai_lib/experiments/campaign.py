@@ -160,6 +160,8 @@ class Estimate:
             self.masking[_any_seed(record.spec)].append(record.result["seconds"])
             return
         spec, result = record.spec, record.result
+        if not {"training_seconds", "scoring_seconds"} <= result.keys():
+            return
         self.training[_like(spec)].append(result["training_seconds"] / _images(spec))
         for key in (_like(spec), (*_like(spec), spec.criterion, spec.rounds)):
             self.scoring[key].append(result["scoring_seconds"])

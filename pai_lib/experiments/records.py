@@ -69,12 +69,26 @@ class _Record:
         for name, sound in {**kinds, "failure": dict | None}.items():
             if not isinstance(values.get(name, ""), sound):
                 raise ValueError(f"it has no sound {name!r}.")
+        for part, names, sound in _SOUND:
+            for name in names.split():
+                value = (values[part] or {}).get(name, _SOUND)  # what is not there is asked nowhere
+                if value is not _SOUND and not (isinstance(value, sound) and value == value):
+                    raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
         record = cls(cls.of.from_dict(values["spec"]), **parts)
         if (identity := values.get("id")) != record.spec.id:
             spec = f"its spec's is {record.spec.id!r}"
             raise ValueError(f"its id is {identity!r}, but {spec}: it was edited.")
         return record
+
+
+# Of what kind is what pages and estimates read of a record.
+_SOUND: tuple[tuple[str, str, Any], ...] = (
+    ("result", "test_accuracy test_loss training_seconds scoring_seconds seconds", int | float),
+    ("result", "collapsed masks", list),
+    ("result", "density layers curves", dict),
+    ("failure", "reason where", str),
+)
 
 
 @dataclass(frozen=True)
@@ -319,6 +333,6 @@ def _read(path: Path, kind: type[R]) -> R:
         if digest and digest != hashlib.sha256(text.rpartition(DIGEST)[0]).hexdigest():
             raise ValueError("its digest does not fit its content: it was edited")
         return kind.from_dict(values)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         reason = str(error).removesuffix(".")
         raise ValueError(f"{path} is not a readable record: {reason}.") from error

@@ -244,7 +244,8 @@ class Work:
         key = {"id": self.spec.id, "fingerprint": self.whole.fingerprint, "network": network}
         self.checkpoint = Checkpoint(path, key)
         here = run_provenance(self.device, self.spec.precision, now(), [])
-        self.state = state = _State(**{"started": here["started"], **self.checkpoint.values})
+        known = {k: v for k, v in self.checkpoint.values.items() if k in _State.__annotations__}
+        self.state = state = _State(**{"started": here["started"], **known})
         self.checkpoint.values = vars(state)
         if path is not None and self.checkpoint.training:  # another process, or another version
             piece = {"epoch": epochs_done(path), "when": here["started"]}

@@ -30,7 +30,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from ..names import check_known
+from ..names import NameTakenError, check_known
 
 Rule = Callable[..., Tensor]
 NEEDS = (
@@ -85,10 +85,14 @@ def criterion(
 ) -> Callable[[Rule], Rule]:
     """Register the decorated function as a criterion, described as in ``Criterion``.
 
-    What it is given are copies: it may work in place, but on the weight.
+    What it is given are copies: it may work in place, but on the weight. ValueError for a name that
+    the library has given.
     """
 
     def register(function: Rule) -> Rule:
+        taken = key in CRITERIA and CRITERIA[key].function.__module__ == __name__
+        if taken or key == "dense":
+            raise NameTakenError(key)
         about = (key, label, name, formula, source)
         CRITERIA[key] = Criterion(*about, function, temperature, rounds, variants)
         return function

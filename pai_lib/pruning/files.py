@@ -108,6 +108,8 @@ def save_mask(mask: dict[str, Tensor], path: str | Path, **about: str | float) -
     {'fc.weight': tensor([[ True, False]])}
     """
     check_bools(mask, "This mask")
+    if "__metadata__" in mask:
+        raise ValueError("'__metadata__' is a name that a safetensors file keeps for itself.")
     plain = {name: plain_copy(kept) for name, kept in mask.items()}
     said = {name: str(value) for name, value in about.items()}
     if list(mask) != sorted(mask):
@@ -127,9 +129,9 @@ def load_mask(path: str | Path) -> dict[str, Tensor]:
         with safe_open(path, "pt") as file:
             mask = tensors_of(file)
             order = json.loads((file.metadata() or {}).get(ORDER, "[]"))
-    except SafetensorError as error:
+    except (SafetensorError, ValueError) as error:
         raise ValueError(f"{path} is not a safetensors file: {error}.") from None
-    if set(order) == set(mask):
+    if isinstance(order, list) and sorted(map(str, order)) == sorted(mask):
         mask = {name: mask[name] for name in order}
     check_bools(mask, f"{path}: what it holds")
     return mask

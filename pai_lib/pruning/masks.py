@@ -18,6 +18,7 @@ from ..curvature.calls import ByParameter, generator_or_new, numbers_restored
 from ..curvature.parameters import meant, resolve_parameters
 from ..data.batch import Batch
 from ..draws import ONE_THREAD
+from ..models import check_model
 from ..names import check_known, checked_keywords, count_of
 from ..progress import Bar, steps
 from .criteria import get_criterion
@@ -134,10 +135,11 @@ def check_bools(mask: ByParameter, title: str = "The mask") -> None:
 
 def check_mask(model: nn.Module, mask: ByParameter) -> None:
     """Raise ValueError unless names, shapes and type fit the model, TypeError for no mapping."""
+    check_model(model, values=False)
     check_mapping(mask)
-    parameters = dict(model.named_parameters())
+    parameters, buffers = dict(model.named_parameters()), dict(model.named_buffers())
     for name, kept in mask.items():
-        if f"{name}_orig" in parameters:
+        if f"{name}_orig" in parameters and f"{name}_mask" in buffers:
             raise ValueError(f"{name!r} {PRUNED_ALREADY}")
         if name not in parameters:
             absent = f"The mask has {name!r}, which the model has not"
@@ -286,6 +288,9 @@ def rank_correlation(first: ByParameter, second: ByParameter) -> float:
     """
     from scipy.stats import spearmanr
 
+    for scores in (first, second):
+        if not isinstance(scores, Mapping):
+            checked_scores(scores)  # which says so
     _check_same(first, second)
     flat = []
     for scores in (checked_scores(first), checked_scores(second)):

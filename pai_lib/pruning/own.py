@@ -11,7 +11,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from ..names import nearest
+from ..names import NameTakenError, nearest
 from .criteria import CRITERIA, NEEDS
 from .profiles import PROFILES
 
@@ -56,12 +56,13 @@ class OwnFile:
             while at:
                 line = at.tb_lineno if at.tb_frame.f_code.co_filename == self.name else line
                 at = at.tb_next
-            if isinstance(error, SyntaxError) and error.filename == self.name:
+            if isinstance(error, SyntaxError) and error.filename in (self.name, None):
                 line, error.filename = error.lineno or 0, None  # the sentence has both
                 error.lineno = None
             if not line:
                 raise
-            reason = f"{type(error).__name__}: {error}"
+            taken = isinstance(error, NameTakenError)
+            reason = str(error) if taken else f"{type(error).__name__}: {error}"
             raise ValueError(f"{self.name}, line {line}: {reason}") from error
 
 

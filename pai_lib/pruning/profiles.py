@@ -9,15 +9,20 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 
+from ..names import NameTakenError
+
 Shapes = Mapping[str, Sequence[int]]
 Profile = Callable[[Shapes, float], dict[str, float]]
 PROFILES: dict[str, Profile] = {}
 
 
 def profile(key: str) -> Callable[[Profile], Profile]:
-    """Register the decorated function as a profile: a scope of this name."""
+    """Register the decorated function as a profile: a scope of this name, which is to be free."""
 
     def register(function: Profile) -> Profile:
+        taken = key in PROFILES and PROFILES[key].__module__ == __name__
+        if taken or key == "global":
+            raise NameTakenError(key)
         PROFILES[key] = function
         return function
 

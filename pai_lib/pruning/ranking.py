@@ -5,6 +5,7 @@ A mask is ``{parameter name: bool tensor}`` with True = kept.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -104,10 +105,13 @@ def checked_scores(scores: Mapping[str, Any]) -> ByParameter:
 
 def _checked(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ndarray | np.generic):  # a copy: in a file it may not be writable
-        value = torch.as_tensor(np.array(value, value.dtype.newbyteorder("=")), device="cpu")
+        with contextlib.suppress(TypeError):  # of text, or wider numbers
+            value = torch.as_tensor(np.array(value, value.dtype.newbyteorder("=")), device="cpu")
     dense = isinstance(value, Tensor) and value.layout == torch.strided
     if not dense or value.is_meta:
-        kind = f"{value.layout} tensor" if isinstance(value, Tensor) else type(value).__name__
+        kind = getattr(value, "dtype", None) or type(value).__name__
+        if isinstance(value, Tensor):
+            kind = "meta tensor" if value.is_meta else f"{value.layout} tensor"
         right = "they must be a dense tensor or a NumPy array"
         raise TypeError(f"The scores of {name!r} are a {kind}: {right}.")
     if value.dtype not in RANKED or value.numel() == 0:
@@ -145,6 +149,8 @@ def ranked(scores: ByParameter, density: float, scope: str) -> tuple[ByParameter
     else:
         shapes = {name: value.shape for name, value in scores.items()}
         densities = PROFILES[scope](shapes, density)
+        if not isinstance(densities, Mapping):
+            raise TypeError(f"The profile {scope} gives {densities!r}: it must be a dictionary.")
         for name in scores:
             title = f"The density of {name!r} by {scope}"
             check_number(title, densities.get(name), "at least 0 and at most 1")

@@ -53,10 +53,16 @@ class Checkpoint:
     def _read(self) -> None:
         with safe_open(self.path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
-            if header.get("key") != self.key:
-                raise ValueError(f"it belongs to {header.get('key')}, not to {self.key}.")
+            if not isinstance(header, dict) or header.get("key") != self.key:
+                of = header.get("key") if isinstance(header, dict) else header
+                raise ValueError(f"it belongs to {of}, not to {self.key}.")
             tensors = tensors_of(file)
-        self.values, self.training = header["values"], header["training"]
+        values, training = header["values"], header["training"]
+        if header.get("tensors", len(tensors)) != len(tensors) or not (
+            isinstance(values, dict) and "epoch" in training
+        ):
+            raise ValueError("a part of it is missing.")
+        self.values, self.training = values, training
         self._state = _below("training/", tensors)
         self.tensors = {n: t for n, t in tensors.items() if not n.startswith("training/")}
 
@@ -88,8 +94,9 @@ class Checkpoint:
         if device.type != "cpu":
             state[f"random/{device.type}"] = torch.get_device_module(device).get_rng_state(device)
         tensors = self.tensors | {f"training/{name}": tensor for name, tensor in state.items()}
-        header = json.dumps({"key": self.key, "values": self.values, "training": training})
         plain = {name: plain_copy(tensor) for name, tensor in tensors.items()}
+        parts = {"key": self.key, "values": self.values, "training": training}
+        header = json.dumps({**parts, "tensors": len(plain)})
         try:
             write_whole(self.path, save(plain, {"checkpoint": header}))
         except OSError as error:  # the run itself may yet succeed

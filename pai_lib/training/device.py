@@ -6,15 +6,17 @@ import contextlib
 import ctypes
 import functools
 import itertools
+import random
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.backends.cpu import get_cpu_capability
 
-from ..curvature.calls import evaluation_mode, modes_given_back
+from ..curvature.calls import evaluation_mode, modes_given_back, random_states_restored
 from ..data.batch import of_each
 from ..draws import random_stream
 
@@ -35,11 +37,16 @@ def keep_freed_memory() -> None:
 
 @contextlib.contextmanager
 def own_draws(model: nn.Module, seed: int) -> Iterator[None]:
-    """Make what a model draws depend on a seed; the global random states come back at the end."""
+    """Make what a model draws depend on a seed; the global random states come back at the end.
+
+    Python's and NumPy's are among them.
+    """
     devices = list({parameter.device for parameter in model.parameters() if parameter.is_cuda})
     drawn = random_stream(seed, "model").initial_seed()
-    with torch.random.fork_rng(devices):
+    with random_states_restored(devices):
         torch.default_generator.manual_seed(drawn)
+        random.seed(drawn)
+        np.random.seed(drawn % 2**32)  # noqa: NPY002 (models draw from the global one)
         for device in devices:
             with torch.cuda.device(device):
                 torch.cuda.manual_seed(drawn)

@@ -204,8 +204,7 @@ def train(
         optimizer: ``"sgd"`` or ``"adamw"``.
         schedule: ``"steps"``, with the two above, or ``"cosine"``.
         lr_warmup: epochs in which the learning rate rises to ``lr``.
-        label_smoothing: fraction of each label that is spread evenly over all classes, in the
-            training loss.
+        label_smoothing: fraction of each label spread evenly over all classes in the loss.
         precision: ``"float32"``, or ``"bf16"`` for autocast with float32 weights. On a processor
             without instructions for bf16 its products are summed in float32 and rounded, as such
             instructions do, and it is no faster than float32.
@@ -228,7 +227,7 @@ def train(
         TrainingStoppedError: when ``stop`` said so.
     """
     _check_options(locals())
-    mask, drops = mask or {}, checked_drops(lr_drops)
+    mask, drops = {} if mask is None else mask, checked_drops(lr_drops)
     checkpoint = checkpoint or Checkpoint(None, {})
     highest, device = check_trainable(model, data, mask, batch_size, seed), data.train_labels.device
     descent = _descent(optimizer, model, lr, momentum, weight_decay, fused=device.type == "cuda")
@@ -267,12 +266,15 @@ def train(
 
 
 def _check_options(given: Mapping[str, Any]) -> None:
-    """Check the arguments of ``train`` that are names and numbers."""
-    check_known("precision", given["precision"], PRECISIONS)
-    check_known("optimizer", given["optimizer"], OPTIMIZERS)
-    check_known("schedule", given["schedule"], SCHEDULES)
+    """Check the arguments of ``train`` that are no model, data or mask."""
+    known = {"precision": PRECISIONS, "optimizer": OPTIMIZERS, "schedule": SCHEDULES}
+    for name, names in known.items():
+        check_known(name, given[name], names)
     for name in ("epochs", "lr_warmup"):
         count_of(name, given[name], 0)
+    for name, kind in {"checkpoint": Checkpoint | None, "stop": Callable | None}.items():
+        if not isinstance(given[name], kind):  # type: ignore[arg-type]
+            raise TypeError(f"{name}={given[name]!r}: it must be a {kind}.")
     shares = ["label_smoothing", *["momentum"] * (given["optimizer"] == "adamw")]
     for name in ("lr", "lr_drop_factor", "momentum", "weight_decay", *shares):
         check_number(name, given[name], "at least 0" + " and below 1" * (name in shares))

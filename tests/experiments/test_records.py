@@ -18,7 +18,7 @@ from pai_lib.curvature.parameters import prunable
 from pai_lib.data.loading import load_data
 from pai_lib.experiments.campaign import read_campaign
 from pai_lib.experiments.records import Record, RecordWarning, Store
-from pai_lib.experiments.run import perform
+from pai_lib.experiments.run import perform, run
 from pai_lib.experiments.spec import RunSpec
 from pai_lib.models import build_model
 
@@ -300,3 +300,35 @@ def test_committed_digits_records_come_out_again():
         moved.append(again.result["test_accuracy"] - record.result["test_accuracy"])
     assert max(map(abs, moved)) <= 0.08
     assert abs(sum(moved) / len(moved)) <= 0.025
+
+
+UNSOUND = {
+    "test_accuracy": ("result", None),
+    "training_seconds": ("result", "long"),
+    "scoring_seconds": ("result", float("nan")),
+    "collapsed": ("result", 5),
+}
+
+
+@pytest.mark.parametrize("name", UNSOUND)
+def test_a_record_with_an_unsound_number_is_left_out_and_named(tmp_path, name):
+    store = Store(tmp_path)
+    options = {"dataset": "digits", "model": "resnet8", "width": 2, "epochs": 1, "warmup": 1}
+    spec = RunSpec(**options, criterion="snip", sparsity=0.9, samples_per_class=1)
+    record = run(spec, store, progress=False)
+    path = store.path(record.spec)
+    values = json.loads(path.read_text())
+    del values["digest"]
+    part, value = UNSOUND[name]
+    values[part][name] = value
+    path.write_text(json.dumps(values))
+    with pytest.warns(RecordWarning, match=f"no sound '{name}'"):
+        assert not store.records()
+
+
+def test_a_record_nested_too_deep_is_left_out(tmp_path):
+    path = tmp_path / "digits" / "resnet8" / "0123456789ab.json"
+    path.parent.mkdir(parents=True)
+    path.write_text("[" * 100_000)
+    with pytest.warns(RecordWarning, match="not a readable record"):
+        assert not Store(tmp_path).records()

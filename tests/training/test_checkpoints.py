@@ -390,3 +390,24 @@ def test_a_mask_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
         save_mask({"a": torch.tensor([False])}, path)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("header", ["[]", '{"key": 1}', "no"])
+def test_an_unsound_header_is_named_and_not_used(tmp_path, header):
+    path = tmp_path / "run.safetensors"
+    save_file({"a": torch.ones(1)}, path, {"checkpoint": header})
+    with pytest.warns(CheckpointWarning, match="is not used"):
+        assert not Checkpoint(path, KEY).training
+
+
+def test_a_checkpoint_that_lacks_a_tensor_is_not_used(data, tmp_path):
+    path = tmp_path / "run.safetensors"
+    with pytest.raises(TrainingStoppedError):
+        fit(data, Checkpoint(path, KEY), after(1))
+    with safe_open(path, "pt") as file:
+        header = file.metadata()
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    tensors.pop(next(name for name in tensors if "optimizer" in name))
+    save_file(tensors, path, header)
+    with pytest.warns(CheckpointWarning, match="a part of it is missing"):
+        assert not Checkpoint(path, KEY).training
