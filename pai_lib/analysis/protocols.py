@@ -95,7 +95,7 @@ def proper(name: str) -> str:
 def width_in_words(run: pd.Series) -> str:
     """The width of a run's network, or of that of masks."""
     if pd.isna(run["width"]):
-        return f"its own width, {own_width(run['model'])}"
+        return f"its own width of {own_width(run['model'])}"
     return f"width {run['width']:.0f}"
 
 

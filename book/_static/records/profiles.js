@@ -7,6 +7,12 @@ window.PROFILES = (() => {
   /** A fraction as a percentage with three digits. */
   const share = (part) => `${Number((100 * part).toPrecision(3))} %`;
 
+  /** A power of ten as a percentage that stays short. */
+  const tick = (power) => {
+    const raised = String(power + 2).replace(/./g, (sign) => "⁰¹²³⁴⁵⁶⁷⁸⁹"[sign] ?? "⁻");
+    return power < -4 ? `10${raised} %` : share(10 ** power);
+  };
+
   /** A layer by its place, as the axis has it, and by its name. */
   const layerName = (layers, layer) => `layer ${layer + 1} (${layers[layer].replace(".weight", "")})`;
 
@@ -20,7 +26,7 @@ window.PROFILES = (() => {
         svg("line", { x1: box.left - 5, x2: box.left, y1: height, y2: height }),
         svg("line", { x1: box.left, x2: box.right, y1: height, y2: height, "stroke-opacity": 0.15 }),
       );
-      words.append(text(share(10 ** power), { x: box.left - 8, y: height + 4, "text-anchor": "end" }));
+      words.append(text(tick(power), { x: box.left - 8, y: height + 4, "text-anchor": "end" }));
     }
     words.append(text("empty", { x: box.left - 8, y: y(0) + 4, "text-anchor": "end" }));
     const every = Math.ceil(layers / (width / 34));
@@ -56,7 +62,7 @@ window.PROFILES = (() => {
   function draw({ curves, density, floor, width, words, mark }) {
     const layers = curves[0].values.length;
     const lowest = Math.floor(Math.log10(floor));
-    const box = { left: 62, right: width - 10, top: 12, bottom: HEIGHT - 46 };
+    const box = { left: 72, right: width - 10, top: 12, bottom: HEIGHT - 46 };
     const slot = (box.right - box.left) / layers;
     box.x = (layer) => box.left + slot * (layer + 0.5);
     const span = box.bottom - 26 - box.top;
