@@ -3,7 +3,6 @@
 import hashlib
 import multiprocessing
 import os
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -91,7 +90,6 @@ class ImageStream(Dataset):
                 inputs = self.normalize(pixels.to(device, non_blocking=True))  # B×C×H×W
                 yield Batch(inputs, labels[index])
         except ValueError as error:  # a worker's, whose traceback is in its text
-            time.sleep(0.2)  # the thread that feeds the workers may be writing to their pipe
             sentence = str(error).strip().rpartition("\n")[2]
             raise ValueError(sentence.removeprefix("ValueError: ")) from None
 
