@@ -27,9 +27,12 @@ class OwnFile:
     def read(cls, path: str | Path) -> OwnFile:
         """The file of this path."""
         try:
-            return cls(str(path), Path(path).read_text("utf-8-sig"))
+            text = Path(path).read_text("utf-8-sig")
         except UnicodeDecodeError as error:
             raise ValueError(f"{path} is not UTF-8: {error}.") from None
+        if "\0" in text:
+            raise ValueError(f"{path} holds a null byte: it is no file of Python.")
+        return cls(str(path), text)
 
     @property
     def digest(self) -> str:

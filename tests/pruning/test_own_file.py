@@ -108,3 +108,9 @@ def test_a_file_is_compiled_by_itself_and_imports_what_lies_beside_it(tmp_path):
         assert own.criteria == ("mine",)
     assert sys.path == before
     sys.modules.pop("beside", None)
+
+
+def test_a_null_byte_is_told(tmp_path):
+    (tmp_path / "idea.py").write_bytes(b"import pai_lib\n\0")
+    with pytest.raises(ValueError, match=r"idea\.py holds a null byte"):
+        OwnFile.read(tmp_path / "idea.py")
