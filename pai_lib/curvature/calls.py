@@ -129,10 +129,14 @@ def repeating(model: nn.Module, taken: Any, parts: list[slice], always: int = 1)
             check_repeats(model, taken(part), state)
 
 
+def _states_elsewhere() -> tuple[Any, Any]:
+    """Random states of Python and NumPy."""
+    return random.getstate(), np.random.get_state()  # noqa: NPY002 (models draw from the global one)
+
+
 def _drawn_from(model: nn.Module) -> bytes:
     """What changes where numbers are drawn: the global generators, and that of the device."""
-    numpy_state = np.random.get_state()  # noqa: NPY002 (models draw from the global one)
-    states = [torch.get_rng_state().numpy(), random.getstate(), numpy_state]
+    states = [torch.get_rng_state().numpy(), *_states_elsewhere()]
     device = next(model.parameters()).device
     if device.type != "cpu":
         states.append(torch.get_device_module(device).get_rng_state(device).numpy())
@@ -278,13 +282,13 @@ def modes_given_back(model: nn.Module) -> Iterator[None]:
 @contextlib.contextmanager
 def random_states_restored(gpus: list[torch.device]) -> Iterator[None]:
     """Give back the global random states at the end: PyTorch's, Python's and NumPy's."""
-    python, of_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 (models draw from it)
+    python, of_numpy = _states_elsewhere()
     try:
         with torch.random.fork_rng(gpus):
             yield
     finally:
         random.setstate(python)
-        np.random.set_state(of_numpy)  # noqa: NPY002
+        np.random.set_state(of_numpy)  # noqa: NPY002 (as above)
 
 
 @contextlib.contextmanager

@@ -139,14 +139,14 @@ def hessian_vector_product(
     names, what = list(vectors), "Hessian product"
     with problem_at(model, batch, temperature, names, what, progress) as problem:
         for name, leaf in problem.theta.items():
-            check_real(f"vectors[{name!r}]", vectors[name], leaf.shape)
+            _check_real(f"vectors[{name!r}]", vectors[name], leaf.shape)
         whole = slice(0, problem.samples)
         values = [vectors[name].to(leaf) for name, leaf in problem.theta.items()]
         ((_, product),) = hessian_products(problem, whole, lambda: values, 1, chunk)
         return problem.mapped(product)
 
 
-def check_real(title: str, value: Any, shape: torch.Size) -> None:
+def _check_real(title: str, value: Any, shape: torch.Size) -> None:
     """Raise ValueError unless a value is a tensor of this shape that holds real numbers."""
     if not isinstance(value, Tensor) or value.shape != shape:
         raise ValueError(f"{title} must be a tensor of the shape {tuple(shape)}.")
@@ -206,7 +206,7 @@ def synaptic_flow(
         for name in (state or {}).keys() - tensors.keys():
             raise ValueError(f"state: the model has no {name!r}: {nearest(name, tensors)}")
         for name, value in (state or {}).items():
-            check_real(f"state[{name!r}]", value, tensors[name].shape)
+            _check_real(f"state[{name!r}]", value, tensors[name].shape)
         values = {name: positive(t) for name, t in {**tensors, **(state or {})}.items()}
         theta = [values[name].requires_grad_() for name in names]
         again = repeating(model, lambda _: of_each(inputs, ones), [slice(0, 1)], always=0)

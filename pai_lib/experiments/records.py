@@ -70,9 +70,9 @@ class _Record:
             if not isinstance(values.get(name, ""), sound):
                 raise ValueError(f"it has no sound {name!r}.")
         for part, names, sound in _SOUND:
-            for name in names.split():
-                value = (values[part] or {}).get(name, _SOUND)  # what is not there is asked nowhere
-                if value is not _SOUND and not (isinstance(value, sound) and value == value):
+            held = values[part] or {}
+            for name in held.keys() & names.split():
+                if not isinstance(held[name], sound) or held[name] != held[name]:  # NaN
                     raise ValueError(f"it has no sound {name!r}.")
         parts = {name: values[name] for name in ("result", "failure", "data", "provenance")}
         record = cls(cls.of.from_dict(values["spec"]), **parts)

@@ -53,9 +53,9 @@ class Checkpoint:
     def _read(self) -> None:
         with safe_open(self.path, "pt") as file:
             header = json.loads((file.metadata() or {}).get("checkpoint", "{}"))
-            if not isinstance(header, dict) or header.get("key") != self.key:
-                of = header.get("key") if isinstance(header, dict) else header
-                raise ValueError(f"it belongs to {of}, not to {self.key}.")
+            key = header.get("key") if isinstance(header, dict) else header
+            if key != self.key:
+                raise ValueError(f"it belongs to {key}, not to {self.key}.")
             tensors = tensors_of(file)
         values, training = header["values"], header["training"]
         if header.get("tensors", len(tensors)) != len(tensors) or not (
