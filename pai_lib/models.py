@@ -253,4 +253,6 @@ _ARCHITECTURES: dict[str, tuple[Callable[..., nn.Module], int]] = {
     "vit_b_16": (partial(_vision_transformer, 224, 16, 12, 12, 4), 768),
     # The ViT of Lee, Lee & Song (2021) for 32×32 images, with a class token.
     "vit_cifar": (partial(_vision_transformer, 32, 4, 9, 12, 2), 192),
+    # ViT-Lite-6/4 of Hassani et al. (2021): fewer and wider heads, which cost less at small widths.
+    "vit_lite_6": (partial(_vision_transformer, 32, 4, 6, 4, 2), 256),
 }

@@ -25,6 +25,7 @@ SMALL = [*RESNETS, *VGGS]
 VITS = {
     "vit_b_16": (224, 16, 12, 4, 768),
     "vit_cifar": (32, 4, 9, 2, 192),
+    "vit_lite_6": (32, 4, 6, 2, 256),
 }  # size, patch, layers, mlp ratio, width
 
 

@@ -18,7 +18,7 @@ PROTOCOL = [name for name in SETTINGS if name not in VARIED] + ["train_images", 
 # Names as papers write them; # stands for a number.
 PROPER = {"resnet#": "ResNet-#", "vgg#": "VGG-#", "cifar#": "CIFAR-#", "vit_b_#": "ViT-B/#"}
 PROPER |= {"vit_cifar": "small ViT", "resnet#_imagenet": "ResNet-#", "imagenet": "ImageNet"}
-PROPER["tiny-imagenet-#"] = "Tiny ImageNet"
+PROPER |= {"tiny-imagenet-#": "Tiny ImageNet", "vit_lite_#": "ViT-Lite-#"}
 
 
 def committed_runs(dataset: str, model: str) -> pd.DataFrame:
