@@ -22,7 +22,7 @@ from ..pruning.ranking import host_numbers, make_mask
 from ..pruning.scoring import score
 from ..training.loop import TrainingStoppedError
 from .mask_spec import MaskSpec
-from .provenance import peak_memory, reset_peak_memory, run_provenance
+from .provenance import own_code, peak_memory, reset_peak_memory, run_provenance
 from .records import MaskRecord, Store
 from .run import Work, recorded
 from .shared import Shared, seconds
@@ -120,7 +120,8 @@ class MaskWork:
             "layers": sizes,
             "masks": told,
         }
-        made = run_provenance(self.device, self.spec.precision, work.state.started, [])
+        started, code = work.state.started, own_code(self.spec)
+        made = run_provenance(self.device, self.spec.precision, started, [], code)
         return MaskRecord(self.spec, result, None, work.about(), made)
 
     def reference(self) -> ByParameter:

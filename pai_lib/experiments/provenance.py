@@ -6,15 +6,22 @@ import contextlib
 import ctypes
 import datetime
 import gc
+import hashlib
 import importlib.metadata
+import inspect
 import subprocess
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ..pruning.own import KNOWN
+from ..pruning.criteria import CRITERIA
+from ..pruning.own import KNOWN, MODULE
+from ..pruning.profiles import PROFILES
+from .mask_spec import AnySpec
+from .spec import RunSpec
 
 LIBRARY = Path(__file__).resolve().parents[1]
 
@@ -63,9 +70,13 @@ def now() -> str:
 
 
 def run_provenance(
-    device: torch.device, precision: str, started: str, resumed: list[dict[str, Any]]
+    device: torch.device,
+    precision: str,
+    started: str,
+    resumed: list[dict[str, Any]],
+    code: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """What made a record: revision, versions, device, times; its earlier pieces; own files."""
+    """What made a record: revision, versions, device, times; its earlier pieces; own code."""
     revision, dirty = git_revision()
     return {
         "git": revision,
@@ -79,8 +90,29 @@ def run_provenance(
         "started": started,
         "finished": now(),
         **({"resumed": resumed} if resumed else {}),
+        **({"code": code} if code else {}),
         **({"own": [{"digest": own.digest, **vars(own)} for own in KNOWN]} if KNOWN else {}),
     }
+
+
+def own_code(spec: AnySpec) -> dict[str, str]:
+    """SHA-256 of the source of each function of one's own that a spec names, where it has one.
+
+    Functions of a known own file are left out: ``run_provenance`` has its whole text.
+    """
+    functions: dict[str, Callable[..., Any]] = {}
+    for key in (spec.criterion,) if isinstance(spec, RunSpec) else spec.criteria:
+        if key in CRITERIA:
+            functions[f"criterion {key}"] = CRITERIA[key].function
+    if isinstance(spec, RunSpec) and spec.scope in PROFILES:
+        functions[f"profile {spec.scope}"] = PROFILES[spec.scope]
+    digests = {}
+    for name, function in functions.items():
+        if function.__module__.partition(".")[0] not in (__name__.partition(".")[0], MODULE):
+            with contextlib.suppress(OSError, TypeError):  # an interpreter keeps no source
+                source = inspect.getsource(function)
+                digests[name] = hashlib.sha256(source.encode()).hexdigest()
+    return digests
 
 
 def reset_peak_memory(device: torch.device) -> bool:

@@ -17,6 +17,7 @@ from filelock import FileLock
 from ..data.loading import dataset_names
 from ..files import write_whole
 from .mask_spec import AnySpec, MaskSpec
+from .provenance import own_code
 from .spec import FIELDS, RunSpec, Spec
 
 if TYPE_CHECKING:
@@ -27,7 +28,7 @@ DIGEST = b',\n "digest": "'  # ends a record's text; what stands before it is ha
 
 
 class RecordWarning(UserWarning):
-    """A record cannot be read, or is of other data than those that are here now."""
+    """A record cannot be read, or is of other data or own code than those that are here now."""
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,7 @@ _SOUND: tuple[tuple[str, str, Any], ...] = (
     ("result", "test_accuracy test_loss training_seconds scoring_seconds seconds", int | float),
     ("result", "collapsed masks", list),
     ("result", "density layers curves", dict),
+    ("provenance", "code", dict),
     ("failure", "reason where", str),
 )
 
@@ -188,25 +190,30 @@ class Store:
         return _read(path, MaskRecord) if isinstance(spec, MaskSpec) else _read(path, Record)
 
     def find(self, spec: AnySpec, fingerprint: str) -> AnyRecord | None:
-        """The record of a spec; one of other data, or that cannot be read, is only warned of."""
+        """The record of a spec; one of other data or own code, or unreadable, is only warned of."""
         spec = spec.with_data(fingerprint)
         try:
             record = self.load(spec)
         except ValueError as error:
             _warn(f"{error} It is not used.")
             return None
-        if record is None or record.data.get("fingerprint") == fingerprint:
+        if record is None:
+            return None
+        if record.data.get("fingerprint") != fingerprint:
+            other = "with other data than those that are"
+        elif changed := _changed(record, own_code(spec)):
+            other = f"by another {changed} than the one that is"
+        else:
             return record
-        path = self.path(spec)
-        _warn(f"{path} was made with other data than those that are here now. It is not used.")
+        _warn(f"{self.path(spec)} was made {other} here now. It is not used.")
         return None
 
     def save(self, record: AnyRecord) -> Path:
         """Write a record whole or not at all.
 
-        A file that cannot be read, or is of other data, is set aside under a name that ends in
-        ``.unreadable`` or ``.data-<fingerprint>``, never overwritten. ValueError if the file
-        belongs to another spec.
+        A file that cannot be read, or is of other data or code, is set aside under a name that
+        ends in ``.unreadable``, ``.data-<fingerprint>`` or ``.code-<digest>``, never overwritten.
+        ValueError if the file belongs to another spec.
         """
         path = self.path(record.spec)
         text = json.dumps(record.to_dict(), indent=1, ensure_ascii=False, allow_nan=False)
@@ -258,6 +265,12 @@ def failed(
     return kind(spec, {}, failure, {"fingerprint": fingerprint}, made)
 
 
+def _changed(record: AnyRecord, code: dict[str, str]) -> str:
+    """A function of one's own whose source is another than this, of those that both know."""
+    before = record.provenance.get("code", {})
+    return next((name for name in code if before.get(name, code[name]) != code[name]), "")
+
+
 def _make_room(path: Path, record: AnyRecord) -> None:
     """Set aside what is in the place of a record and is another, or nothing that can be read."""
     try:
@@ -268,9 +281,12 @@ def _make_room(path: Path, record: AnyRecord) -> None:
         if there.spec.id != record.spec.id:
             raise ValueError(f"{path} holds the record of another spec: it is not overwritten.")
         fingerprint = there.data.get("fingerprint")
-        if fingerprint == record.data.get("fingerprint"):
-            return
         why = f"data-{str(fingerprint)[:12]}"
+        if fingerprint == record.data.get("fingerprint"):
+            changed = _changed(there, record.provenance.get("code", {}))
+            if not changed:
+                return
+            why = f"code-{there.provenance['code'][changed][:12]}"
     aside, number = path.with_name(f"{path.name}.{why}"), 1
     while aside.exists():
         number += 1

@@ -31,7 +31,7 @@ from ..training.checkpoint import Checkpoint, epochs_done
 from ..training.device import in_channels_last, resolve_device
 from ..training.loop import TrainingDivergedError, check_trainable, evaluate, train, warm_up
 from .mask_spec import AnySpec
-from .provenance import now, peak_memory, reset_peak_memory, run_provenance
+from .provenance import now, own_code, peak_memory, reset_peak_memory, run_provenance
 from .records import Record, Store
 from .shared import Shared, seconds
 from .spec import FIELDS, RunSpec, check_given, check_name
@@ -229,7 +229,8 @@ class Work:
                 raise
             failure = {"reason": str(error), "where": "scoring"}  # where the loss is still finite
         state.result["peak_memory_bytes"] = peak_memory(self.device) if measured else None
-        made = run_provenance(self.device, self.spec.precision, state.started, state.resumed)
+        code, pieces = own_code(self.spec), state.resumed
+        made = run_provenance(self.device, self.spec.precision, state.started, pieces, code)
         return Record(self.spec, state.result, failure, self.about(), made)
 
     def about(self) -> dict[str, Any]:
@@ -242,6 +243,7 @@ class Work:
         shapes = str({name: list(tensor.shape) for name, tensor in self.model.state_dict().items()})
         network = hashlib.sha256(shapes.encode()).hexdigest()[:12]  # it may change with its code
         key = {"id": self.spec.id, "fingerprint": self.whole.fingerprint, "network": network}
+        key |= own_code(self.spec)
         self.checkpoint = Checkpoint(path, key)
         here = run_provenance(self.device, self.spec.precision, now(), [])
         known = {k: v for k, v in self.checkpoint.values.items() if k in _State.__annotations__}

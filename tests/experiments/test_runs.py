@@ -24,14 +24,18 @@ from pai_lib.data.loading import Dataset, load_data
 from pai_lib.draws import random_stream
 from pai_lib.experiments import provenance
 from pai_lib.experiments import run as runs
+from pai_lib.experiments.mask_run import run_masks
+from pai_lib.experiments.mask_spec import MaskSpec
 from pai_lib.experiments.records import RecordWarning, Store
 from pai_lib.experiments.run import run
 from pai_lib.models import build_model
 from pai_lib.pruning import scoring
-from pai_lib.pruning.criteria import CRITERIA
+from pai_lib.pruning.criteria import CRITERIA, criterion
 from pai_lib.pruning.masks import layer_density, prune
+from pai_lib.pruning.profiles import PROFILES, profile
 from pai_lib.pruning.ranking import SparsityWarning
-from pai_lib.training.loop import warm_up
+from pai_lib.training.checkpoint import CheckpointWarning
+from pai_lib.training.loop import TrainingStoppedError, warm_up
 
 RESULT = {
     "parameters", "warmup_updates", "scoring_seconds", "density", "collapsed", "sparsity_reached",
@@ -242,6 +246,100 @@ def test_other_data_set_the_old_record_aside(store, record):
         assert untimed(quick(store=store)) == untimed(record)
     assert "was made with other data than those that are here now. It is not used." in str(told[0].message)
     assert len(files(store.root)) == 3  # nothing was lost
+
+
+@pytest.fixture
+def own_names():
+    """Criteria and profiles that a test registers are gone after it."""
+    before = dict(CRITERIA), dict(PROFILES)
+    yield
+    for registry, kept in zip((CRITERIA, PROFILES), before, strict=True):
+        registry.clear()
+        registry.update(kept)
+
+
+def largest():
+    @criterion("mine", "Mine", "My criterion", "", "")
+    def mine(weight):
+        return weight.abs()
+
+
+def smallest():
+    @criterion("mine", "Mine", "My criterion", "", "")
+    def mine(weight):
+        return -weight.abs()
+
+
+def even():
+    @profile("mine")
+    def mine(shapes, density):
+        return dict.fromkeys(shapes, density)
+
+
+def by_hand():
+    @profile("mine")
+    def mine(shapes, density):
+        return {name: density for name in shapes}
+
+
+MINE_OF = {
+    "criterion mine": (largest, smallest, {"criterion": "mine"}),
+    "profile mine": (even, by_hand, {"scope": "mine", "criterion": "magnitude"}),
+}
+
+
+@pytest.mark.parametrize("name", MINE_OF)
+def test_other_code_of_ones_own_sets_the_old_record_aside(store, own_names, name):
+    first, second, settings = MINE_OF[name]
+    first()
+    spec = replace(SPEC, **settings)
+    old = quick(spec, store)
+    first()  # the same text again
+    assert quick(spec, store) == old
+    assert set(old.provenance["code"]) == {name}
+    second()
+    with pytest.warns(RecordWarning) as told:
+        new = quick(spec, store)
+    path = store.path(old.spec)
+    aside = f"{path.name}.code-{old.provenance['code'][name][:12]}"
+    assert [str(each.message) for each in told][-2:] == [
+        f"{path} was made by another {name} than the one that is here now. It is not used.",
+        f"{path} is set aside as {aside}.",
+    ]
+    assert store.records() == [new]
+    assert (new.result["density"] != old.result["density"]) == (name == "criterion mine")
+    assert quick(spec, store) == new
+    assert path.with_name(aside).is_file()  # nothing was lost
+
+
+def test_other_code_of_ones_own_does_not_use_masks_of_the_old(store, own_names):
+    largest()
+    network = {"dataset": "digits", "model": "resnet8", "width": 4, "warmup": 0}
+    spec = MaskSpec(**network, criteria=("mine", "snip"), sparsities=(0.9,))
+    old = run_masks(spec, store, device="cpu", progress=False)
+    smallest()
+    with pytest.warns(RecordWarning) as told:
+        new = run_masks(spec, store, device="cpu", progress=False)
+    assert "is set aside as" in str(told[-1].message)
+    assert set(old.provenance["code"]) == set(new.provenance["code"]) == {"criterion mine"}
+    assert store.mask_records() == [new]
+
+
+def test_a_checkpoint_of_other_code_is_not_used(tmp_path, own_names):
+    largest()
+    spec = replace(SPEC, criterion="mine", epochs=2)
+    path, whole = tmp_path / "checkpoint.safetensors", load_data("digits")
+    stops = iter([False, True])
+    with pytest.raises(TrainingStoppedError):
+        runs.perform(spec, whole, torch.device("cpu"), checkpoint=path, stop=lambda: next(stops))
+    smallest()
+    with pytest.warns(CheckpointWarning, match="criterion mine"):
+        again = runs.perform(spec, whole, torch.device("cpu"), checkpoint=path)
+    assert untimed(again)["result"] == untimed(runs.perform(spec, whole, torch.device("cpu")))["result"]
+
+
+def test_records_of_the_librarys_own_functions_name_no_code(record):
+    assert "code" not in record.provenance
 
 
 def test_data_that_a_record_would_take_for_others_are_refused(store):
