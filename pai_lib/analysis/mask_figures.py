@@ -14,6 +14,7 @@ from matplotlib.patches import Patch
 from ..pruning.criteria import criterion_label
 from .accuracy_words import names
 from .figures import as_table
+from .protocols import after
 from .statistics import span
 from .tables import by_criterion, in_order
 
@@ -91,11 +92,6 @@ def _first(rows: pd.DataFrame) -> str:
     lowest = rows.groupby("criterion")["sparsity"].min()
     told = [f"{names(keys.index)} from {level:g}" for level, keys in lowest.groupby(lowest)]
     return f"{', by '.join(told)} on".replace("from", "from sparsity", 1)
-
-
-def after(updates: int) -> str:
-    """A number of batch-norm updates in words."""
-    return f"after {updates} batch-norm updates" if updates else "without warm-up"
 
 
 def _by_sparsity(axes: Axes, table: pd.DataFrame, **look: Any) -> None:

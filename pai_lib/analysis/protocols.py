@@ -77,8 +77,13 @@ def in_words(rows: pd.DataFrame) -> str:
         f"images of {proper(run['dataset'])}, {run['epochs']} epochs of {run['optimizer']} "
         f"at batch {run['batch_size']}, learning rate {run['lr']:g}, {run['precision']}"
         + f"; scores from {run['samples_per_class']} images a class at group size {run['group']}, "
-        f"after {run['warmup']} batch-norm updates" * scored
+        f"{after(run['warmup'])}" * scored
     )
+
+
+def after(updates: int) -> str:
+    """A number of batch-norm updates in words."""
+    return f"after {updates} batch-norm updates" if updates else "without warm-up"
 
 
 def proper(name: str) -> str:
