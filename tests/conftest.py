@@ -2,6 +2,7 @@
 
 import gc
 import os
+import signal
 import sys
 from dataclasses import replace
 
@@ -17,6 +18,9 @@ torch.set_num_threads(1)
 # In CI the drawn examples are always the same: a pull request fails for what it changed, not for its luck.
 settings.register_profile("pai", deadline=None, max_examples=25, derandomize="CI" in os.environ)
 settings.load_profile("pai")
+
+# What a shell starts in the background ignores Ctrl-C, and so would the processes that tests interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_finish():
