@@ -96,6 +96,7 @@ class MaskWork:
         """Do it all; there is no checkpoint."""
         work, start = self.work, seconds(self.device)
         work.go_on(None)
+        code = own_code(self.spec)  # now, as that of a run
         measured = reset_peak_memory(self.device)
         work.warm_up()
         scores = self.reference()
@@ -120,8 +121,7 @@ class MaskWork:
             "layers": sizes,
             "masks": told,
         }
-        started, code = work.state.started, own_code(self.spec)
-        made = run_provenance(self.device, self.spec.precision, started, [], code)
+        made = run_provenance(self.device, self.spec.precision, work.state.started, [], code)
         return MaskRecord(self.spec, result, None, work.about(), made)
 
     def reference(self) -> ByParameter:

@@ -195,6 +195,7 @@ class Work:
 
     def __post_init__(self) -> None:
         spec = self.spec
+        self.code = own_code(spec)  # now: its file may be edited during the run
         self.data = _part(self.whole, spec.train_fraction, self.device)
         samples = 1 if spec.criterion == "dense" else spec.samples_per_class
         resampled = spec.control == "resample"
@@ -229,8 +230,8 @@ class Work:
                 raise
             failure = {"reason": str(error), "where": "scoring"}  # where the loss is still finite
         state.result["peak_memory_bytes"] = peak_memory(self.device) if measured else None
-        code, pieces = own_code(self.spec), state.resumed
-        made = run_provenance(self.device, self.spec.precision, state.started, pieces, code)
+        pieces = state.resumed
+        made = run_provenance(self.device, self.spec.precision, state.started, pieces, self.code)
         return Record(self.spec, state.result, failure, self.about(), made)
 
     def about(self) -> dict[str, Any]:
@@ -243,7 +244,7 @@ class Work:
         shapes = str({name: list(tensor.shape) for name, tensor in self.model.state_dict().items()})
         network = hashlib.sha256(shapes.encode()).hexdigest()[:12]  # it may change with its code
         key = {"id": self.spec.id, "fingerprint": self.whole.fingerprint, "network": network}
-        key |= own_code(self.spec)
+        key |= self.code
         self.checkpoint = Checkpoint(path, key)
         here = run_provenance(self.device, self.spec.precision, now(), [])
         known = {k: v for k, v in self.checkpoint.values.items() if k in _State.__annotations__}
